@@ -1,0 +1,121 @@
+"""The Triton kernel of the CUDA backend: packed codes in, finished weights out.
+
+One program makes ``4 * BLOCKS`` neighbouring weights. Philox gives four words a call, so the four
+lanes are computed side by side and interleaved at the end, which keeps all stores contiguous. Each
+byte of packed codes belongs to one Philox block. A program whose codes are all 0 only writes zeros,
+and the table is read for weights that survive alone.
+
+There is one floating-point multiplication a weight and no addition, so nothing can be fused.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# tl.constexpr values: the only globals that a Triton kernel may read.
+ROUNDS = tl.constexpr(10)
+NORMAL = tl.constexpr(0)
+UNIFORM = tl.constexpr(1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _philox(block: tl.tensor, stream: tl.tensor, key_0: tl.tensor, key_1: tl.tensor) -> tl.tensor:
+    """Return the four words of each block; the constants are those of `pabzip.seeds.philox`."""
+    c0 = block.to(tl.uint32)
+    c1 = (block >> 32).to(tl.uint32)
+    c2 = tl.zeros_like(c0) + stream
+    c3 = tl.zeros_like(c0)
+    multiplier_0 = tl.full(c0.shape, 0xD2511F53, tl.uint32)
+    multiplier_1 = tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
+    k0 = tl.zeros_like(c0) + key_0
+    k1 = tl.zeros_like(c0) + key_1
+    for _ in tl.static_range(ROUNDS):
+        high_0 = tl.umulhi(c0, multiplier_0)
+        high_1 = tl.umulhi(c2, multiplier_1)
+        low_0 = c0 * multiplier_0
+        low_1 = c2 * multiplier_1
+        c0 = high_1 ^ c1 ^ k0
+        c1 = low_1
+        c2 = high_0 ^ c3 ^ k1
+        c3 = low_0
+        k0 += tl.full(c0.shape, 0x9E3779B9, tl.uint32)
+        k1 += tl.full(c0.shape, 0xBB67AE85, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _weights(
+    word: tl.tensor,
+    code: tl.tensor,
+    table: tl.tensor,
+    factor: tl.tensor,
+    KIND: tl.constexpr,  # noqa: N803
+) -> tl.tensor:
+    """Return float32 weights of one lane; see `pabzip.seeds.reference` for the definition."""
+    live = (code & 1) != 0
+    value = (word << 1) | 1
+    if KIND == NORMAL:
+        # Leading zeros by way of a float's exponent: with the second bit of two adjacent ones
+        # cleared, the conversion cannot round up to the next power of two.
+        exponent = (value & ~(value >> 1)).to(tl.float32).to(tl.int32, bitcast=True) >> 23
+        octave = (158 - exponent).to(tl.uint32)
+        aligned = value << octave
+        column = (octave * 64 + ((aligned >> 25) & 63)).to(tl.int32)
+        rest = aligned << 7
+        a = tl.load(table + column, mask=live, other=1)
+        b = tl.load(table + 2048 + column, mask=live, other=0)
+        c = tl.load(table + 4096 + column, mask=live, other=0)
+        magnitude = tl.maximum(a - tl.umulhi(rest, b - tl.umulhi(rest, c)), 1)
+    elif KIND == UNIFORM:
+        magnitude = value
+    else:
+        magnitude = tl.zeros_like(word) + 1
+    negative = ((word >> 31) ^ (code >> 1)) != 0
+    weight = magnitude.to(tl.float32) * tl.where(negative, -factor, factor)
+    return tl.where(live, weight, 0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rounded(weight: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:  # noqa: N803
+    """Round finite float32 to ``DTYPE``, to nearest even."""
+    if DTYPE == tl.bfloat16:  # noqa: SIM300
+        # By hand: the interpreter's own conversion cuts instead of rounding.
+        bits = weight.to(tl.uint32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:  # noqa: RET505 (Triton wants both ends of the choice)
+        return weight.to(DTYPE)
+
+
+@triton.jit(do_not_specialize=["stream", "key_0", "key_1"])  # type: ignore[untyped-decorator]
+def regenerate_kernel(
+    packed: tl.tensor,
+    table: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    stream: tl.tensor,
+    key_0: tl.tensor,
+    key_1: tl.tensor,
+    factor: tl.tensor,
+    KIND: tl.constexpr,  # noqa: N803
+    BLOCKS: tl.constexpr,  # noqa: N803
+) -> None:
+    """Write ``count`` weights; key words and stream come as int32 with the bits of a uint32."""
+    first_block = tl.program_id(0).to(tl.int64) * BLOCKS
+    block = first_block + tl.arange(0, BLOCKS)
+    place = first_block * 4 + tl.arange(0, BLOCKS * 4)
+    inside = place < count
+    four = tl.load(packed + block, mask=block * 4 < count, other=0).to(tl.uint32)
+    if tl.max(four.to(tl.int32), axis=0) == 0:
+        tl.store(out + place, tl.zeros([BLOCKS * 4], out.dtype.element_ty), mask=inside)
+    else:
+        w0, w1, w2, w3 = _philox(
+            block, stream.to(tl.uint32), key_0.to(tl.uint32), key_1.to(tl.uint32)
+        )
+        x0 = _rounded(_weights(w0, four & 3, table, factor, KIND), out.dtype.element_ty)
+        x1 = _rounded(_weights(w1, (four >> 2) & 3, table, factor, KIND), out.dtype.element_ty)
+        x2 = _rounded(_weights(w2, (four >> 4) & 3, table, factor, KIND), out.dtype.element_ty)
+        x3 = _rounded(_weights(w3, four >> 6, table, factor, KIND), out.dtype.element_ty)
+        weights = tl.interleave(tl.interleave(x0, x2), tl.interleave(x1, x3))
+        tl.store(out + place, weights, mask=inside)
