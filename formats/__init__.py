@@ -1,0 +1,54 @@
+"""The .pabz file format: container, header, coders, dense tensors, one validator.
+
+SPEC.md beside this file is normative. Importing this package loads numpy; numba is loaded with the
+first codes.
+"""
+
+from pabzip.formats.atomic import open_atomic
+from pabzip.formats.coders import AUTO, CODERS
+from pabzip.formats.container import VERSION
+from pabzip.formats.digest import state_sha256
+from pabzip.formats.entries import Contents, DenseEntry, Header, Scalar, SeededEntry
+from pabzip.formats.gather import gather
+from pabzip.formats.half import bfloat16_to_float32, rounded
+from pabzip.formats.huffman import huffman_bytes
+from pabzip.formats.magic import MAGIC
+from pabzip.formats.reader import Reader
+from pabzip.formats.registry import ARCHITECTURES, DENSE_TYPES, GENERATOR, HALF_TYPES
+from pabzip.formats.report import report
+from pabzip.formats.saving import encode_ticket, save, verify
+from pabzip.formats.sources import open_source
+from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor
+from pabzip.formats.writer import EncodedFile
+
+__all__ = [
+    "ARCHITECTURES",
+    "AUTO",
+    "CODERS",
+    "DENSE_TYPES",
+    "GENERATOR",
+    "HALF_TYPES",
+    "MAGIC",
+    "VERSION",
+    "Contents",
+    "DenseEntry",
+    "DenseTensor",
+    "EncodedFile",
+    "Header",
+    "Reader",
+    "Scalar",
+    "SeededEntry",
+    "SeededTensor",
+    "Tensor",
+    "bfloat16_to_float32",
+    "encode_ticket",
+    "gather",
+    "huffman_bytes",
+    "open_atomic",
+    "open_source",
+    "report",
+    "rounded",
+    "save",
+    "state_sha256",
+    "verify",
+]

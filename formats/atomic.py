@@ -1,0 +1,156 @@
+"""Files that are either the old one or the new one, never a part of one.
+
+A temporary beside the target takes the target's name only when it is complete and on disk. It is
+called ``.<target's name>.<process>.<random>.pabzip-tmp``, and its writer holds a lock on it; the
+system drops the lock with the process, however that ends, so the next writer of the same target
+can tell a temporary that was left behind from one that is being written, and removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+SUFFIX = ".pabzip-tmp"
+_NAME_CHARACTERS = 48  # of the target's name: 4 bytes each at most, well within a name's 255
+
+
+@contextlib.contextmanager
+def open_atomic(
+    path: str | os.PathLike[str], *, check: Callable[[Path], object] | None = None
+) -> Iterator[BinaryIO]:
+    """Open a binary file for writing that appears under ``path`` only once it is complete.
+
+    On an exception (an interrupt, too) the temporary is removed and an old file stays as it was.
+    A symbolic link is followed, and stays; of several hard links only ``path`` changes; an old
+    file's permissions are kept. A device or pipe has no old content to protect and is written
+    directly.
+
+    Args:
+        path: the target.
+        check: called with the temporary's path after it is on disk and before it takes the
+            target's name; an exception from it leaves the target as it was.
+
+    Yields:
+        The stream to write to.
+
+    Raises:
+        IsADirectoryError: ``path`` is a directory.
+        FileNotFoundError: the folder of ``path`` does not exist.
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    mode = _mode_of(path)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise IsADirectoryError(
+            errno.EISDIR, "expected a file to write, found a directory; name a file in it", path
+        )
+    if mode is not None and not stat.S_ISREG(mode):
+        with open(path, "wb") as device:
+            yield device
+        return
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, f"expected the folder {target.parent} to exist; create it first", path
+        )
+    _remove_stale(target)
+    temporary, stream = _create(target)
+    try:
+        with stream:
+            yield stream
+            stream.flush()
+            if mode is not None:
+                os.fchmod(stream.fileno(), stat.S_IMODE(mode))
+            os.fsync(stream.fileno())
+            if check is not None:
+                check(temporary)
+            os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _mode_of(path: str | os.PathLike[str]) -> int | None:
+    """Return the mode of the file that ``path`` leads to; None where there is no such file."""
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _prefix(target: Path) -> str:
+    """Return what the names of the target's temporaries start with."""
+    return f".{target.name[:_NAME_CHARACTERS]}."
+
+
+def _create(target: Path) -> tuple[Path, BinaryIO]:
+    """Create a temporary beside the target and lock it."""
+    while True:
+        name = f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}{SUFFIX}"
+        temporary = target.with_name(name)
+        try:
+            descriptor = os.open(
+                temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
+            )
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot write in the folder {target.parent}: {error.strerror}", target
+            ) from None
+        stream = os.fdopen(descriptor, "wb")
+        if _lock_own(descriptor) and temporary.exists():
+            return temporary, stream
+        stream.close()  # another writer took it for stale before it was locked, and removes it
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove the target's temporaries that no living process is writing."""
+    with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(_prefix(target)) and entry.name.endswith(SUFFIX):
+                _remove_if_stale(entry.path)
+
+
+def _remove_if_stale(path: str) -> None:
+    """Remove a temporary if its lock is free."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(descriptor)
+
+
+def _lock_own(descriptor: int) -> bool:
+    """Lock a temporary of our own; False where another process was faster.
+
+    A file system without locks keeps its temporaries: nobody can tell which are stale.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the folder's new entry on disk, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,141 @@
+"""Coders of codes: the seam, the registry, and the choice of the smallest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError, PackError
+from pabzip.formats.checks import shown
+from pabzip.formats.entries import SeededEntry
+from pabzip.formats.huffman import Huffman
+from pabzip.formats.tensors import SeededTensor
+
+Payload = bytes | memoryview
+Decode = Callable[[SeededEntry, Payload], NDArray[np.int8]]
+"""From a tensor's entry and payload to its codes: int8, the tensor's shape."""
+
+
+class Coder(Protocol):
+    """What turns codes into bytes and back.
+
+    A coder is given the seed and the init specs, because what they determine (the magnitudes) may
+    predict the mask. One coder of a file may keep what several tensors share in the file's side
+    stream.
+
+    Attributes:
+        name: what the header calls it.
+        shares_side: whether it reads and writes the side stream.
+    """
+
+    name: str
+    shares_side: bool
+
+    def check_length(self, entry: SeededEntry, length: int) -> None:
+        """Check that ``length`` payload bytes can hold the entry's codes.
+
+        Raises:
+            FormatError: they cannot.
+        """
+
+    def encode(self, seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[bytes], bytes]:
+        """Return one payload a tensor, and the side stream (empty where nothing is shared)."""
+
+    def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> Decode:
+        """Prepare to decode any of ``entries``: all those of the file with this coder, in order.
+
+        The function that is returned raises `FormatError` for a payload that is not exactly the
+        codes of its entry, and may be called from several threads.
+        """
+
+
+CODERS: Mapping[str, Coder] = {coder.name: coder for coder in (Huffman(),)}
+"""The coders that this version writes and reads, by name."""
+
+AUTO = "auto"
+"""The writer's choice of the smallest coder for each tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodedTensors:
+    """The codes of a file's seeded tensors as bytes.
+
+    Attributes:
+        coders: name of the coder of each tensor.
+        payloads: one a tensor.
+        side: the side stream; empty for none.
+    """
+
+    coders: tuple[str, ...]
+    payloads: tuple[bytes, ...]
+    side: bytes
+
+
+def coder_named(name: object, place: str) -> Coder:
+    """Return a coder by the name that a file gives.
+
+    Raises:
+        FormatError: this version has no such coder.
+    """
+    if isinstance(name, str) and name in CODERS:
+        return CODERS[name]
+    raise FormatError(
+        place,
+        f"expected a known coder ({', '.join(CODERS)}), found {shown(name)}; if the file comes "
+        "from a newer pabzip, upgrade pabzip",
+    )
+
+
+def encode_codes(seed: int, tensors: Sequence[SeededTensor], coder: str = AUTO) -> CodedTensors:
+    """Encode the codes of all seeded tensors of a file.
+
+    Args:
+        seed: the ticket's seed.
+        tensors: the seeded tensors, in the order of the file.
+        coder: a name in `CODERS` for every tensor, or ``"auto"``.
+
+    Raises:
+        PackError: no such coder.
+    """
+    if coder != AUTO and coder not in CODERS:
+        raise PackError(
+            f"coder: expected {AUTO} or one of {', '.join(CODERS)}, found {shown(coder)}"
+        )
+    if coder != AUTO:
+        payloads, side = CODERS[coder].encode(seed, tensors)
+        return CodedTensors((coder,) * len(tensors), tuple(payloads), side)
+    return _smallest(seed, tensors)
+
+
+def _smallest(seed: int, tensors: Sequence[SeededTensor]) -> CodedTensors:
+    """Take the smallest payload of each tensor, and the side stream of those that need it.
+
+    A side stream that costs more than its coder saves leaves the file to the other coders.
+    """
+    tried = {name: coder.encode(seed, tensors) for name, coder in CODERS.items()}
+    alone = [name for name in CODERS if not CODERS[name].shares_side]
+    plain = _pick(tried, alone, len(tensors))
+    best = _pick(tried, list(CODERS), len(tensors))
+    for name in set(best.coders) - set(alone):
+        chosen = [at for at, coder in enumerate(best.coders) if coder == name]
+        again, side = CODERS[name].encode(seed, [tensors[at] for at in chosen])
+        payloads = list(best.payloads)
+        for at, payload in zip(chosen, again, strict=True):
+            payloads[at] = payload
+        best = CodedTensors(best.coders, tuple(payloads), side)
+    return min(plain, best, key=_size)
+
+
+def _pick(tried: Mapping[str, tuple[list[bytes], bytes]], names: list[str], n: int) -> CodedTensors:
+    """Return the smallest payload of each of ``n`` tensors among the coders ``names``."""
+    coders = tuple(min(names, key=lambda name: len(tried[name][0][at])) for at in range(n))
+    return CodedTensors(coders, tuple(tried[name][0][at] for at, name in enumerate(coders)), b"")
+
+
+def _size(coded: CodedTensors) -> int:
+    """Return the bytes of all payloads and the side stream."""
+    return sum(map(len, coded.payloads)) + len(coded.side)

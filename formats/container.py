@@ -1,0 +1,150 @@
+"""The container: magic, version, deflated header, then sections to the end of the file.
+
+Only lengths are stored, so where a section starts follows from those before it: gaps and overlaps
+cannot be expressed.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pabzip.errors import FormatError
+from pabzip.formats.checks import shown
+from pabzip.formats.entries import Header
+from pabzip.formats.header import from_json, to_json
+from pabzip.formats.inflate import deflate, inflate
+from pabzip.formats.magic import MAGIC, check_magic
+from pabzip.formats.registry import MAX_HEADER_BYTES
+from pabzip.formats.sources import Source
+
+VERSION = 1
+"""The format version that this package writes, and the newest that it reads."""
+
+_FIELDS = struct.Struct("<HHII")  # version, reserved, stored header bytes, inflated header bytes
+_CHECKSUM = struct.Struct("<I")
+PREAMBLE_BYTES = len(MAGIC) + _FIELDS.size + _CHECKSUM.size
+CHECKSUM_BYTES = _CHECKSUM.size
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A payload's place in the file; its CRC-32 follows it.
+
+    Attributes:
+        place: what it holds, for messages.
+        offset: of the payload's first byte.
+        length: of the payload in bytes, without the checksum.
+    """
+
+    place: str
+    offset: int
+    length: int
+
+
+def encode_header(header: Header) -> bytes:
+    """Return everything that comes before the first section.
+
+    Raises:
+        FormatError: the header breaks a rule of the format, or is too large.
+    """
+    text = to_json(header)
+    stored = deflate(text)
+    if max(len(text), len(stored)) > MAX_HEADER_BYTES:
+        raise FormatError(
+            "header",
+            f"expected at most {MAX_HEADER_BYTES} bytes, found {len(text)}; shorten the metadata",
+        )
+    fields = _FIELDS.pack(VERSION, 0, len(stored), len(text))
+    return MAGIC + fields + checksum(fields, stored) + stored
+
+
+def read_header(source: Source) -> tuple[Header, int]:
+    """Read and check a file's header; return it with the offset of the first section.
+
+    Raises:
+        FormatError: not a .pabz file, a newer version, or a header that is damaged or not allowed.
+    """
+    start = bytes(source.read(0, PREAMBLE_BYTES))
+    check_magic(start)
+    if len(start) < PREAMBLE_BYTES:
+        raise FormatError("preamble", f"expected {PREAMBLE_BYTES} bytes, found {len(start)}")
+    fields, sealed = start[len(MAGIC) : -CHECKSUM_BYTES], start[-CHECKSUM_BYTES:]
+    version, reserved, length, size = _FIELDS.unpack(fields)
+    if version > VERSION:
+        raise FormatError(
+            "preamble",
+            f"expected a format version up to {VERSION}, found {version}; upgrade pabzip",
+        )
+    if version < 1 or reserved:
+        raise FormatError(
+            "preamble", f"expected version 1 and 0, found version {version} and {reserved}"
+        )
+    if max(length, size) > MAX_HEADER_BYTES:
+        raise FormatError(
+            "preamble",
+            f"expected a header of at most {MAX_HEADER_BYTES} bytes, found {max(length, size)}",
+        )
+    stored = bytes(source.read(PREAMBLE_BYTES, length))
+    if len(stored) < length:
+        raise FormatError("header", f"expected {length} bytes, found the file cut at {len(stored)}")
+    if checksum(fields, stored) != sealed:
+        raise FormatError("header", "expected its CRC-32, found another; the file is damaged")
+    return from_json(inflate(stored, size, "header")), PREAMBLE_BYTES + length
+
+
+def sections(header: Header, start: int) -> Iterator[Section]:
+    """Yield the sections in the order of the file: side stream, codes, dense tensors."""
+    lengths = [("side stream", header.side)] if header.side else []
+    lengths += [
+        (f"codes of {shown(entry.name)}", coding.length)
+        for entry, coding in zip(header.contents.seeded, header.codings, strict=True)
+    ]
+    lengths += [
+        (f"dense section {number}", group.length) for number, group in enumerate(header.groups)
+    ]
+    for place, length in lengths:
+        yield Section(place, start, length)
+        start += length + CHECKSUM_BYTES
+
+
+def check_extent(source: Source, expected: int) -> None:
+    """Check that the file ends exactly where its last section does.
+
+    Raises:
+        FormatError: it is cut short, or goes on.
+    """
+    found = source.extent(expected + 1)
+    if found < expected:
+        raise FormatError("file", f"expected {expected} bytes, found it cut at {found}")
+    if found > expected:
+        raise FormatError(
+            "file", f"expected {expected} bytes, found more: something follows the last section"
+        )
+
+
+def read_section(source: Source, section: Section) -> bytes | memoryview:
+    """Read a section's payload and check its CRC-32.
+
+    Raises:
+        FormatError: the section is cut or damaged.
+    """
+    data = source.read(section.offset, section.length + CHECKSUM_BYTES)
+    if len(data) != section.length + CHECKSUM_BYTES:
+        raise FormatError(
+            section.place, f"expected {section.length} bytes and a CRC-32, found the file cut"
+        )
+    payload = data[: section.length]
+    if checksum(payload) != data[section.length :]:
+        raise FormatError(section.place, "expected its CRC-32, found another; the file is damaged")
+    return payload
+
+
+def checksum(*parts: bytes | memoryview) -> bytes:
+    """Return the CRC-32 of the parts, one after the other, as 4 bytes."""
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return _CHECKSUM.pack(value)

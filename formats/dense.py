@@ -1,0 +1,140 @@
+"""Dense sections: small tensors share one, and bytes of equal weight stand together.
+
+The bytes of a section are, for each element type in the order of its first tensor, the elements of
+all its tensors in order, split into byte planes: the lowest byte of every element, then the next.
+Exponents and zeros then form runs that deflate finds, and a hundred batch-norm vectors share one
+deflate stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError
+from pabzip.formats.checks import shown
+from pabzip.formats.entries import DenseEntry
+from pabzip.formats.half import finite, from_stored, to_stored
+from pabzip.formats.inflate import deflate, inflate
+from pabzip.formats.registry import DENSE_SECTION_BYTES, DENSE_TYPES
+from pabzip.formats.tensors import DenseTensor
+
+
+def group_sizes(entries: Sequence[DenseEntry]) -> list[int]:
+    """Return how many tensors each dense section takes, in order.
+
+    A section is filled up to `DENSE_SECTION_BYTES`; a tensor that is larger is alone in its own.
+    """
+    sizes: list[int] = []
+    filled = 0
+    for entry in entries:
+        filled += entry.stored_bytes
+        if sizes and filled <= DENSE_SECTION_BYTES:
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+            filled = entry.stored_bytes
+    return sizes
+
+
+def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
+    """Return a dense section's encoding, whichever is smaller, and its payload."""
+    planes = []
+    for stored, places in _by_type([tensor.stored for tensor in tensors]):
+        elements = np.concatenate(
+            [to_stored(tensors[at].values, tensors[at].dtype, stored).reshape(-1) for at in places]
+        )
+        planes.append(_to_planes(elements.astype(DENSE_TYPES[stored].numpy, copy=False)))
+    raw = b"".join(planes)
+    deflated = deflate(raw)
+    return ("deflate", deflated) if len(deflated) < len(raw) else ("raw", raw)
+
+
+def decode_group(
+    entries: Sequence[DenseEntry], encoding: str, payload: bytes | memoryview, place: str
+) -> list[DenseTensor]:
+    """Return the tensors of a dense section, checked.
+
+    Raises:
+        FormatError: the payload is not exactly these tensors, or a value is not allowed.
+    """
+    size = sum(entry.stored_bytes for entry in entries)
+    raw = payload if encoding == "raw" else inflate(payload, size, place)
+    tensors: dict[int, DenseTensor] = {}
+    start = 0
+    for stored, places in _by_type([entry.stored for entry in entries]):
+        count = sum(entries[at].count for at in places)
+        element = DENSE_TYPES[stored].numpy
+        stop = start + count * element.itemsize
+        elements = _from_planes(raw[start:stop], element)
+        start, first = stop, 0
+        for at in places:
+            entry = entries[at]
+            part = elements[first : first + entry.count].reshape(entry.shape)
+            first += entry.count
+            tensors[at] = _widened(entry, part)
+    return [tensors[at] for at in range(len(entries))]
+
+
+def check_values(tensor: DenseTensor) -> None:
+    """Check the values of a dense tensor, for writer and reader alike.
+
+    Floating values are finite, variances (``running_var``) are not negative, and a value survives
+    its storage type.
+
+    Raises:
+        FormatError: they are not; the message names the tensor and the count.
+    """
+    place = f"tensor {shown(tensor.name)}"
+    values = tensor.values
+    if not DENSE_TYPES[tensor.dtype].floating:
+        return
+    bad = int(np.count_nonzero(~finite(values, tensor.dtype)))
+    if bad:
+        raise FormatError(place, f"expected finite values, found {bad} that are not")
+    if tensor.name == "running_var" or tensor.name.endswith(".running_var"):
+        below = (values > 0x8000) if tensor.dtype == "bfloat16" else (values < 0)
+        if below.any():
+            raise FormatError(
+                place, f"expected variances of at least 0, found {np.count_nonzero(below)} below"
+            )
+    if tensor.stored != tensor.dtype:
+        narrow = to_stored(values, tensor.dtype, tensor.stored)
+        lost = np.count_nonzero(from_stored(narrow, tensor.dtype, tensor.stored) != values)
+        if lost:
+            raise FormatError(
+                place,
+                f"expected values that {tensor.stored} holds exactly, found {lost} that it does "
+                "not; round them with pabzip.formats.rounded",
+            )
+
+
+def _widened(entry: DenseEntry, part: NDArray[Any]) -> DenseTensor:
+    """Return a tensor as its own type from elements of its storage type, checked."""
+    place = f"tensor {shown(entry.name)}"
+    if entry.dtype == "bool" and (part.view(np.uint8) > 1).any():
+        raise FormatError(place, "expected booleans of 0 or 1, found other bytes")
+    values = from_stored(part, entry.dtype, entry.stored)
+    tensor = DenseTensor(entry.name, values, entry.dtype, entry.stored)
+    check_values(tensor)
+    return tensor
+
+
+def _by_type(stored: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    """Yield each element type, by first appearance, with the places of its tensors."""
+    for name in dict.fromkeys(stored):
+        yield name, [at for at, other in enumerate(stored) if other == name]
+
+
+def _to_planes(elements: NDArray[Any]) -> bytes:
+    """Return the bytes of the elements, plane after plane."""
+    return elements.view(np.uint8).reshape(elements.size, -1).T.tobytes()
+
+
+def _from_planes(planes: bytes | memoryview, element: np.dtype[Any]) -> NDArray[Any]:
+    """Return the elements of byte planes, as an array of its own."""
+    table = np.frombuffer(planes, dtype=np.uint8).reshape(element.itemsize, -1)
+    return np.ascontiguousarray(table.T).reshape(-1).view(element)

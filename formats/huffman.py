@@ -1,0 +1,100 @@
+"""The coder ``huffman``: the paper's code, bit for bit.
+
+0 (pruned) is the bit ``0``, +1 (sign kept) is ``10``, -1 (sign flipped) is ``11``: N + K bits for
+N weights with K survivors, the first bit in the top bit of the first byte, the last byte padded
+with zeros. N and K are in the header, so the payload's length is known exactly before it is read.
+
+Source: Peek-a-Boo, Appendix D, Figure 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError
+from pabzip.formats.checks import shown
+from pabzip.formats.entries import SeededEntry
+from pabzip.formats.tensors import SeededTensor
+
+_BIG_ENDIAN_WORD = np.dtype(">u8")
+
+
+def huffman_bytes(count: int, survivors: int) -> int:
+    """Return the bytes that ``count`` weights with ``survivors`` survivors take."""
+    return (count + survivors + 7) // 8
+
+
+def encode(codes: NDArray[np.int8]) -> bytes:
+    """Return the bits of int8 codes of any shape, all 0, +1 or -1, in row-major order."""
+    from pabzip.formats.huffman_kernels import encode_words
+
+    flat = codes.reshape(-1)
+    length = huffman_bytes(flat.size, int(np.count_nonzero(flat)))
+    words = np.zeros((length + 7) // 8, dtype=np.uint64)
+    encode_words(flat, words)
+    return words.astype(_BIG_ENDIAN_WORD).tobytes()[:length]
+
+
+def decode(payload: bytes | memoryview, count: int, survivors: int) -> NDArray[np.int8]:
+    """Return the codes of a payload: int8, shape ``(count,)``, with ``survivors`` that are not 0.
+
+    Raises:
+        FormatError: the payload is not exactly the code of so many weights and survivors.
+    """
+    from pabzip.formats.huffman_kernels import decode_words
+
+    bits, length = count + survivors, huffman_bytes(count, survivors)
+    if len(payload) != length:
+        raise FormatError("codes", f"expected {length} bytes, found {len(payload)}")
+    padding = 8 * length - bits
+    if length and payload[-1] & ((1 << padding) - 1):
+        raise FormatError("codes", f"expected {padding} zero bits of padding, found others")
+    padded = np.zeros((length + 7) // 8 * 8 + 8, dtype=np.uint8)
+    padded[:length] = np.frombuffer(payload, dtype=np.uint8)
+    codes = np.zeros(count, dtype=np.int8)
+    used = decode_words(padded.view(_BIG_ENDIAN_WORD).astype(np.uint64), bits, codes)
+    if used != bits:
+        difference = "more" if used < 0 or used > bits else f"{used - count}"
+        raise FormatError(
+            "codes", f"expected {count} codes with {survivors} survivors, found {difference}"
+        )
+    return codes
+
+
+class Huffman:
+    """`pabzip.formats.coders.Coder` of the paper's code; it shares nothing between tensors."""
+
+    name = "huffman"
+    shares_side = False
+
+    def check_length(self, entry: SeededEntry, length: int) -> None:
+        """Check that ``length`` is exactly N + K bits, in bytes.
+
+        Raises:
+            FormatError: it is not.
+        """
+        expected = huffman_bytes(entry.count, entry.survivors)
+        if length != expected:
+            raise FormatError(
+                f"tensor {shown(entry.name)}",
+                f"expected {expected} bytes of codes for {entry.count} weights and "
+                f"{entry.survivors} survivors, found {length}",
+            )
+
+    def encode(self, seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[bytes], bytes]:
+        """Return one payload a tensor, and no side stream."""
+        return [encode(tensor.codes) for tensor in tensors], b""
+
+    def decoder(
+        self, seed: int, entries: Sequence[SeededEntry], side: bytes
+    ) -> Callable[[SeededEntry, bytes | memoryview], NDArray[np.int8]]:
+        """Return the function that decodes any of the file's Huffman payloads."""
+        return _decode_entry
+
+
+def _decode_entry(entry: SeededEntry, payload: bytes | memoryview) -> NDArray[np.int8]:
+    """Decode one tensor's payload into the tensor's shape."""
+    return decode(payload, entry.count, entry.survivors).reshape(entry.shape)

@@ -1,0 +1,89 @@
+"""The numbers of a file, from its header alone: what ``pack`` and ``info`` print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pabzip.formats.container import CHECKSUM_BYTES
+from pabzip.formats.entries import DenseEntry, Header
+from pabzip.formats.huffman import huffman_bytes
+from pabzip.formats.validate import grouped
+
+
+def report(header: Header, header_bytes: int) -> dict[str, Any]:
+    """Return the numbers of a file as JSON values; the keys stay stable.
+
+    ``bytes`` is ``header_bytes + codes_bytes + dense_bytes`` exactly. The CRC-32 of every section
+    counts as header, so that ``codes_bytes`` is payload alone: with the ``huffman`` coder it
+    equals ``huffman_bytes``. A side stream counts in ``codes_bytes``, and in no one tensor's
+    ``bytes``. Dense tensors that share a section share its bytes in proportion to their raw sizes,
+    in whole bytes that add up to the section.
+
+    Args:
+        header: the file's header.
+        header_bytes: bytes of the file before its first section.
+
+    Returns:
+        ``bytes``, ``codes_bytes``, ``dense_bytes``, ``header_bytes``; ``weights`` (N) and
+        ``survivors`` (K) of the seeded tensors; ``huffman_bytes``, the paper's N + K bits in whole
+        bytes a tensor; ``float32_bytes`` of the whole state as loaded: 4 a seeded weight, dense
+        tensors in their own type; ``seed``, ``arch``, ``sha256``; and ``tensors``, a list of
+        ``name``, ``shape``, ``dtype``, ``kind``, ``coder`` (of a dense tensor: its section's
+        encoding), ``bytes``, ``weights``, ``survivors`` (None for dense ones).
+    """
+    contents = header.contents
+    codes_bytes = header.side + sum(coding.length for coding in header.codings)
+    dense_bytes = sum(group.length for group in header.groups)
+    parts = len(header.codings) + len(header.groups) + bool(header.side)
+    framing = header_bytes + parts * CHECKSUM_BYTES
+    return {
+        "bytes": framing + codes_bytes + dense_bytes,
+        "codes_bytes": codes_bytes,
+        "dense_bytes": dense_bytes,
+        "header_bytes": framing,
+        "weights": sum(entry.count for entry in contents.seeded),
+        "survivors": sum(entry.survivors for entry in contents.seeded),
+        "huffman_bytes": sum(
+            huffman_bytes(entry.count, entry.survivors) for entry in contents.seeded
+        ),
+        "float32_bytes": contents.loaded_bytes,
+        "seed": contents.seed,
+        "arch": contents.arch,
+        "sha256": header.sha256,
+        "tensors": _rows(header),
+    }
+
+
+def _rows(header: Header) -> list[dict[str, Any]]:
+    """Return one row a tensor, in the order of the file."""
+    codings = iter(header.codings)
+    dense = {
+        entry.name: (group.encoding, size)
+        for group, entries in grouped(header.contents.dense, header.groups)
+        for entry, size in zip(entries, _shares(group.length, entries), strict=True)
+    }
+    rows = []
+    for entry in header.contents.entries:
+        row: dict[str, Any] = {"name": entry.name, "shape": list(entry.shape)}
+        if isinstance(entry, DenseEntry):
+            coder, size = dense[entry.name]
+            row |= {"dtype": entry.dtype, "kind": "dense", "coder": coder, "bytes": size}
+            row |= {"weights": entry.count, "survivors": None}
+        else:
+            coding = next(codings)
+            row |= {"dtype": "float32", "kind": "seeded", "coder": coding.coder}
+            row |= {"bytes": coding.length, "weights": entry.count, "survivors": entry.survivors}
+        rows.append(row)
+    return rows
+
+
+def _shares(total: int, entries: Sequence[DenseEntry]) -> list[int]:
+    """Split a section's bytes by the raw sizes of its tensors; the parts add up to the whole."""
+    raw = sum(entry.stored_bytes for entry in entries)
+    shares, seen, given = [], 0, 0
+    for entry in entries:
+        seen += entry.stored_bytes
+        shares.append(total * seen // raw - given)
+        given = total * seen // raw
+    return shares

@@ -1,0 +1,215 @@
+"""The one validator: what must be true of a header, whoever wrote it.
+
+The writer calls it before a byte is written and the reader before anything is allocated, so that
+neither can hold a ticket that the other would refuse. All arithmetic is on Python's integers,
+which do not overflow, and stays within `MAX_INTEGER`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pabzip.errors import FormatError, LimitError, SeedError
+from pabzip.formats.checks import check_integer, check_name_of, check_text, check_unicode, shown
+from pabzip.formats.coders import coder_named
+from pabzip.formats.entries import Contents, DenseEntry, DenseGroup, Entry, Header, SeededEntry
+from pabzip.formats.registry import (
+    ARCHITECTURES,
+    DENSE_ENCODINGS,
+    DENSE_SECTION_BYTES,
+    DENSE_TYPES,
+    HALF_TYPES,
+    MAX_INTEGER,
+    MAX_NAME_BYTES,
+    MAX_OPTIONS,
+    MAX_RANK,
+    MAX_TENSORS,
+    MAX_TEXT_BYTES,
+)
+from pabzip.seeds import InitSpec, check_seed
+
+_DEFLATE_EXPANSION = 1032  # 258 bytes from 2 bits: deflate cannot make more of its input
+
+
+def check_contents(contents: Contents) -> None:
+    """Check everything about a ticket that does not depend on how it is coded.
+
+    Raises:
+        FormatError: the first rule that is broken, with the tensor at fault.
+    """
+    try:
+        check_seed(contents.seed)
+    except SeedError as error:
+        raise FormatError("header", str(error)) from None
+    check_name_of("architecture", contents.arch, ARCHITECTURES, "header")
+    _check_mapping("options", contents.options)
+    _check_mapping("metadata", contents.metadata)
+    if len(contents.entries) > MAX_TENSORS:
+        raise FormatError(
+            "header", f"expected at most {MAX_TENSORS} tensors, found {len(contents.entries)}"
+        )
+    seen: set[str] = set()
+    for number, entry in enumerate(contents.entries):
+        check_text(f"tensor {number}", "name", entry.name, MAX_NAME_BYTES)
+        if entry.name in seen:
+            raise FormatError(
+                f"tensor {number}", f"expected each name once, found {shown(entry.name)} twice"
+            )
+        seen.add(entry.name)
+        _check_entry(f"tensor {shown(entry.name)}", entry)
+    if contents.loaded_bytes > MAX_INTEGER:
+        raise FormatError("header", f"expected at most {MAX_INTEGER} bytes of tensors, found more")
+
+
+def check_header(header: Header) -> None:
+    """Check a whole header: the contents, and the sections that hold them.
+
+    Raises:
+        FormatError: the first rule that is broken, with the tensor or section at fault.
+    """
+    check_contents(header.contents)
+    if not isinstance(header.sha256, str) or not re.fullmatch("[0-9a-f]{64}", header.sha256):
+        raise FormatError(
+            "header", f"expected the SHA-256 as 64 hexadecimal digits, found {shown(header.sha256)}"
+        )
+    _check_codings(header)
+    _check_groups(header.contents.dense, header.groups)
+
+
+def check_limit(contents: Contents, max_bytes: int | None) -> None:
+    """Check the caller's limit on the bytes of the loaded state (see `Contents.loaded_bytes`).
+
+    Raises:
+        LimitError: the ticket declares more.
+    """
+    if max_bytes is not None and contents.loaded_bytes > max_bytes:
+        raise LimitError(
+            "header",
+            f"expected at most {max_bytes} bytes of tensors (max_bytes), found "
+            f"{contents.loaded_bytes} declared; raise the limit if you trust the file",
+        )
+
+
+def _check_entry(place: str, entry: Entry) -> None:
+    """Check one tensor's shape and types."""
+    count = _check_shape(place, entry.shape, scalar=isinstance(entry, DenseEntry))
+    if isinstance(entry, SeededEntry):
+        if not isinstance(entry.spec, InitSpec):
+            raise FormatError(place, f"expected an InitSpec, found {type(entry.spec).__name__}")
+        check_integer(place, "number of survivors", entry.survivors, 0, count)
+        return
+    check_name_of("dtype", entry.dtype, DENSE_TYPES, place)
+    if entry.stored == entry.dtype:
+        return
+    check_name_of("stored dtype", entry.stored, HALF_TYPES, place)
+    if entry.dtype not in ("float64", "float32"):
+        raise FormatError(
+            place, f"expected {entry.dtype} stored as it is, found it stored as {entry.stored}"
+        )
+
+
+def _check_shape(place: str, shape: Sequence[Any], *, scalar: bool) -> int:
+    """Check the dimensions, and return their product."""
+    if len(shape) > MAX_RANK or (not shape and not scalar):
+        lowest = 0 if scalar else 1
+        raise FormatError(place, f"expected {lowest} to {MAX_RANK} dimensions, found {len(shape)}")
+    count = 1
+    for size in shape:
+        check_integer(place, "size of a dimension", size, 1, MAX_INTEGER)
+        count *= size
+        if count > MAX_INTEGER:
+            raise FormatError(place, f"expected at most {MAX_INTEGER} elements, found more")
+    return count
+
+
+def _check_codings(header: Header) -> None:
+    """Check how the codes of every seeded tensor are kept."""
+    seeded = header.contents.seeded
+    if len(header.codings) != len(seeded):
+        raise FormatError("header", f"expected {len(seeded)} codings, found {len(header.codings)}")
+    sharing: set[str] = set()
+    for entry, coding in zip(seeded, header.codings, strict=True):
+        place = f"tensor {shown(entry.name)}"
+        coder = coder_named(coding.coder, place)
+        check_integer(place, "bytes of codes", coding.length, 0, MAX_INTEGER)
+        coder.check_length(entry, coding.length)
+        if coder.shares_side:
+            sharing.add(coder.name)
+    check_integer("header", "bytes of the side stream", header.side, 0, MAX_INTEGER)
+    if len(sharing) > 1:
+        raise FormatError(
+            "header", f"expected one coder with a side stream, found {', '.join(sorted(sharing))}"
+        )
+    if header.side and not sharing:
+        raise FormatError(
+            "header", f"expected no side stream without a coder that reads it, found {header.side}"
+        )
+
+
+def _check_groups(dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]) -> None:
+    """Check that the dense sections take up the dense tensors exactly."""
+    for number, group in enumerate(groups):
+        place = f"dense section {number}"
+        check_integer(place, "number of tensors", group.count, 1, len(dense))
+        check_name_of("encoding", group.encoding, DENSE_ENCODINGS, place)
+        check_integer(place, "bytes", group.length, 1, MAX_INTEGER)
+    if sum(group.count for group in groups) != len(dense):
+        raise FormatError(
+            "header",
+            f"expected the dense sections to hold {len(dense)} tensors, found "
+            f"{sum(group.count for group in groups)}",
+        )
+    for number, (group, entries) in enumerate(grouped(dense, groups)):
+        size = sum(entry.stored_bytes for entry in entries)
+        _check_group_size(f"dense section {number}", group, size)
+
+
+def grouped(
+    dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]
+) -> Iterator[tuple[DenseGroup, Sequence[DenseEntry]]]:
+    """Yield each dense section with the tensors in it."""
+    start = 0
+    for group in groups:
+        yield group, dense[start : start + group.count]
+        start += group.count
+
+
+def _check_group_size(place: str, group: DenseGroup, size: int) -> None:
+    """Check that a dense section can hold ``size`` bytes, and is no larger than it may be."""
+    if group.count > 1 and size > DENSE_SECTION_BYTES:
+        raise FormatError(
+            place, f"expected at most {DENSE_SECTION_BYTES} bytes in a shared section, found {size}"
+        )
+    if group.encoding == "raw" and group.length != size:
+        raise FormatError(place, f"expected {size} raw bytes, found {group.length}")
+    if group.length > size:
+        raise FormatError(place, f"expected at most {size} bytes, found {group.length}")
+    if size > _DEFLATE_EXPANSION * group.length:
+        raise FormatError(
+            place, f"expected at most {_DEFLATE_EXPANSION} times {group.length} bytes, found {size}"
+        )
+
+
+def _check_mapping(what: str, mapping: Mapping[Any, Any]) -> None:
+    """Check options or metadata: flat, and each value a JSON scalar."""
+    if not isinstance(mapping, Mapping):
+        raise FormatError(what, f"expected a flat mapping, found {shown(mapping)}")
+    if len(mapping) > MAX_OPTIONS:
+        raise FormatError(what, f"expected at most {MAX_OPTIONS} keys, found {len(mapping)}")
+    for key, value in mapping.items():
+        check_text(what, "key", key, MAX_NAME_BYTES)
+        place = f"{what} {shown(key)}"
+        if isinstance(value, str):
+            check_unicode(place, "text", value, MAX_TEXT_BYTES)
+        elif type(value) is int:
+            check_integer(place, "value", value, -MAX_INTEGER, MAX_INTEGER)
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                raise FormatError(place, f"expected a finite number, found {value}")
+        elif value is not None and type(value) is not bool:
+            raise FormatError(
+                place, f"expected text, a number, true, false or null, found {shown(value)}"
+            )

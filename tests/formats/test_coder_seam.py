@@ -1,0 +1,132 @@
+"""The registry of coders: the choice of the smallest, and a coder with a side stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pabzip.errors import FormatError, PackError
+from pabzip.formats import coders
+from pabzip.formats.entries import SeededEntry
+from pabzip.formats.huffman import Huffman
+from pabzip.formats.tensors import SeededTensor
+from pabzip.seeds import InitSpec
+from pabzip.ticket import Ticket
+
+
+class Repeating:
+    """Codes that are all equal: no payload, and one byte a tensor in the side stream."""
+
+    name = "repeating"
+    shares_side = True
+
+    def check_length(self, entry: SeededEntry, length: int) -> None:
+        if length not in (0, entry.count):
+            raise FormatError(entry.name, f"expected 0 or {entry.count} bytes, found {length}")
+
+    def encode(self, seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[bytes], bytes]:
+        same = [tensor.codes.min() == tensor.codes.max() for tensor in tensors]
+        pairs = zip(tensors, same, strict=True)
+        payloads = [b"" if equal else tensor.codes.tobytes() for tensor, equal in pairs]
+        return payloads, bytes(int(tensor.codes.flat[0]) + 1 for tensor in tensors)
+
+    def decoder(
+        self, seed: int, entries: Sequence[SeededEntry], side: bytes
+    ) -> Callable[[SeededEntry, bytes | memoryview], Any]:
+        if len(side) != len(entries):
+            raise FormatError("side stream", f"expected {len(entries)} bytes, found {len(side)}")
+        first = {entry.name: side[at] - 1 for at, entry in enumerate(entries)}
+
+        def decode(entry: SeededEntry, payload: bytes | memoryview) -> Any:
+            if payload:
+                return np.frombuffer(payload, np.int8).reshape(entry.shape)
+            return np.full(entry.shape, first[entry.name], np.int8)
+
+        return decode
+
+
+@pytest.fixture
+def two_coders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coders, "CODERS", {c.name: c for c in (Huffman(), Repeating())})
+
+
+def ticket_of(*codes: Any) -> Ticket:
+    return Ticket(
+        seed=3,
+        tensors=[
+            SeededTensor(f"w{n}", InitSpec("uniform", 1.0, n), np.array(values, np.int8))
+            for n, values in enumerate(codes)
+        ],
+    )
+
+
+MIXED = ([0, 1, -1, 0, 1, 0, 0, -1], [1] * 100, [0] * 100, [-1, 1])
+
+
+@pytest.mark.usefixtures("two_coders")
+def test_auto_takes_the_smallest_for_each_tensor(save: Any, take_apart: Any) -> None:
+    ticket = ticket_of(*MIXED)
+    file = save(ticket, coder="auto")
+    info = Ticket.open(file).info()
+    assert [row["coder"] for row in info["tensors"]] == [
+        "huffman",
+        "repeating",
+        "repeating",
+        "huffman",
+    ]
+    parts = take_apart(file)
+    assert parts.fields["side"] == 2  # encoded again, for the chosen tensors alone
+    assert parts.payloads[0] == b"\x02\x01"
+    assert info["codes_bytes"] == 2 + 2 + 1
+    assert info["bytes"] == len(file)
+    assert info["bytes"] == info["header_bytes"] + info["codes_bytes"] + info["dense_bytes"]
+    loaded = Ticket.open(file)
+    assert loaded.verify() == ticket.sha256()
+    for name in reversed(ticket.names):
+        np.testing.assert_array_equal(loaded.codes(name), ticket.codes(name))
+
+
+@pytest.mark.usefixtures("two_coders")
+def test_a_side_stream_must_earn_its_keep(save: Any, take_apart: Any) -> None:
+    parts = take_apart(save(ticket_of([1]), coder="auto"))  # one byte either way
+    assert "side" not in parts.fields
+    assert parts.fields["tensors"][0][5] == "huffman"
+
+
+@pytest.mark.usefixtures("two_coders")
+def test_a_named_coder_is_used_for_every_tensor(save: Any) -> None:
+    file = save(ticket_of(*MIXED), coder="repeating")
+    assert {row["coder"] for row in Ticket.open(file).info()["tensors"]} == {"repeating"}
+
+
+@pytest.mark.usefixtures("two_coders")
+def test_a_damaged_side_stream_is_refused_and_other_tensors_read(
+    save: Any, take_apart: Any
+) -> None:
+    file = bytearray(save(ticket_of(*MIXED), coder="auto"))
+    file[Ticket.open(file).info()["header_bytes"] - 4 * len(take_apart(file).payloads)] ^= 1
+    ticket = Ticket.open(bytes(file))
+    with pytest.raises(FormatError, match="side stream: expected its CRC-32"):
+        ticket.codes("w1")
+    assert ticket.codes("w0").tolist() == MIXED[0]
+
+
+@pytest.mark.usefixtures("two_coders")
+def test_a_side_stream_that_does_not_fit(save: Any, take_apart: Any) -> None:
+    parts = take_apart(save(ticket_of(*MIXED), coder="auto"))
+    parts.payloads[0], parts.fields["side"] = b"\x02", 1
+    with pytest.raises(FormatError, match="side stream: expected 2 bytes, found 1"):
+        Ticket.open(parts.sign()).codes("w1")
+
+
+@pytest.mark.parametrize("name", ["zip", "", None])
+def test_unknown_coder_for_writing(name: Any, small_ticket: Ticket, save: Any) -> None:
+    with pytest.raises(PackError, match="coder: expected auto or one of huffman"):
+        save(small_ticket, coder=name)
+
+
+def test_huffman_is_registered() -> None:
+    assert isinstance(coders.CODERS["huffman"], Huffman)

@@ -1,0 +1,180 @@
+"""FAULT 17: files in tests/expected decode to what they did when they were written.
+
+``pytest --regenerate-expected`` writes them anew; a file of a released version must never change.
+Deflate streams are compared once inflated, since another zlib may pack them otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bitarray import bitarray, decodetree
+
+from pabzip.formats import DENSE_TYPES
+from pabzip.seeds import InitSpec
+from pabzip.ticket import DenseTensor, SeededTensor, Ticket
+
+EXPECTED = Path(__file__).parents[1] / "expected"
+TREE = decodetree({0: bitarray("0"), 1: bitarray("10"), -1: bitarray("11")})
+
+
+def codes(shape: tuple[int, ...], keep: int) -> np.ndarray:
+    """Codes by arithmetic that no library can change: about one in ``keep`` survives."""
+    place = np.arange(int(np.prod(shape)), dtype=np.uint64)
+    mixed = (place * np.uint64(2654435761) + np.uint64(12345)) % np.uint64(2**32)
+    alive = mixed // np.uint64(7) % np.uint64(keep) == 0
+    sign = np.where(mixed // np.uint64(65536) % np.uint64(2) == 0, 1, -1)
+    return np.where(alive, sign, 0).astype(np.int8).reshape(shape)
+
+
+def dense(name: str, values: Any, dtype: str = "float32") -> DenseTensor:
+    return DenseTensor(name, np.asarray(values, dtype=DENSE_TYPES[dtype].numpy), dtype, dtype)
+
+
+def every_kind() -> Ticket:
+    kinds = [dense(f"dense.{name}", [0, 1], name) for name in DENSE_TYPES]
+    return Ticket(
+        seed=2**64 - 1,
+        tensors=[
+            SeededTensor("normal.weight", InitSpec("normal", 2.0**-3, 0), codes((8, 3, 3, 3), 4)),
+            dense("normal.bias", np.arange(8) / 8 - 0.5),
+            SeededTensor("uniform.weight", InitSpec("uniform", 0.75, 7), codes((5, 72), 3)),
+            SeededTensor(
+                "constant.weight", InitSpec("signed_constant", 0.125, 2**32 - 1), codes((7,), 1)
+            ),
+            *kinds,
+            dense("scalar", -0.0),
+        ],
+        metadata={"purpose": "golden", "größe": 1.5, "n": -3, "yes": True, "nothing": None},
+    )
+
+
+def lenet() -> Ticket:
+    tensors: list[SeededTensor | DenseTensor] = []
+    shapes = [(300, 64), (100, 300), (10, 100)]
+    for stream, shape in enumerate(shapes):
+        scale = float(np.sqrt(np.float32(2 / shape[1])))
+        name = f"fc{stream + 1}"
+        tensors.append(
+            SeededTensor(f"{name}.weight", InitSpec("normal", scale, stream), codes(shape, 10))
+        )
+        tensors.append(dense(f"{name}.bias", (np.arange(shape[0]) % 17 - 8) / 48))
+    options = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+    return Ticket(seed=0, tensors=tensors, arch="lenet-300-100", arch_options=options)
+
+
+GOLDEN: dict[str, tuple[Callable[[], Ticket], dict[str, Any]]] = {
+    "v1-every-kind": (every_kind, {}),
+    "v1-lenet-huffman": (lenet, {}),
+    "v1-lenet-huffman-bfloat16": (lenet, {"dense_dtype": "bfloat16"}),
+}
+
+
+def describe(ticket: Ticket) -> dict[str, Any]:
+    """What a golden file must decode to."""
+    seeded = [name for name in ticket.names if ticket.kind(name) == "seeded"]
+    return {
+        "seed": str(ticket.seed),
+        "arch": ticket.arch,
+        "names": list(ticket.names),
+        "state_sha256": ticket.sha256(backend="numpy"),
+        "codes_sha256": {
+            name: hashlib.sha256(ticket.codes(name).tobytes()).hexdigest() for name in seeded
+        },
+        "first_weights_hex": {
+            name: ticket.weight(name).reshape(-1)[:8].astype(">f4").tobytes().hex(" ", 4)
+            for name in ticket.names
+            if ticket.dtype(name) == "float32"
+        },
+    }
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_fault_17_golden_files_decode(
+    name: str, regenerate_expected: bool, save: Callable[..., bytes]
+) -> None:
+    path, described = EXPECTED / f"{name}.pabz", EXPECTED / f"{name}.json"
+    if regenerate_expected:
+        make, options = GOLDEN[name]
+        path.write_bytes(save(make(), coder="huffman", **options))
+        provenance = {
+            "format_version": 1,
+            "written_by": f"tests/formats/test_golden_files.py, {make.__name__}()",
+            "regenerate_with": "pytest tests/formats --regenerate-expected",
+            "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        with Ticket.open(path) as ticket:
+            text = json.dumps(provenance | describe(ticket), indent=1, ensure_ascii=False)
+        described.write_text(text + "\n", encoding="utf-8")
+    expected = json.loads(described.read_text(encoding="utf-8"))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == expected["file_sha256"]
+    with Ticket.open(path) as ticket:
+        found = describe(ticket)
+        assert ticket.verify() == expected["state_sha256"]
+    assert {key: expected[key] for key in found} == found
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_fault_17_todays_writer_writes_the_same(
+    name: str, save: Callable[..., bytes], take_apart: Callable[[bytes], Any]
+) -> None:
+    make, options = GOLDEN[name]
+    today = take_apart(save(make(), coder="huffman", **options))
+    golden = take_apart((EXPECTED / f"{name}.pabz").read_bytes())
+    seeded = sum(len(row) == 8 for row in golden.fields["tensors"])
+    assert today.payloads[:seeded] == golden.payloads[:seeded]
+    for parts in (today, golden):
+        del parts.fields["dense"]  # lengths of deflate streams
+    assert today.fields == golden.fields
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_second_reader_reads_the_same(name: str, take_apart: Callable[[bytes], Any]) -> None:
+    """Codes by bitarray and dense values by plain Python, from SPEC.md alone."""
+    file = (EXPECTED / f"{name}.pabz").read_bytes()
+    parts, ticket = take_apart(file), Ticket.open(file)
+    payloads = iter(parts.payloads)
+    rows = parts.fields["tensors"]
+    for row in (row for row in rows if len(row) == 8):
+        bits = bitarray()
+        bits.frombytes(next(payloads))
+        count = int(np.prod(row[1]))
+        values = list(bits[: count + row[6]].decode(TREE))
+        assert ticket.codes(row[0]).reshape(-1).tolist() == values
+    remaining = iter(row for row in rows if len(row) < 8)
+    for count, encoding, _ in parts.fields["dense"]:
+        members = [next(remaining) for _ in range(count)]
+        for name_, values in second_dense_reader(members, encoding, next(payloads)).items():
+            assert ticket.dense(name_).values.tobytes() == values
+
+
+def second_dense_reader(rows: list[Any], encoding: str, payload: bytes) -> dict[str, bytes]:
+    """Return the bytes of each tensor of a dense section, as its own type."""
+    raw = zlib.decompress(payload, -15) if encoding == "deflate" else payload
+    sizes = {"64": 8, "32": 4, "16": 2, "bool": 1}
+    elements: dict[str, bytes] = {}
+    for stored in dict.fromkeys(row[-1] for row in rows):
+        members = [row for row in rows if row[-1] == stored]
+        counts = [int(np.prod(row[1])) for row in members]
+        size = next((size for end, size in sizes.items() if stored.endswith(end)), 1)
+        total = sum(counts)
+        planes = [raw[plane * total : (plane + 1) * total] for plane in range(size)]
+        raw = raw[size * total :]
+        start = 0
+        for row, count in zip(members, counts, strict=True):
+            values = b"".join(
+                bytes(plane[at] for plane in planes) for at in range(start, start + count)
+            )
+            start += count
+            if row[2] == "float32" and stored == "bfloat16":
+                values = b"".join(b"\0\0" + values[at : at + 2] for at in range(0, 2 * count, 2))
+            elements[row[0]] = values
+    assert raw == b""
+    return elements
