@@ -1,0 +1,184 @@
+"""Draw a network's weights from a seed, and remember how.
+
+The record (seed and one `InitSpec` a seeded weight) rides on the network itself as a plain
+attribute, so it survives ``copy.deepcopy`` and pickling, and stays out of the ``state_dict``.
+Search, unmasking and packing read it; none of them needs to be told the seed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pabzip.errors import SeedError
+from pabzip.seeds import InitSpec, check_seed, scheme_spec, weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ATTRIBUTE = "_pabzip_seeding"
+
+Selection = Iterable[str] | Callable[[str, "nn.Module"], bool]
+"""Names of weights or of modules (a module's name takes its weight and all weights below it), or a
+predicate of a weight's name and its module."""
+
+
+@dataclass(frozen=True)
+class Seeding:
+    """How a network's weights were drawn.
+
+    Attributes:
+        seed: the 64-bit Philox key, ``0 <= seed < 2**64``.
+        specs: init spec of each seeded weight, by parameter name, in the order of the network.
+    """
+
+    seed: int
+    specs: Mapping[str, InitSpec]
+
+
+def init_(
+    net: nn.Module,
+    seed: int,
+    scheme: str = "kaiming_normal",
+    *,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+    mode: str = "fan_in",
+    gain: float | None = None,
+) -> nn.Module:
+    """Draw Conv and Linear weights of ``net`` from ``seed``, in place, and remember how.
+
+    Each weight gets the next stream number in the order of ``net.named_modules()``, so the same
+    network and selection always give the same weights. Biases and all other parameters stay as
+    they are.
+
+    Args:
+        net: any module; every ``nn.Conv1d/2d/3d``, ``nn.ConvTranspose1d/2d/3d`` and ``nn.Linear``
+            in it counts. Weights may be of any floating dtype and on any device; they receive the
+            float32 values, rounded to nearest even for shorter dtypes.
+        seed: ``0 <= seed < 2**64``.
+        scheme: one of `pabzip.seeds.SCHEMES`.
+        only: the weights to seed; all others stay dense.
+        skip: the weights to leave dense.
+        mode: ``"fan_in"`` or ``"fan_out"`` for the kaiming schemes.
+        gain: overrides the scheme's own gain (sqrt(2) for kaiming, 1 for xavier).
+
+    Returns:
+        ``net`` itself.
+
+    Raises:
+        SeedError: seed or scheme out of range, a name in ``only`` or ``skip`` that is no weight or
+            module of ``net``, or nothing left to seed.
+
+    Source: Peek-a-Boo, Section 3.2 (initialisation) and Table 3 (schemes).
+    """
+    import torch
+
+    check_seed(seed)
+    chosen = _select(net, only, skip)
+    if not chosen:
+        raise SeedError(
+            f"init_: expected at least one Conv or Linear weight to seed, found none in "
+            f"{type(net).__name__} after only= and skip=; widen the selection"
+        )
+    specs = {}
+    for stream, (name, parameter) in enumerate(chosen.items()):
+        spec = scheme_spec(scheme, tuple(parameter.shape), stream=stream, mode=mode, gain=gain)
+        drawn = weights(seed, spec, 0, parameter.numel())
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(drawn).view(parameter.shape))
+        specs[name] = spec
+    attach_seeding(net, Seeding(seed, specs))
+    return net
+
+
+def attach_seeding(net: nn.Module, seeding: Seeding) -> None:
+    """Record on ``net`` that its weights follow ``seeding``; the weights are not touched.
+
+    Raises:
+        SeedError: ``seeding`` names a parameter that ``net`` does not have.
+    """
+    known = dict(net.named_parameters(remove_duplicate=False))
+    missing = [name for name in seeding.specs if name not in known]
+    if missing:
+        raise SeedError(
+            f"attach_seeding: expected parameters of {type(net).__name__}, found unknown names "
+            f"{', '.join(missing[:5])}; the seeding belongs to another network"
+        )
+    object.__setattr__(net, _ATTRIBUTE, seeding)
+
+
+def seeding(net: nn.Module) -> Seeding:
+    """Return how the weights of ``net`` were drawn.
+
+    A wrapper that holds the network as ``.module`` (DataParallel, DistributedDataParallel) answers
+    for it, with names prefixed ``module.``.
+
+    Raises:
+        SeedError: ``net`` was not initialised by `init_` nor loaded from a ticket.
+    """
+    found = getattr(net, _ATTRIBUTE, None)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
+    inner = getattr(getattr(net, "module", None), _ATTRIBUTE, None)
+    if inner is not None:
+        return Seeding(inner.seed, {f"module.{name}": spec for name, spec in inner.specs.items()})
+    raise SeedError(
+        f"{type(net).__name__}: expected a network drawn from a seed, found no record of one; "
+        "call pabzip.init_(net, seed=...) first"
+    )
+
+
+def seeded_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the seeded weights of ``net`` by name, in the order of their streams.
+
+    Raises:
+        SeedError: ``net`` has no record of a seed (see `seeding`).
+    """
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    return {name: parameters[name] for name in seeding(net).specs}
+
+
+def _select(
+    net: nn.Module, only: Selection | None, skip: Selection | None
+) -> dict[str, nn.Parameter]:
+    """Return the Conv and Linear weights that ``only`` and ``skip`` leave, each tensor once."""
+    from torch.nn import Linear
+    from torch.nn.modules.conv import _ConvNd
+
+    chosen: dict[str, nn.Parameter] = {}
+    modules: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    for prefix, module in net.named_modules():
+        if isinstance(module, Linear | _ConvNd) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            name = f"{prefix}.weight" if prefix else "weight"
+            weight: nn.Parameter = module.weight  # type: ignore[assignment]
+            chosen[name], modules[name] = weight, module
+    if only is not None:
+        keep = _named(net, modules, only, "only")
+        chosen = {name: p for name, p in chosen.items() if name in keep}
+    if skip is not None:
+        drop = _named(net, modules, skip, "skip")
+        chosen = {name: p for name, p in chosen.items() if name not in drop}
+    return chosen
+
+
+def _named(
+    net: nn.Module, modules: Mapping[str, nn.Module], selection: Selection, option: str
+) -> set[str]:
+    """Resolve a selection to weight names; a name that matches nothing is an error."""
+    if callable(selection):
+        return {name for name, module in modules.items() if selection(name, module)}
+    names = [selection] if isinstance(selection, str) else list(selection)
+    found: set[str] = set()
+    for wanted in names:
+        matches = {n for n in modules if n == wanted or n.startswith(f"{wanted}.")}
+        if not matches:
+            raise SeedError(
+                f"init_: {option}= names {wanted!r}, expected a Conv or Linear weight or a module "
+                f"that holds one; {type(net).__name__} has {', '.join(list(modules)[:8])}"
+            )
+        found |= matches
+    return found

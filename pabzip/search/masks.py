@@ -1,0 +1,99 @@
+"""From scores to masks, and from masks to weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pabzip.errors import SearchError
+
+
+def keep_largest(
+    scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], count: int
+) -> dict[str, Tensor]:
+    """Keep the ``count`` best of the weights that ``masks`` still has, over all tensors at once.
+
+    One threshold serves every tensor. Equal scores are settled by position (the order of the
+    mapping, then row-major order; the earlier weight survives), so the count is exact. A weight
+    that is pruned in ``masks`` stays pruned, whatever its score.
+
+    Args:
+        scores: finite floating tensors by name, higher is kept.
+        masks: bool tensors by the same names and of the same shapes, True for a survivor.
+        count: how many weights to keep.
+
+    Returns:
+        New bool tensors by name; ``masks`` itself is not changed. When ``masks`` has no more than
+        ``count`` survivors, all of them survive.
+
+    Raises:
+        SearchError: scores that are not finite; the message names the tensor.
+    """
+    for name, score in scores.items():
+        # The extremes of a tensor carry any NaN or infinity in it; counting is for the message.
+        if score.numel() and not torch.isfinite(torch.stack(torch.aminmax(score))).all():
+            unfit = int(score.numel() - torch.isfinite(score).sum())
+            raise SearchError(
+                f"scores of {name!r}: expected finite values, found {unfit} of {score.numel()} "
+                "that are infinite or not a number; search in float64, or shrink the "
+                "initialisation (its activations overflow without batch norm)"
+            )
+    device = next(iter(masks.values())).device
+    candidates = torch.cat([scores[name][mask].to(device) for name, mask in masks.items()])
+    alive = candidates.numel()
+    if count >= alive:
+        return {name: mask.clone() for name, mask in masks.items()}
+    kept = _largest(candidates, count)
+    sizes = [int(torch.count_nonzero(mask)) for mask in masks.values()]
+    result = {}
+    for (name, mask), part in zip(masks.items(), torch.split(kept, sizes), strict=True):
+        result[name] = torch.zeros_like(mask).masked_scatter_(mask, part.to(mask.device))
+    return result
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Return a bool vector with exactly ``count`` True, at the largest values, earlier on ties."""
+    if count <= 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    # Selecting the k-th value is linear in time, where sorting millions of scores is not.
+    threshold = torch.kthvalue(values, values.numel() - count + 1).values
+    kept = values > threshold
+    missing = count - int(torch.count_nonzero(kept))
+    ties = torch.nonzero(values == threshold).flatten()
+    kept[ties[:missing]] = True
+    return kept
+
+
+def apply_masks(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Prune weights in place: where a mask is False, the weight becomes +0.0.
+
+    Survivors keep their bits. All masks are checked before the first weight changes.
+
+    Args:
+        net: the network that holds the weights.
+        masks: bool tensors by parameter name, of the parameter's shape, on any device.
+
+    Raises:
+        SearchError: a name that ``net`` does not have, or a mask of another dtype or shape.
+
+    Source: Peek-a-Boo, Section 3.2 and Algorithm 1, line 1.
+    """
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise SearchError(
+                f"masks[{name!r}]: expected the name of a parameter of {type(net).__name__}, "
+                f"which has {', '.join(list(parameters)[:8])}"
+            )
+        shape = tuple(parameters[name].shape)
+        if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            raise SearchError(
+                f"masks[{name!r}]: expected a bool tensor of shape {shape}, found {mask.dtype} "
+                f"of shape {tuple(mask.shape)}"
+            )
+    with torch.no_grad():
+        for name, mask in masks.items():
+            parameter = parameters[name]
+            parameter.masked_fill_(~mask.to(parameter.device), 0.0)

@@ -1,0 +1,172 @@
+"""Predictive sign gradients (PSG), put on the layers of any network and taken off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+
+from pabzip.errors import RecipeError
+from pabzip.init import seeding
+from pabzip.unmask.psg_config import PsgConfig
+from pabzip.unmask.psg_functions import psg_conv, psg_conv_transpose, psg_linear
+
+_CONFIG = "_pabzip_psg"
+
+_ROUTES: dict[Any, Callable[..., Tensor]] = {
+    F.linear: psg_linear,
+    F.conv1d: psg_conv,
+    F.conv2d: psg_conv,
+    F.conv3d: psg_conv,
+    F.conv_transpose1d: psg_conv_transpose,
+    F.conv_transpose2d: psg_conv_transpose,
+    F.conv_transpose3d: psg_conv_transpose,
+}
+
+
+class PsgHandle:
+    """Remembers the layers that `apply_psg` changed.
+
+    Attributes:
+        modules: the layers, by name.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module]):
+        self.modules = modules
+
+    def remove(self) -> None:
+        """Give every layer its own class back; layers that have it already are left alone."""
+        for module in self.modules.values():
+            _detach(module)
+
+
+def apply_psg(
+    net: nn.Module,
+    config: PsgConfig | None = None,
+    *,
+    weights: Iterable[str] | None = None,
+) -> PsgHandle:
+    """Let layers of ``net`` compute approximate gradients, in place.
+
+    The forward pass stays exact. In the backward pass input x, weight w and output gradient g are
+    replaced by their quantised versions (see `quantise`): the weight gradient is g~ x~^T, the input
+    gradient w~^T g~, and small weight gradients are treated as ``config.behaviour`` says. Bias
+    gradients are exact. There is one forward and one backward product, and a further backward
+    product for ``"correct"`` alone. What is not needed (the input gradient of the first layer, the
+    weight gradient of a frozen layer) is not computed. In evaluation mode gradients are exact, so a
+    search that runs in it measures the network itself.
+
+    Each layer's class becomes a subclass of its own that routes the ``torch.nn.functional`` calls
+    of its ``forward``; so Conv and Linear layers, their lazy initialisations, and subclasses of
+    one's own keep working, as do ``state_dict``, ``deepcopy``, pickling and autocast. A layer whose
+    weight is used by someone else's ``forward`` (as in ``nn.MultiheadAttention``) is not reached.
+    Gradients of gradients are not supported.
+
+    Args:
+        net: the network.
+        config: bit-widths and thresholds; the paper's by default.
+        weights: names of the weights whose layers to change (a mapping with these keys serves);
+            the seeded ones by default, which leaves a dense classifier alone as published.
+
+    Returns:
+        A handle; its ``remove()`` undoes all this.
+
+    Raises:
+        RecipeError: a name that is not the weight of a Conv or Linear layer, or a layer that
+            has PSG already.
+        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed.
+
+    Source: Peek-a-Boo, Sections 3.3 and 4.4; Wang et al. 2019 (E2-Train). Deviations: the signs of
+    the predicted gradients are not taken, as in Peek-a-Boo; the forward pass is exact, where the
+    published layers quantise it too; the published code runs every layer twice.
+    """
+    config = PsgConfig() if config is None else config
+    names = list(seeding(net).specs if weights is None else weights)
+    layers: dict[str, nn.Module] = {}
+    by_weight: dict[str, nn.Module] = {
+        f"{prefix}.weight" if prefix else "weight": module
+        for prefix, module in net.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Linear | _ConvNd)
+    }
+    for name in names:
+        module = by_weight.get(name)
+        if module is None:
+            raise RecipeError(
+                f"apply_psg: {name!r}: expected the weight of a Conv or Linear layer of "
+                f"{type(net).__name__}, which has {', '.join(list(by_weight)[:8])}"
+            )
+        if hasattr(module, _CONFIG):
+            raise RecipeError(
+                f"apply_psg: {name!r}: expected a layer without PSG, found one that has it "
+                "already; call remove() on its handle first, or remove_psg(net)"
+            )
+        layers[name.removesuffix("weight").removesuffix(".")] = module
+    for module in layers.values():
+        object.__setattr__(module, _CONFIG, config)
+        own: Any = type(module)
+        module.__class__ = _psg_class(own)
+    return PsgHandle(layers)
+
+
+def remove_psg(net: nn.Module) -> None:
+    """Take PSG off every layer of ``net`` that has it; for copies, whose handle is elsewhere."""
+    for module in net.modules():
+        _detach(module)
+
+
+def _detach(module: nn.Module) -> None:
+    """Give one layer its own class back, if it has PSG."""
+    if hasattr(module, _CONFIG):
+        module.__class__ = type(module).__mro__[1]
+        object.__delattr__(module, _CONFIG)
+
+
+@cache
+def _psg_class(base: Any) -> Any:
+    """Return the subclass of ``base`` that has predictive gradients; the same one every time."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.training:
+            return base.forward(self, *args, **kwargs)
+        with _Routing(getattr(self, _CONFIG)):
+            return base.forward(self, *args, **kwargs)
+
+    def reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        # The class has no importable name, so a pickle names its base.
+        return _blank, (base,), self.__getstate__()  # type: ignore[no-untyped-call]
+
+    members = {
+        "__doc__": f"{base.__name__} with predictive sign gradients.",
+        "__module__": base.__module__,
+        "forward": forward,
+        "__reduce_ex__": reduce_ex,
+    }
+    return type(f"Psg{base.__name__}", (base,), members)
+
+
+def _blank(base: Any) -> nn.Module:
+    """Return an empty layer of the subclass, for unpickling and copying to fill."""
+    layer: type[nn.Module] = _psg_class(base)
+    return layer.__new__(layer)
+
+
+class _Routing(TorchFunctionMode):
+    """Sends the functional calls of one layer's forward to their predictive versions."""
+
+    def __init__(self, config: PsgConfig):
+        super().__init__()
+        self.config = config
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        route = _ROUTES.get(func)
+        if route is None:
+            return func(*args, **(kwargs or {}))
+        # torch takes a mode off its stack while it is asked, so what the route calls is not routed.
+        return route(self.config, *args, **(kwargs or {}))

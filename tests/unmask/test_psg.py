@@ -1,0 +1,360 @@
+"""PSG against plain numpy: the quantiser, and the gradients of linear maps and convolutions."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pabzip.init
+from pabzip.errors import RecipeError, SeedError
+from pabzip.search import synflow
+from pabzip.unmask import Bop, PsgConfig, apply_psg, quantise, remove_psg
+
+EXACT = PsgConfig(32, 32, 32, threshold=0.0, behaviour="all")
+
+
+def numpy_quantise(values, bits):
+    levels = 2 ** (bits - 1) - 1
+    step = np.abs(values).max() / levels
+    return np.rint(values / step) * step if step > 0 else np.zeros_like(values)
+
+
+def numpy_treat(predicted, exact, config):
+    limit = config.threshold * (np.abs(predicted).max() if config.adaptive else 1.0)
+    small = np.abs(predicted) < limit
+    replacement = {"all": predicted, "remove": 0.0, "correct": exact}[config.behaviour]
+    return np.where(small, replacement, predicted)
+
+
+def tensor(shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Doubled(nn.Linear):
+    """A subclass of one's own, with a forward of its own."""
+
+    def forward(self, x, scale=2.0):
+        return F.linear(input=x, weight=self.weight * scale, bias=self.bias)
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation, through the hook that torch's convolutions offer."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    bits=st.integers(2, 24),
+    scale=st.sampled_from([1e-12, 1.0, 1e9]),
+)
+def test_quantiser_matches_numpy(seed, bits, scale):
+    values = tensor((7, 9), seed) * scale
+    values[0, :3] = 0.0
+    found = quantise(values, bits)
+    np.testing.assert_allclose(found.numpy(), numpy_quantise(values.numpy(), bits), rtol=1e-12)
+    assert len(found.abs().unique()) <= 2 ** (bits - 1)
+    assert not found[0, :3].any()
+    assert bool((found * values >= 0).all())
+    step = values.abs().max() / (2 ** (bits - 1) - 1)
+    assert bool(((found - values).abs() <= step / 2 * (1 + 1e-9)).all())
+    torch.testing.assert_close(found.abs().max(), values.abs().max(), rtol=1e-12, atol=0)
+
+
+def test_quantiser_at_the_edges():
+    assert quantise(torch.zeros(3), 8).tolist() == [0.0, 0.0, 0.0]
+    assert quantise(torch.zeros(0), 8).shape == (0,)
+    values = torch.tensor([0.1, -0.7])
+    assert quantise(values, 32).data_ptr() == values.data_ptr()
+    assert quantise(values, 2).tolist() == [0.0, -values.abs().max()]
+    assert quantise(torch.tensor([1.0, float("nan")]), 8).isnan().all()
+    assert quantise(torch.tensor([1.0, 2.0, 3.0]), 2).tolist() == [0.0, 3.0, 3.0]
+    half = quantise(torch.tensor([1.0, -0.3], dtype=torch.float16), 16)
+    assert half.dtype == torch.float16
+    assert half.tolist() == pytest.approx([1.0, -0.3], rel=1e-3)
+
+
+@pytest.mark.parametrize("behaviour", ["all", "remove", "correct"])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_linear_gradients_match_numpy(behaviour, adaptive):
+    config = PsgConfig(4, 3, 5, threshold=0.3, behaviour=behaviour, adaptive=adaptive)
+    layer = nn.Linear(6, 5, dtype=torch.float64)
+    apply_psg(layer, config, weights=["weight"])
+    x, g = tensor((2, 3, 6), 1).requires_grad_(), tensor((2, 3, 5), 2)
+    output = layer(x)
+    assert torch.equal(output, F.linear(x, layer.weight, layer.bias))
+    output.backward(g)
+    w, flat_x, flat_g = layer.weight.detach().numpy(), x.detach().numpy().reshape(6, 6), g.numpy()
+    flat_g = flat_g.reshape(6, 5)
+    gq, xq = numpy_quantise(flat_g, 5), numpy_quantise(flat_x, 4)
+    expected = numpy_treat(gq.T @ xq, flat_g.T @ flat_x, config)
+    np.testing.assert_allclose(layer.weight.grad.numpy(), expected, rtol=1e-10, atol=1e-14)
+    expected = (gq @ numpy_quantise(w, 3)).reshape(2, 3, 6)
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(layer.bias.grad.numpy(), flat_g.sum(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("behaviour", ["all", "remove", "correct"])
+def test_convolution_gradients_match_numpy_by_unfolding(behaviour):
+    config = PsgConfig(4, 5, 6, threshold=0.2, behaviour=behaviour)
+    layer = nn.Conv2d(3, 4, 3, stride=2, padding=1, dtype=torch.float64)
+    apply_psg(layer, config, weights=["weight"])
+    x = tensor((2, 3, 7, 7), 1).requires_grad_()
+    output = layer(x)
+    g = tensor(output.shape, 2)
+    output.backward(g)
+
+    flat_g = g.numpy().reshape(2, 4, -1)
+    w = layer.weight.detach().numpy().reshape(4, -1)
+
+    def columns(image):
+        image = np.pad(image, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        patches = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (2, 3))[:, :, ::2, ::2]
+        return patches.transpose(0, 1, 4, 5, 2, 3).reshape(2, 27, -1)
+
+    gq, xq = numpy_quantise(flat_g, 6), numpy_quantise(x.detach().numpy(), 4)
+    predicted = np.einsum("nok,nik->oi", gq, columns(xq))
+    exact = np.einsum("nok,nik->oi", flat_g, columns(x.detach().numpy()))
+    found = layer.weight.grad.numpy().reshape(4, -1)
+    np.testing.assert_allclose(found, numpy_treat(predicted, exact, config), atol=1e-12)
+    np.testing.assert_allclose(layer.bias.grad.numpy(), flat_g.sum((0, 2)), rtol=1e-12)
+
+    back = np.einsum("oi,nok->nik", numpy_quantise(w, 5), gq).reshape(2, 3, 3, 3, 4, 4)
+    image = np.zeros((2, 3, 9, 9))
+    for i in range(3):
+        for j in range(3):
+            image[:, :, i : i + 8 : 2, j : j + 8 : 2] += back[:, :, i, j]
+    np.testing.assert_allclose(x.grad.numpy(), image[:, :, 1:-1, 1:-1], atol=1e-12)
+
+
+LAYERS = [
+    (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9)),
+    (lambda: nn.Conv2d(4, 6, 3, dilation=2, bias=False), (2, 4, 9, 9)),
+    (lambda: nn.Conv2d(4, 6, 3, padding="same"), (2, 4, 5, 6)),
+    (lambda: nn.Conv2d(4, 6, (2, 4), padding="same", dilation=(1, 3)), (2, 4, 11, 13)),
+    (lambda: nn.Conv2d(4, 6, 3, padding="valid"), (2, 4, 5, 6)),
+    (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 5, 6)),
+    (lambda: nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular"), (2, 4, 5, 6)),
+    (lambda: nn.Conv2d(4, 6, 3), (4, 5, 6)),
+    (lambda: nn.Conv3d(4, 6, 2, stride=(1, 2, 1)), (2, 4, 3, 4, 5)),
+    (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5)),
+    (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 5, 5)),
+    (lambda: nn.Linear(4, 6), (4,)),
+    (lambda: nn.Linear(4, 6, bias=False), (2, 3, 4)),
+    (lambda: Doubled(4, 6), (3, 4)),
+    (lambda: Standardised(4, 6, 3), (2, 4, 5, 5)),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(("make", "shape"), LAYERS)
+def test_full_precision_is_the_layer_itself(make, shape):
+    torch.manual_seed(0)
+    plain = make().double()
+    changed = copy.deepcopy(plain)
+    apply_psg(changed, EXACT, weights=["weight"])
+    results = []
+    for layer in (plain, changed):
+        x = tensor(shape, 3).requires_grad_()
+        output = layer(x)
+        output.backward(tensor(output.shape, 4))
+        results.append([output, x.grad, *(p.grad for p in layer.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(("make", "shape"), LAYERS)
+def test_predictions_are_close_and_are_predictions(make, shape):
+    torch.manual_seed(0)
+    plain = make()
+    changed = copy.deepcopy(plain)
+    apply_psg(changed, weights=["weight"])
+    for layer in (plain, changed):
+        output = layer(tensor(shape, 3).float())
+        output.backward(tensor(output.shape, 4).float())
+    error = (plain.weight.grad - changed.weight.grad).abs().max() / plain.weight.grad.abs().max()
+    assert 0 < float(error) < 0.02
+
+
+def test_only_what_is_needed_is_computed():
+    config = PsgConfig(behaviour="correct", threshold=0.1)
+    layer = nn.Conv2d(3, 4, 3)
+    apply_psg(layer, config, weights=["weight"])
+    x = tensor((1, 3, 5, 5)).float()
+    layer(x).sum().backward()
+    assert x.grad is None
+    assert layer.weight.grad is not None
+    layer.requires_grad_(False)
+    layer.weight.grad = None
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    layer.bias.requires_grad_()
+    layer.bias.grad = None
+    layer(x.detach()).sum().backward()
+    assert layer.bias.grad.tolist() == [9.0] * 4
+    assert not layer(x.detach()).detach().requires_grad
+
+
+def seeded_net():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        Standardised(4, 4, 3),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    )
+    return pabzip.init.init_(net, 11, skip=["5"])
+
+
+def test_the_seeded_layers_by_default_and_back_again():
+    net = seeded_net()
+    keys = list(net.state_dict())
+    handle = apply_psg(net)
+    assert list(handle.modules) == ["0", "3"]
+    assert isinstance(net[0], nn.Conv2d)
+    assert isinstance(net[3], Standardised)
+    assert type(net[0]) is not nn.Conv2d
+    assert type(net[5]) is nn.Linear
+    assert list(net.state_dict()) == keys
+    handle.remove()
+    handle.remove()
+    assert type(net[0]) is nn.Conv2d
+    assert type(net[3]) is Standardised
+    assert vars(net[0]).keys() == vars(nn.Conv2d(1, 1, 1)).keys()
+    apply_psg(net, weights=["5.weight"]).remove()
+
+
+def test_copies_and_pickles_keep_it():
+    net = seeded_net()
+    apply_psg(net, PsgConfig(input_bits=3))
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(other[0]) is type(net[0])
+        gradients = []
+        for each in (net, other):
+            each.zero_grad()
+            each(tensor((2, 3, 6, 6)).float()).sum().backward()
+            gradients.append(each[0].weight.grad)
+        assert torch.equal(*gradients)
+        remove_psg(other)
+        assert type(other[3]) is Standardised
+        assert type(net[3]) is not Standardised
+        assert pabzip.init.seeding(other) == pabzip.init.seeding(net)
+
+
+def test_two_networks_do_not_share_a_configuration():
+    one, two = seeded_net(), seeded_net()
+    apply_psg(one, EXACT)
+    apply_psg(two, PsgConfig(2, 2, 2))
+    plain = seeded_net()
+    gradients = []
+    for net in (plain, one, two):
+        net[5].load_state_dict(plain[5].state_dict())
+        net(tensor((2, 3, 6, 6)).float()).sum().backward()
+        gradients.append(net[0].weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert (gradients[0] - gradients[2]).abs().max() > 0.1 * gradients[0].abs().max()
+
+
+def test_evaluation_mode_is_exact_and_search_is_not_disturbed():
+    plain, changed = seeded_net(), seeded_net()
+    changed.load_state_dict(plain.state_dict())
+    apply_psg(changed, PsgConfig(2, 2, 2))
+    one, two = (synflow(net, 0.3, (3, 6, 6), 5) for net in (plain, changed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    net, plain = seeded_net(), seeded_net()
+    plain.load_state_dict(net.state_dict())
+    apply_psg(net)
+    gradients = []
+    for each in (net, plain):
+        x = tensor((2, 3, 6, 6)).float().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype):
+            output = each[0](x)
+            assert output.dtype == dtype
+            loss = each(x).float().square().sum()
+        loss.backward()
+        assert each[0].weight.grad.dtype == torch.float32
+        assert x.grad.dtype == torch.float32
+        gradients.append(each[0].weight.grad)
+    error = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
+    assert float(error) < 0.1
+
+
+def test_trains_with_bop_and_keeps_every_magnitude():
+    net = seeded_net()
+    synflow(net, 0.5, (3, 6, 6), 5)
+    seeded = pabzip.init.seeded_parameters(net)
+    before = {name: p.detach().clone() for name, p in seeded.items()}
+    apply_psg(net)
+    bop = Bop(net, adaptivity_rate=0.1)
+    flips = 0
+    for step in range(5):
+        net.zero_grad()
+        output = net(tensor((8, 3, 6, 6), step).float())
+        F.cross_entropy(output, torch.arange(8) % 2).backward()
+        bop.step()
+        flips += int(bop.flips)
+    assert flips > 0
+    for name, p in seeded.items():
+        assert torch.equal(p.detach().abs(), before[name].abs())
+        assert not torch.signbit(p[before[name] == 0]).any()
+
+
+def test_second_application_is_refused_and_changes_nothing():
+    net = seeded_net()
+    handle = apply_psg(net, weights=["3.weight"])
+    with pytest.raises(RecipeError, match=r"'3.weight': .* one that has it already; call remove"):
+        apply_psg(net)
+    assert type(net[0]) is nn.Conv2d
+    handle.remove()
+    apply_psg(net)
+
+
+def test_names_that_are_no_layer():
+    net = seeded_net()
+    with pytest.raises(RecipeError, match=r"'1.weight': expected the weight of a Conv or Linear"):
+        apply_psg(net, weights=["0.weight", "1.weight"])
+    assert type(net[0]) is nn.Conv2d
+    with pytest.raises(SeedError, match=r"call pabzip.init_"):
+        apply_psg(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"input_bits": 1}, "input_bits: expected an integer from 2 to 32, found 1"),
+        ({"weight_bits": 33}, "weight_bits: expected an integer from 2 to 32, found 33"),
+        ({"gradient_bits": 8.0}, "gradient_bits: expected an integer from 2 to 32, found 8.0"),
+        ({"threshold": -1.0}, "threshold: expected zero or more, and finite, found -1.0"),
+        ({"threshold": float("nan")}, "threshold: .* found nan"),
+        ({"behaviour": "drop"}, "behaviour: expected one of all, correct, remove, found 'drop'"),
+    ],
+)
+def test_configuration_out_of_range(values, problem):
+    with pytest.raises(RecipeError, match=problem):
+        PsgConfig(**values)
+
+
+def test_gradients_of_gradients_are_refused():
+    layer = nn.Linear(2, 2)
+    apply_psg(layer, weights=["weight"])
+    (gradient,) = torch.autograd.grad(
+        layer(torch.ones(1, 2)).square().sum(), [layer.weight], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
