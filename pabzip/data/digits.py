@@ -1,0 +1,53 @@
+"""The handwritten digits that ship with scikit-learn: nothing to download."""
+
+from __future__ import annotations
+
+import torch
+
+from pabzip.data.order import permutation
+from pabzip.data.splits import Images, Splits
+from pabzip.errors import MissingDependencyError
+
+TRAIN_IMAGES = 1400
+"""Number of training images; the other 397 of the 1,797 are the test images."""
+
+_SPLIT_SEED = 1797
+_PEAK = 16
+# Of the training images; a test recomputes them.
+_MEAN = (0.3059,)
+_STD = (0.3762,)
+
+
+def load_digits() -> Splits:
+    """Load 1,797 images of handwritten digits, one channel of 8x8 pixels, 10 classes.
+
+    1,400 train, 397 test. The split is a fixed permutation from pabzip's own generator, so it is
+    the same everywhere and always.
+
+    Raises:
+        MissingDependencyError: scikit-learn is not installed.
+
+    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+    Repository, 1998 (its test part, which scikit-learn carries).
+    """
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            "data 'digits': expected scikit-learn, which carries the images, found none; "
+            "install it with: pip install 'pabzip[train]'"
+        ) from error
+    bunch = datasets.load_digits()
+    images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target).to(torch.int64)
+    order = torch.from_numpy(permutation(len(labels), seed=_SPLIT_SEED, stream=0))
+
+    def part(indices: torch.Tensor) -> Images:
+        return Images(images[indices], labels[indices], _PEAK, _MEAN, _STD)
+
+    return Splits(
+        name="digits",
+        train=part(order[:TRAIN_IMAGES]),
+        test=part(order[TRAIN_IMAGES:]),
+        num_classes=10,
+    )

@@ -1,0 +1,162 @@
+"""The architectures that a file may name, and how each is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pabzip.errors import ArchitectureError
+from pabzip.models.options import OptionValue, resolve_options
+from pabzip.models.rng import own_rng
+from pabzip.seeds import check_seed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """One entry: its constructor, its options with defaults, and smallest values above 1."""
+
+    construct: Callable[..., nn.Module]
+    options: Mapping[str, OptionValue]
+    least: Mapping[str, int] = field(default_factory=dict)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all architectures. Does not load torch."""
+    return tuple(_ARCHITECTURES)
+
+
+def defaults(name: str) -> dict[str, OptionValue]:
+    """Return the options of an architecture with their default values. Does not load torch.
+
+    Raises:
+        ArchitectureError: no such architecture; the message lists them.
+    """
+    return dict(_architecture(name).options)
+
+
+def input_shape(name: str, options: Mapping[str, Any] | None = None) -> tuple[int, int, int]:
+    """Return the shape ``(channels, height, width)`` of one input image. Does not load torch.
+
+    Residual networks take any height and width; for them the option ``image_size`` records the
+    size that the network was made for.
+
+    Args:
+        name: an architecture.
+        options: options that differ from `defaults`.
+
+    Raises:
+        ArchitectureError: unknown name or option, or a value out of range.
+    """
+    resolved = _resolved(name, options or {})
+    size = resolved["image_size"]
+    return resolved["in_channels"], size, size
+
+
+def build(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    dense_seed: int = 0,
+    device: torch.device | str | None = None,
+    **more: OptionValue,
+) -> nn.Module:
+    """Build an architecture by name, in float32 and training mode.
+
+    All parameters are initialised by torch's defaults from ``dense_seed``; `pabzip.init_` then
+    draws the weights that are to be seeded. The caller's random state and default dtype play no
+    part and are left alone. The network remembers what it is as ``net.pabzip_arch``: its name and
+    its options, all of them, as JSON values.
+
+    Args:
+        name: one of `names`.
+        options: any of `defaults`: ``num_classes``, ``in_channels``, ``image_size`` (pixels),
+            ``width`` (of the first layer or stage; the others follow in proportion), and for the
+            Conv family ``batch_norm``. Options that come from a file belong here.
+        dense_seed: seed of torch's CPU generator for the initial dense parameters (biases),
+            ``0 <= dense_seed < 2**64``.
+        device: where the network ends up; None takes torch's default device. ``"meta"`` allocates
+            nothing, to compare shapes first.
+        **more: options as keywords; they win over ``options``.
+
+    Raises:
+        ArchitectureError: unknown name or option, or a value out of range.
+        SeedError: ``dense_seed`` out of range.
+    """
+    import torch
+
+    resolved = _resolved(name, {**(options or {}), **more})
+    target = torch.get_default_device() if device is None else torch.device(device)
+    # Always constructed on the CPU, so that one dense_seed gives the same bits on every device.
+    first = "meta" if target.type == "meta" else "cpu"
+    with own_rng(check_seed(dense_seed)):
+        net = _architecture(name).construct(**resolved, device=first)
+    net.pabzip_arch = (name, resolved)  # type: ignore[assignment]
+    return net.to(target)
+
+
+def _architecture(name: str) -> _Architecture:
+    """Return the entry called ``name``."""
+    found = _ARCHITECTURES.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise ArchitectureError(
+            f"architecture: expected one of {', '.join(_ARCHITECTURES)}, found {name!r}"
+        )
+    return found
+
+
+def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, OptionValue]:
+    """Return all options of an architecture, the caller's checked and the rest by default."""
+    entry = _architecture(name)
+    return resolve_options(name, entry.options, options, entry.least)
+
+
+def _lenet(**options: Any) -> nn.Module:
+    """Construct LeNet-300-100."""
+    from pabzip.models.lenet import LeNet300100
+
+    return LeNet300100(**options)
+
+
+def _conv(blocks: int) -> _Architecture:
+    """Return the entry of the Conv network with ``blocks`` blocks."""
+
+    def construct(**options: Any) -> nn.Module:
+        from pabzip.models.conv import ConvNet
+
+        return ConvNet(blocks=blocks, **options)
+
+    options = {**_IMAGES, "width": 64, "batch_norm": True}
+    return _Architecture(construct, options, least={"image_size": 2**blocks})
+
+
+def _resnet(*depths: int, width: int = 64, bottleneck: bool = False) -> _Architecture:
+    """Return the entry of a residual network."""
+
+    def construct(*, image_size: int, **options: Any) -> nn.Module:
+        from pabzip.models.resnet import BasicBlock, Bottleneck, ResNet
+
+        # Global average pooling takes any size: image_size is kept for the record alone.
+        del image_size
+        return ResNet(block=Bottleneck if bottleneck else BasicBlock, depths=depths, **options)
+
+    return _Architecture(construct, {**_IMAGES, "width": width})
+
+
+_IMAGES: dict[str, OptionValue] = {"num_classes": 10, "in_channels": 3, "image_size": 32}
+
+_ARCHITECTURES: dict[str, _Architecture] = {
+    "lenet-300-100": _Architecture(_lenet, {**_IMAGES, "width": 300}, least={"width": 3}),
+    "conv2": _conv(1),
+    "conv4": _conv(2),
+    "conv6": _conv(3),
+    "conv8": _conv(4),
+    "resnet18": _resnet(2, 2, 2, 2),
+    "resnet20": _resnet(3, 3, 3, width=16),
+    "resnet34": _resnet(3, 4, 6, 3),
+    "resnet50": _resnet(3, 4, 6, 3, bottleneck=True),
+}
