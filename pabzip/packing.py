@@ -1,0 +1,185 @@
+"""Turn a trained network into a ticket, and refuse it unless every weight is its seed's.
+
+Packing is where exactness is enforced: each surviving weight must be plus or minus the magnitude
+that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
+weights themselves, so any loop that prunes and flips signs in place will do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from pabzip._optional import require
+from pabzip.errors import PackError
+from pabzip.init import Seeding, seeding
+from pabzip.seeds import InitSpec, weights
+from pabzip.ticket import DenseTensor, SeededTensor, Ticket
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from pabzip.train.checkpoint import Checkpoint
+
+Metadata = Mapping[str, str | int | float | bool | None]
+
+
+def pack(
+    source: nn.Module | Checkpoint | str | os.PathLike[str],
+    target: str | os.PathLike[str] | BinaryIO,
+    *,
+    coder: str = "auto",
+    dense_dtype: str | None = None,
+    metadata: Metadata | None = None,
+) -> dict[str, Any]:
+    """Write a network as a ``.pabz`` file; an existing file is replaced, as by ``torch.save``.
+
+    The file is written beside the target, opened again, regenerated and compared with ``source``
+    before it takes the target's name, so a failure leaves the old file as it was.
+
+    Args:
+        source: a network drawn by `pabzip.init_`, a `Checkpoint`, or the path of a ``model.pt``.
+        target: path of the file to write, or a binary stream.
+        coder: ``"auto"`` takes the smallest for each tensor, or a coder's name.
+        dense_dtype: None keeps dense tensors lossless; ``"float16"`` or ``"bfloat16"`` stores the
+            floating ones rounded to nearest even.
+        metadata: flat JSON values that travel in the header, on top of the checkpoint's own.
+
+    Returns:
+        The keys of ``pabzip pack --json``.
+
+    Raises:
+        PackError: a seeded weight is not plus or minus its seed's magnitude, is not float32, or a
+            dense tensor cannot be stored; the message names the tensor and the count.
+        SeedError: ``source`` is a network without a record of its seed.
+        CheckpointError: ``source`` is a path that holds no checkpoint of ours.
+
+    Source: Peek-a-Boo, Appendix D (what is stored); DESIGN, "Exactness".
+    """
+    ticket = to_ticket(source, metadata=metadata)
+    return ticket.save(target, coder=coder, dense_dtype=dense_dtype)
+
+
+def to_ticket(
+    source: nn.Module | Checkpoint | str | os.PathLike[str], *, metadata: Metadata | None = None
+) -> Ticket:
+    """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`."""
+    require("torch", extra="torch", purpose="packing a network")
+    import torch
+
+    if isinstance(source, torch.nn.Module):
+        return _from_network(source, metadata or {})
+    from pabzip.train.checkpoint import Checkpoint, load_checkpoint
+
+    checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
+    return _from_state(
+        checkpoint.state_dict,
+        checkpoint.seeding,
+        arch=checkpoint.arch,
+        arch_options=checkpoint.arch_options,
+        metadata={**checkpoint.metadata(), **(metadata or {})},
+    )
+
+
+def _from_network(net: nn.Module, metadata: Metadata) -> Ticket:
+    """Read a live network; a wrapper's ``module.`` prefix is dropped."""
+    record = seeding(net)
+    state = net.state_dict()
+    if all(name.startswith("module.") for name in record.specs) and hasattr(net, "module"):
+        inner = net.module
+        return _from_network(inner, metadata)  # type: ignore[arg-type]
+    arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+    return _from_state(state, record, arch=arch, arch_options=options, metadata=metadata)
+
+
+def _from_state(
+    state: Mapping[str, torch.Tensor],
+    record: Seeding,
+    *,
+    arch: str,
+    arch_options: Mapping[str, Any],
+    metadata: Metadata,
+) -> Ticket:
+    """Check every tensor of a state dict and gather them into a ticket, in the same order."""
+    import torch
+
+    missing = [name for name in record.specs if name not in state]
+    if missing:
+        raise PackError(
+            f"{missing[0]}: expected this seeded weight in the state, found "
+            f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
+        )
+    tensors: list[SeededTensor | DenseTensor] = []
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise PackError(
+                f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
+                "stored in a .pabz file, keep it outside the network's state_dict"
+            )
+        if name in record.specs:
+            codes = read_codes(name, value, record.seed, record.specs[name])
+            tensors.append(SeededTensor(name, record.specs[name], codes))
+        else:
+            tensors.append(dense_from_torch(name, value))
+    return Ticket(
+        seed=record.seed, tensors=tensors, arch=arch, arch_options=arch_options, metadata=metadata
+    )
+
+
+def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
+    """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
+
+    Args:
+        name: the weight's name, for messages.
+        weight: float32 tensor of any shape, on any device.
+        seed: the network's seed.
+        spec: the weight's init spec.
+
+    Returns:
+        int8 array of the weight's shape, values in {0, +1, -1}.
+
+    Raises:
+        PackError: ``weight`` is not float32, or a survivor's magnitude is not the seed's, bit for
+            bit.
+    """
+    import torch
+
+    if weight.dtype != torch.float32:
+        raise PackError(
+            f"{name}: expected a float32 seeded weight, found {weight.dtype}; half precision "
+            "loses the magnitudes' bits: pack the float32 network and convert when loading"
+        )
+    found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
+    drawn = weights(seed, spec, 0, found.size)
+    survivors = found != 0  # not-a-number counts as a survivor, and is then refused
+    differs = survivors & (np.abs(found).view(np.uint32) != np.abs(drawn).view(np.uint32))
+    count = int(np.count_nonzero(differs))
+    if count:
+        first = int(np.argmax(differs))
+        raise PackError(
+            f"{name}: expected every surviving weight to be plus or minus the magnitude drawn "
+            f"from seed {seed}, found {count} of {int(np.count_nonzero(survivors))} that differ "
+            f"(the first at index {first}: {float(found[first])!r} instead of "
+            f"+-{abs(float(drawn[first]))!r}); unmasking may only flip signs: check the seed, "
+            "or leave a weight that is trained otherwise dense with init_(..., skip=...)"
+        )
+    flipped = np.signbit(found) != np.signbit(drawn)
+    codes = np.where(flipped, np.int8(-1), np.int8(1))
+    codes[~survivors] = 0
+    return codes.reshape(tuple(weight.shape))
+
+
+def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
+    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
+    import torch
+
+    value = value.detach().cpu().contiguous()
+    dtype = str(value.dtype).removeprefix("torch.")
+    if value.dtype == torch.bfloat16:
+        value = value.view(torch.int16)
+        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
+    return DenseTensor(name, value.numpy().copy(), dtype, dtype)

@@ -1,0 +1,225 @@
+"""Load tickets into torch: a state dict, a network of one's own, or a registered architecture."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+import numpy as np
+
+from pabzip._optional import require
+from pabzip.errors import ArchitectureError, FormatError
+from pabzip.init import Seeding, attach_seeding
+from pabzip.seeds import pack_codes
+from pabzip.ticket import Ticket
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Source = str | os.PathLike[str] | bytes | BinaryIO
+Network = TypeVar("Network", bound="nn.Module")
+
+
+def load(
+    source: Source,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = False,
+    max_bytes: int | None = None,
+) -> nn.Module:
+    """Rebuild the network of a ticket whose architecture is registered.
+
+    Args:
+        source: a path, the bytes of a ``.pabz`` file, or a seekable binary stream.
+        device: where the weights are regenerated. On CUDA the codes travel packed, two bits a
+            weight, and the weights are written on the GPU.
+        dtype: floating dtype of all floating tensors; None keeps each tensor's own.
+        verify: recompute the SHA-256 of the regenerated state and compare it with the file's.
+        max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
+
+    Returns:
+        The network in evaluation mode, with its seed on record (`pabzip.seeding`), so that it can
+        be packed or unmasked again.
+
+    Raises:
+        FormatError: the file is damaged, or its tensors do not fit the architecture it names.
+        ArchitectureError: the file names no registered architecture ("custom"); build the network
+            and use `load_into`.
+    """
+    require("torch", extra="torch", purpose="pabzip.load")
+    from pabzip.models import build
+
+    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+        if ticket.arch == "custom":
+            raise ArchitectureError(
+                "this ticket is of a custom architecture, expected a registered one; build your "
+                "network and call pabzip.load_into(network, file), or take the tensors with "
+                "pabzip.load_state_dict(file)"
+            )
+        try:
+            # Built without memory or random draws; the ticket's own tensors take their places.
+            net = build(ticket.arch, ticket.arch_options, device="meta")
+            _check_fit(net, ticket)
+        except ArchitectureError as error:
+            # The file names an architecture that its own tensors or options contradict.
+            raise FormatError("header", str(error), file=_file_name(source)) from error
+        state = _read_state(ticket, device=device, dtype=dtype, verify=verify)
+        net.load_state_dict(state, strict=True, assign=True)
+        attach_seeding(net, _seeding(ticket))
+    return net.eval()
+
+
+def load_state_dict(
+    source: Source,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = False,
+    max_bytes: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Regenerate every tensor of a ticket; arguments as for `load`.
+
+    Returns:
+        torch tensors by name, in the file's order, on ``device``.
+
+    Raises:
+        FormatError: the file is damaged, or its SHA-256 does not match.
+    """
+    require("torch", extra="torch", purpose="pabzip.load_state_dict")
+    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+        return _read_state(ticket, device=device, dtype=dtype, verify=verify)
+
+
+def load_into(
+    net: Network, source: Source, *, verify: bool = False, max_bytes: int | None = None
+) -> Network:
+    """Load a ticket into a network that is already built, in place.
+
+    Values are copied into the network's own tensors, on their device and in their dtype (float32
+    values are rounded to nearest even for shorter ones). Nothing is changed when the ticket does
+    not fit.
+
+    Args:
+        net: a network with exactly the ticket's tensor names and shapes; a ``DataParallel`` or
+            ``DistributedDataParallel`` wrapper is understood.
+        source: as for `load`.
+        verify: as for `load`.
+        max_bytes: as for `load`.
+
+    Returns:
+        ``net`` itself, in the training or evaluation mode that it was in.
+
+    Raises:
+        ArchitectureError: names or shapes differ; the message shows which.
+        FormatError: the file is damaged, or its SHA-256 does not match.
+    """
+    require("torch", extra="torch", purpose="pabzip.load_into")
+    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+        inner = _unwrap(net)
+        _check_fit(inner, ticket)
+        state = _read_state(ticket, device="cpu", dtype=None, verify=verify)
+        inner.load_state_dict(state, strict=True)
+        attach_seeding(inner, _seeding(ticket))
+    return net
+
+
+def tensor(
+    ticket: Ticket,
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Regenerate one tensor of an open ticket on ``device``.
+
+    Raises:
+        FormatError: the tensor's section is damaged.
+    """
+    import torch
+
+    device = torch.device(device)
+    if ticket.kind(name) == "dense":
+        value = _dense(ticket, name)
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if device.type == "cuda":
+        from pabzip.seeds import cuda
+
+        return cuda.regenerate(
+            ticket.seed,
+            ticket.spec(name),
+            torch.from_numpy(pack_codes(ticket.codes(name))).to(device),
+            ticket.shape(name),
+            dtype=dtype or torch.float32,
+            device=device,
+        )
+    return torch.from_numpy(ticket.weight(name)).to(device, dtype)
+
+
+def _dense(ticket: Ticket, name: str) -> torch.Tensor:
+    """Return a dense tensor in its own dtype."""
+    import torch
+
+    stored = ticket.dense(name)
+    values = np.ascontiguousarray(stored.values)
+    if stored.dtype == "bfloat16":
+        return torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(values.copy())
+
+
+def _read_state(
+    ticket: Ticket, *, device: str | torch.device, dtype: torch.dtype | None, verify: bool
+) -> dict[str, torch.Tensor]:
+    """Regenerate all tensors, checking the file's digest first where it is asked for."""
+    if verify:
+        ticket.verify()
+    return {name: tensor(ticket, name, device=device, dtype=dtype) for name in ticket.names}
+
+
+def _seeding(ticket: Ticket) -> Seeding:
+    """Return the record that `init_` would have left on the ticket's network."""
+    seeded = [name for name in ticket.names if ticket.kind(name) == "seeded"]
+    return Seeding(ticket.seed, {name: ticket.spec(name) for name in seeded})
+
+
+def _check_fit(net: nn.Module, ticket: Ticket) -> None:
+    """Refuse a ticket whose names or shapes are not the network's."""
+    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    found = {name: tuple(ticket.shape(name)) for name in ticket.names}
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(
+                f"{len(missing)} tensors of the network are not in the file "
+                f"({', '.join(missing[:3])})"
+            )
+        if extra:
+            parts.append(
+                f"{len(extra)} tensors of the file are not in the network ({', '.join(extra[:3])})"
+            )
+        raise ArchitectureError(
+            f"{type(net).__name__}: expected the same tensor names, found that "
+            f"{' and '.join(parts)}; build the network that was packed"
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ArchitectureError(
+                f"{type(net).__name__}: {name}: expected shape {list(shape)}, found "
+                f"{list(found[name])} in the file; build the network with the options it was "
+                "packed with"
+            )
+
+
+def _unwrap(net: nn.Module) -> nn.Module:
+    """Return the network inside DataParallel or DistributedDataParallel."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    return net.module if isinstance(net, DataParallel | DistributedDataParallel) else net
+
+
+def _file_name(source: Source) -> str | None:
+    """Return the name of a path, for messages."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
