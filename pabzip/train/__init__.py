@@ -1,0 +1,101 @@
+"""Training: recipes, the loop, evaluation, checkpoints and what a step costs.
+
+Names are imported on first use, so that reading a recipe or a checkpoint does not load the whole
+of training.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pabzip.train.bitops import LayerCost, bit_operations, layer_costs
+    from pabzip.train.checkpoint import (
+        Checkpoint,
+        load_checkpoint,
+        network_from_checkpoint,
+        save_checkpoint,
+    )
+    from pabzip.train.defaults import default_recipe
+    from pabzip.train.evaluation import Evaluation, evaluate
+    from pabzip.train.loop import train
+    from pabzip.train.network import build_network, classifier_name, seed_network
+    from pabzip.train.observers import JsonLog, Observer, Progress, ProgressBar
+    from pabzip.train.recipes import BopRecipe, PsgRecipe, Recipe, SearchRecipe, SgdRecipe
+    from pabzip.train.results import EpochStats, TrainResult
+    from pabzip.train.toml import from_dict, merge, read_recipe, to_dict
+
+_HOMES = {
+    "BopRecipe": "recipes",
+    "Checkpoint": "checkpoint",
+    "EpochStats": "results",
+    "Evaluation": "evaluation",
+    "JsonLog": "observers",
+    "LayerCost": "bitops",
+    "Observer": "observers",
+    "Progress": "observers",
+    "ProgressBar": "observers",
+    "PsgRecipe": "recipes",
+    "Recipe": "recipes",
+    "SearchRecipe": "recipes",
+    "SgdRecipe": "recipes",
+    "TrainResult": "results",
+    "bit_operations": "bitops",
+    "build_network": "network",
+    "classifier_name": "network",
+    "default_recipe": "defaults",
+    "evaluate": "evaluation",
+    "from_dict": "toml",
+    "layer_costs": "bitops",
+    "load_checkpoint": "checkpoint",
+    "merge": "toml",
+    "network_from_checkpoint": "checkpoint",
+    "read_recipe": "toml",
+    "save_checkpoint": "checkpoint",
+    "seed_network": "network",
+    "to_dict": "toml",
+    "train": "loop",
+}
+
+__all__ = [
+    "BopRecipe",
+    "Checkpoint",
+    "EpochStats",
+    "Evaluation",
+    "JsonLog",
+    "LayerCost",
+    "Observer",
+    "Progress",
+    "ProgressBar",
+    "PsgRecipe",
+    "Recipe",
+    "SearchRecipe",
+    "SgdRecipe",
+    "TrainResult",
+    "bit_operations",
+    "build_network",
+    "classifier_name",
+    "default_recipe",
+    "evaluate",
+    "from_dict",
+    "layer_costs",
+    "load_checkpoint",
+    "merge",
+    "network_from_checkpoint",
+    "read_recipe",
+    "save_checkpoint",
+    "seed_network",
+    "to_dict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"pabzip.train.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'pabzip.train' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,82 @@
+"""What a training run reports: after each epoch, and at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStats:
+    """One epoch in numbers.
+
+    Attributes:
+        epoch: counted from 1.
+        epochs: how many there will be.
+        loss: mean cross-entropy over the epoch's training samples, as they were seen.
+        train_accuracy: fraction of them classified rightly, as they were seen.
+        test_loss: mean cross-entropy over the test set, after the epoch.
+        test_accuracy: fraction of the test set classified rightly, after the epoch.
+        flips_per_step: mean number of signs flipped in a step.
+        flipped: fraction of the surviving weights whose sign differs from the seed's.
+        seconds: wall-clock time of the epoch, evaluation included.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    flips_per_step: float
+    flipped: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers by name."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A finished run; the first nine are the stable keys of ``pabzip train --json``.
+
+    Attributes:
+        arch: the recipe's architecture.
+        data: the recipe's dataset.
+        method: the recipe's method.
+        keep_ratio: the recipe's keep ratio.
+        epochs: epochs trained.
+        test_accuracy: of the network as it was written, after the last epoch (no epoch is picked
+            by its test accuracy).
+        output: path of the checkpoint.
+        seconds: wall-clock time of the run, search included.
+        bitops: bit operations of one training step of one sample (`pabzip.train.bit_operations`).
+        test_loss: mean cross-entropy on the test set, after the last epoch.
+        train_accuracy: as seen during the last epoch.
+        weights: number of seeded weights (N).
+        survivors: number of them that the mask kept (K).
+        flipped: fraction of the survivors whose sign differs from the seed's.
+        seed: the recipe's seed.
+    """
+
+    arch: str
+    data: str
+    method: str
+    keep_ratio: float
+    epochs: int
+    test_accuracy: float
+    output: str
+    seconds: float
+    bitops: float
+    test_loss: float
+    train_accuracy: float
+    weights: int
+    survivors: int
+    flipped: float
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the results by name, as ``pabzip train --json`` prints them."""
+        return dataclasses.asdict(self)

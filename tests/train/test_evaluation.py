@@ -1,0 +1,66 @@
+"""Accuracy and loss against a computation by hand; modules and callables alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pabzip.data import Images
+from pabzip.errors import DataError
+from pabzip.train import evaluate
+
+
+def some_images(count: int, seed: int = 0) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 17, (count, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    return Images(pixels, labels, 16, (0.5,), (0.25,))
+
+
+def small_net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+def test_counts_and_losses_are_those_of_one_pass(batch_size: int) -> None:
+    net, images = small_net(), some_images(50)
+    found = evaluate(net, images, batch_size=batch_size)
+    net.eval()
+    logits = net(images.inputs()).detach().double()
+    assert found.samples == 50
+    assert found.accuracy == int((logits.argmax(1) == images.labels).sum()) / 50
+    assert found.loss == pytest.approx(float(F.cross_entropy(logits, images.labels)), rel=1e-6)
+    assert found.to_dict() == {
+        "accuracy": found.accuracy, "loss": found.loss, "samples": 50,
+    }  # fmt: skip
+
+
+def test_modes_statistics_and_random_state_stay() -> None:
+    net = small_net()
+    net[2].eval()
+    state = torch.get_rng_state()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    first, second = (evaluate(net, some_images(20)) for _ in range(2))
+    assert first == second
+    assert net.training
+    assert not net[2].training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_callable_may_return_an_array() -> None:
+    net, images = small_net().eval(), some_images(20)
+
+    def session(inputs: torch.Tensor) -> np.ndarray:
+        assert inputs.dtype == torch.float32
+        return np.asarray(net(inputs).detach().numpy())
+
+    assert evaluate(session, images) == evaluate(net, images)
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(DataError, match="expected at least one image"):
+        evaluate(small_net(), some_images(0))

@@ -1,0 +1,182 @@
+"""Recipes: validation, TOML, flags over TOML, and the way to plain values and back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pabzip.errors import RecipeError
+from pabzip.train import (
+    BopRecipe,
+    PsgRecipe,
+    Recipe,
+    SearchRecipe,
+    SgdRecipe,
+    default_recipe,
+    from_dict,
+    merge,
+    read_recipe,
+    to_dict,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "resnet19"}, r"arch: expected one of lenet-300-100, .*resnet50.*'resnet19'"),
+        ({"arch": "nets:"}, r"arch: .*found 'nets:'"),
+        ({"arch_options": {"width": [1]}}, r"arch_options\.width: .*found \[1\]"),
+        ({"arch_options": 3}, r"arch_options: expected a table of options, found 3"),
+        ({"data": ""}, r"data: expected a non-empty text, found ''"),
+        ({"augment": 1}, r"augment: expected true or false, found 1"),
+        ({"seed": -1}, r"seed: expected a whole number from 0 to 18446744073709551615, found -1"),
+        ({"seed": True}, r"seed: .*found True"),
+        ({"seed": 2**64}, r"seed: .*found 18446744073709551616"),
+        ({"scheme": "he"}, r"scheme: expected one of kaiming_normal, .*found 'he'"),
+        ({"classifier": "none"}, r"classifier: expected one of dense, seeded, found 'none'"),
+        ({"method": "bop"}, r"method: expected one of pab-bop, pab-bop-psg, found 'bop'"),
+        ({"keep_ratio": 0}, r"keep_ratio: expected a number above 0 and at most 1, found 0"),
+        ({"keep_ratio": 1.5}, r"keep_ratio: .*at most 1, found 1\.5"),
+        ({"keep_ratio": float("nan")}, r"keep_ratio: .*found nan"),
+        ({"epochs": 0}, r"epochs: expected a whole number of 1 or more, found 0"),
+        ({"epochs": 2.0}, r"epochs: expected a whole number of 1 or more, found 2\.0"),
+        ({"batch_size": 0}, r"batch_size: .*found 0"),
+        ({"device": "tpu"}, r"device: expected auto, cpu, cuda or cuda:<number>, found 'tpu'"),
+        ({"search": {"iterations": 0}}, r"search\.iterations: .*found 0"),
+        ({"bop": {"adaptivity_rate": 0}}, r"bop\.adaptivity_rate: .*above 0 and at most 1"),
+        ({"bop": {"threshold": float("inf")}}, r"bop\.threshold: .*at least 0, found inf"),
+        ({"bop": {"threshold": 10**400}}, r"bop\.threshold: .*found 1000"),
+        ({"bop": {"start": "one"}}, r"bop\.start: expected one of first-gradient, zero"),
+        ({"bop": 1}, r"bop: expected a table, found 1"),
+        ({"psg": {"weight_bits": 33}}, r"psg\.weight_bits: .*from 2 to 32, found 33"),
+        ({"psg": {"behaviour": "keep"}}, r"psg\.behaviour: expected one of remove, all, correct"),
+        ({"sgd": {"momentum": 1}}, r"sgd\.momentum: .*at least 0 and below 1, found 1"),
+        ({"sgd": {"milestones": [9, 5]}}, r"sgd\.milestones: expected increasing .*found \[9, 5\]"),
+        ({"sgd": {"milestones": [0]}}, r"sgd\.milestones: .*found \[0\]"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_refused_with_its_key_and_what_is_valid(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        merge(Recipe(), changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, r"epoch: expected a key of a recipe.*did you mean epochs\?"),
+        ({"bop": {"treshold": 1}}, r"bop\.treshold: .*did you mean bop\.threshold\?"),
+        ({"iterations": 3}, r"iterations: .*did you mean search\.iterations\?"),
+        ({"psg": {"bits": 8}}, r"psg\.bits: .*did you mean psg\.\w*_bits\?"),
+        ({"zzz": 8}, r"zzz: .*did you mean \w+"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_valid_name(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        merge(Recipe(), changes)
+
+
+def test_merge_replaces_level_by_level_and_leaves_the_rest() -> None:
+    recipe = Recipe(epochs=3, bop=BopRecipe(threshold=0.5))
+    merged = merge(recipe, {"seed": None, "bop": {"adaptivity_rate": 1}, "sgd": {"milestones": []}})
+    assert merged.epochs == 3
+    assert merged.bop == BopRecipe(adaptivity_rate=1.0, threshold=0.5)
+    assert isinstance(merged.bop.adaptivity_rate, float)
+    assert merged.sgd.milestones == ()
+    assert recipe.bop.adaptivity_rate == 1e-3
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("epochs = 7\nkeep_ratio = 1\n[bop]\nthreshold = 2e-5\n[arch_options]\nwidth=30")
+    recipe = read_recipe(file, {"epochs": 9, "bop": {"start": "zero"}})
+    default = default_recipe()
+    assert (recipe.epochs, recipe.keep_ratio, recipe.arch_options) == (9, 1.0, {"width": 30})
+    assert (recipe.bop.threshold, recipe.bop.start) == (2e-5, "zero")
+    assert recipe.bop.adaptivity_rate == default.bop.adaptivity_rate
+    assert recipe.sgd == default.sgd
+
+
+def test_defaults_follow_architecture_and_data() -> None:
+    assert read_recipe(None) == default_recipe()
+    assert default_recipe().data == "digits"
+    paper = read_recipe(None, {"data": "cifar10"})
+    assert (paper.arch, paper.epochs, paper.augment) == ("resnet18", 200, True)
+    assert (paper.bop, paper.sgd, paper.psg) == (BopRecipe(), SgdRecipe(), PsgRecipe())
+    assert default_recipe("conv4", "cifar100").arch == "conv4"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs = \nseed = 1", r"recipe\.toml: expected a TOML file: .*line 1"),
+        ("epochs = 0", r"recipe\.toml: epochs: .*found 0"),
+        ("[bopp]\nstart = 1", r"recipe\.toml: bopp: .*did you mean bop"),
+        ("arch = 3", r"arch: expected a text, found 3"),
+        ('arch = "os:system"', r"recipe\.toml: arch: .*nothing is imported.*--arch"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(file)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="expected a TOML file"):
+        read_recipe(file)
+
+
+def test_an_own_architecture_comes_from_the_caller_alone() -> None:
+    recipe = read_recipe(None, {"arch": "mynets:Tiny"})
+    assert recipe.own_architecture
+    with pytest.raises(RecipeError, match="nothing is imported"):
+        from_dict(to_dict(recipe))
+    assert from_dict(to_dict(recipe), allow_import=True) == recipe
+
+
+unit = st.floats(1e-6, 1.0)
+recipes = st.builds(
+    Recipe,
+    arch=st.sampled_from(["lenet-300-100", "resnet50"]),
+    arch_options=st.dictionaries(st.sampled_from(["width", "num_classes"]), st.integers(1, 99)),
+    data_root=st.none() | st.just("somewhere"),
+    augment=st.booleans(),
+    seed=st.integers(0, 2**64 - 1),
+    keep_ratio=unit,
+    epochs=st.integers(1, 300),
+    search=st.builds(SearchRecipe, st.integers(1, 200)),
+    bop=st.builds(BopRecipe, unit, st.floats(0, 1), st.sampled_from(["zero", "first-gradient"])),
+    psg=st.builds(PsgRecipe, st.integers(2, 32), threshold=st.floats(0, 1)),
+    sgd=st.builds(SgdRecipe, milestones=st.sets(st.integers(1, 99)).map(sorted).map(tuple)),
+)
+
+
+@given(recipes)
+def test_plain_values_survive_json_and_give_the_recipe_back(recipe: Recipe) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(recipe)))) == recipe
+
+
+def test_reading_a_recipe_does_not_load_torch() -> None:
+    code = "import sys, pabzip.train as t; t.read_recipe(None); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_can_be_had_from_the_package() -> None:
+    import pabzip.train
+
+    for name in pabzip.train.__all__:
+        assert getattr(pabzip.train, name).__name__ == name
