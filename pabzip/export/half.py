@@ -1,0 +1,153 @@
+"""Convert an ONNX graph from float32 to float16, leaving its inputs and outputs float32.
+
+The graph is converted, not the network: batch norms have then been folded into the convolutions
+in float32, so each weight is rounded once, and small variances do not underflow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pabzip.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def to_float16(model: ir.Model) -> None:
+    """Make a traced graph compute in float16, in place.
+
+    Every float32 constant is rounded to nearest even, every float32 value in between becomes
+    float16. A cast follows each input and precedes each output; an operator's input that the ONNX
+    standard fixes to float32 (such as the scales of ``Resize``) keeps float32.
+
+    Args:
+        model: a float32 graph without subgraphs, as `pabzip.export.graph.trace` gives it.
+
+    Raises:
+        ExportError: a constant overflows float16, or an operator cannot be converted.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    graph, opset = model.graph, model.opset_imports[""]
+    nodes = list(graph)
+    for constant in graph.initializers.values():
+        uses = constant.uses()
+        if _is_float(constant) and any(_takes_half(use.node, use.idx, opset) for use in uses):
+            _round_constant(constant)
+    for node in nodes:
+        _convert_attributes(node)
+        for result in node.outputs:
+            if _is_float(result):
+                result.dtype = ir.DataType.FLOAT16
+    for node in nodes:
+        for index, value in enumerate(node.inputs):
+            if value is not None and _is_half(value) and not _takes_half(node, index, opset):
+                cast = _cast(value, ir.DataType.FLOAT)
+                graph.insert_before(node, cast)
+                node.replace_input_with(index, cast.outputs[0])
+    _cast_ends(graph)
+
+
+def _takes_half(node: ir.Node, index: int, opset: int) -> bool:
+    """Tell whether the ONNX standard lets a node's input be float16."""
+    from onnx import defs
+
+    try:
+        schema = defs.get_schema(node.op_type, opset, node.domain)
+    except defs.SchemaError as error:
+        raise ExportError(
+            f"{node.name}: expected an operator of the ONNX standard, found "
+            f"{node.domain}::{node.op_type}; export with float16=False"
+        ) from error
+    formal = schema.inputs[min(index, len(schema.inputs) - 1)]  # the last may be variadic
+    return "tensor(float16)" in formal.types
+
+
+def _round_constant(value: ir.Value) -> None:
+    """Round one float32 constant to float16; a finite number must stay finite."""
+    import onnx_ir as ir
+
+    assert value.const_value is not None
+    exact = value.const_value.numpy()
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(np.float16)
+    overflowed = int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(rounded)))
+    if overflowed:
+        raise ExportError(
+            f"{value.name}: expected values within float16's +-65504, found {overflowed} beyond "
+            "it; export with float16=False"
+        )
+    value.const_value = ir.tensor(rounded, name=value.name)
+    value.dtype = ir.DataType.FLOAT16
+
+
+def _convert_attributes(node: ir.Node) -> None:
+    """Turn attributes that ask for float32 results into float16: casts and constant fills."""
+    import onnx_ir as ir
+
+    for key, attribute in list(node.attributes.items()):
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            raise ExportError(
+                f"{node.name}: expected a graph without control flow, found {node.op_type}; "
+                "export with float16=False"
+            )
+        # "to" is Cast's, "dtype" that of EyeLike and the like: both hold a data type's number.
+        if key in ("to", "dtype") and attribute.value == ir.DataType.FLOAT:
+            node.attributes[key] = ir.AttrInt64(key, int(ir.DataType.FLOAT16))
+        if attribute.type == ir.AttributeType.TENSOR:
+            tensor = attribute.as_tensor()
+            if tensor.dtype == ir.DataType.FLOAT:
+                half = ir.tensor(tensor.numpy().astype(np.float16))
+                node.attributes[key] = ir.AttrTensor(key, half)
+
+
+def _cast_ends(graph: ir.Graph) -> None:
+    """Cast the graph's float32 inputs to float16, and its results back to float32."""
+    import onnx_ir as ir
+
+    first = next(iter(graph))
+    for value in graph.inputs:
+        if _is_float(value):
+            uses = list(value.uses())
+            cast = _cast(value, ir.DataType.FLOAT16)
+            graph.insert_before(first, cast)
+            for use in uses:
+                use.node.replace_input_with(use.idx, cast.outputs[0])
+    for index, value in enumerate(graph.outputs):
+        if _is_half(value):
+            name = value.name
+            value.name = f"{name}_float16"
+            cast = _cast(value, ir.DataType.FLOAT)
+            cast.outputs[0].name = name
+            graph.append(cast)
+            graph.outputs[index] = cast.outputs[0]
+
+
+def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    """Return a node that casts ``value``; its output has the same shape."""
+    import onnx_ir as ir
+
+    name = f"{value.name}_{'float16' if dtype == ir.DataType.FLOAT16 else 'float32'}"
+    output = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
+    return ir.Node(
+        "", "Cast", [value], [ir.AttrInt64("to", int(dtype))], outputs=[output], name=f"cast_{name}"
+    )
+
+
+def _is_float(value: ir.Value) -> bool:
+    """Tell whether a value is float32."""
+    import onnx_ir as ir
+
+    return value.dtype == ir.DataType.FLOAT
+
+
+def _is_half(value: ir.Value) -> bool:
+    """Tell whether a value is float16."""
+    import onnx_ir as ir
+
+    return value.dtype == ir.DataType.FLOAT16
