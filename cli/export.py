@@ -1,0 +1,105 @@
+"""``pabzip export``: a dense ONNX file, checked against torch before it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from pabzip._optional import require
+from pabzip.cli.architectures import named_network, require_arch
+from pabzip.cli.files import check_output, default_output, open_output
+from pabzip.cli.options import (
+    arch_option,
+    arch_options_option,
+    max_bytes_option,
+    output_option,
+    reporting,
+)
+from pabzip.cli.output import Reporter, size
+from pabzip.cli.tickets import naming, read_source
+
+
+def image_shape(text: str) -> tuple[int, ...]:
+    """Read channels, height and width of one image: ``3,32,32`` or ``3x32x32``.
+
+    Raises:
+        click.BadParameter: they are not three whole numbers of 1 or more.
+    """
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{text!r} is not a shape; expected such as 3,32,32")
+    return tuple(int(part) for part in parts)
+
+
+@click.command("export")
+@click.argument("source", metavar="FILE")
+@output_option("the name of FILE with .onnx")
+@click.option("--opset", type=int, help="Version of the ONNX operator set. [18]")
+@click.option(
+    "--float16", is_flag=True, help="Compute in float16, half the size; inputs stay float32."
+)
+@click.option(
+    "--fixed-batch", is_flag=True, help="Fix the batch at 1 image instead of leaving it open."
+)
+@click.option(
+    "--input-shape",
+    type=image_shape,
+    metavar="C,H,W",
+    help="One image; needed for a custom architecture. [from the architecture]",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Largest difference of a logit, relative to the largest. [1e-4; 1e-2 with --float16]",
+)
+@arch_option
+@arch_options_option
+@max_bytes_option
+@reporting
+def command(
+    source: str,
+    output: str | None,
+    force: bool,
+    opset: int | None,
+    float16: bool,
+    fixed_batch: bool,
+    input_shape: tuple[int, ...] | None,
+    tolerance: float | None,
+    arch: str | None,
+    arch_options: tuple[str, ...],
+    max_bytes: int | None,
+    reporter: Reporter,
+) -> None:
+    """Export FILE (a .pabz ticket) as one dense ONNX file.
+
+    The file is kept only if ONNX Runtime gives the logits and the classes that torch gives. FILE
+    may be '-' for stdin; the output then is stdout unless -o names a file. A custom architecture
+    needs --arch and --input-shape.
+    """
+    target = output or default_output(source, ".onnx")
+    reporter = reporter.for_output(target)
+    require_arch(arch, arch_options)
+    check_output(target, force=force, inputs=[source])
+    require("torch", extra="torch", purpose="pabzip export")
+    from pabzip.export.onnx import export_ticket
+
+    data = read_source(source, max_bytes=max_bytes)
+    net = None if arch is None else named_network(arch, arch_options)
+    with open_output(target) as file, naming(source):
+        report = export_ticket(
+            data,
+            file,
+            net=net,
+            input_shape=input_shape,
+            max_bytes=max_bytes,
+            opset=opset,
+            float16=float16,
+            dynamic_batch=not fixed_batch,
+            tolerance=tolerance,
+        )
+    reporter.result(
+        {"output": target, **dataclasses.asdict(report)},
+        f"{source} -> {target}: {size(report.bytes)}, opset {report.opset}, {report.precision}; "
+        f"agrees with torch within {report.difference:.1e} on {report.samples} images",
+    )

@@ -1,0 +1,74 @@
+"""``pabzip pack``: from a checkpoint to a .pabz file."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import click
+
+from pabzip._optional import require
+from pabzip.cli.files import check_output, default_output, is_stream, open_output
+from pabzip.cli.options import output_option, reporting
+from pabzip.cli.output import Reporter, ratio, size
+from pabzip.cli.tickets import read_source
+
+
+@click.command("pack")
+@click.argument("source", metavar="CHECKPOINT")
+@output_option("the name of CHECKPOINT with .pabz")
+@click.option(
+    "--coder",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="What turns codes into bytes: 'auto' takes the smallest for each tensor, 'huffman' is "
+    "the paper's.",
+)
+@click.option(
+    "--dense-dtype",
+    type=click.Choice(["float16", "bfloat16"]),
+    help="Round the dense tensors (batch norm, biases) to half precision. [lossless]",
+)
+@reporting
+def command(
+    source: str,
+    output: str | None,
+    force: bool,
+    coder: str,
+    dense_dtype: str | None,
+    reporter: Reporter,
+) -> None:
+    """Pack CHECKPOINT (model.pt, as `pabzip train` writes it) into a .pabz file.
+
+    Every surviving weight must be plus or minus the magnitude that its seed draws, to the bit;
+    otherwise nothing is written. What was written is opened and regenerated again before it takes
+    its name. CHECKPOINT may be '-' for stdin; the output then is stdout unless -o names a file.
+    """
+    target = output or default_output(source, ".pabz")
+    reporter = reporter.for_output(target)
+    check_output(target, force=force, inputs=[source])
+    require("torch", extra="torch", purpose="pabzip pack")
+    from pabzip.packing import to_ticket
+    from pabzip.train.checkpoint import load_checkpoint
+
+    data = read_source(source)
+    checkpoint = load_checkpoint(io.BytesIO(data) if isinstance(data, bytes) else data)
+    ticket = to_ticket(checkpoint)
+    for name in ticket.names:
+        reporter.detail(f"{name}: {ticket.kind(name)}, {list(ticket.shape(name))}")
+    if is_stream(target):
+        with open_output(target) as file:
+            info = ticket.save(file, coder=coder, dense_dtype=dense_dtype)
+    else:
+        info = ticket.save(target, coder=coder, dense_dtype=dense_dtype)
+    reporter.result(info, _summary(source, target, info))
+
+
+def _summary(source: str, target: str, info: dict[str, Any]) -> str:
+    """Return the result in one line, for people."""
+    return (
+        f"{source} -> {target}: {size(info['bytes'])}, "
+        f"{ratio(info['float32_bytes'], info['bytes'])} smaller than float32; "
+        f"{info['survivors']:,} of {info['weights']:,} weights survive"
+    )

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from pabzip.cli.train_flags import FLAGS, overrides
+from pabzip.train.recipes import Recipe
+from pabzip.train.toml import merge
+
+TINY = ("--arch-option", "width=12", "--epochs", "1", "--search-iterations", "3", "--device", "cpu")
+KEYS = {
+    "arch", "data", "method", "keep_ratio", "epochs", "test_accuracy", "output", "seconds",
+    "bitops",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def dotted_keys(part, prefix=""):
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from dotted_keys(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def test_every_value_of_a_recipe_has_a_flag():
+    assert {flag.key for flag in FLAGS} | {"arch", "arch_options"} == set(dotted_keys(Recipe()))
+
+
+def test_flags_that_are_not_given_change_nothing():
+    assert overrides(dict.fromkeys([flag.parameter for flag in FLAGS])) == {}
+
+
+def test_flags_nest_as_the_recipe_does():
+    values = dict.fromkeys([flag.parameter for flag in FLAGS])
+    values |= {"recipe_epochs": 3, "recipe_bop__threshold": 0.0, "recipe_augment": False}
+    table = overrides(values)
+    assert table == {"epochs": 3, "bop": {"threshold": 0.0}, "augment": False}
+    assert merge(Recipe(epochs=9, augment=True), table).bop.threshold == 0.0
+
+
+def test_train_writes_model_pt_and_prints_the_stable_keys(folder, run):
+    result = run("train", *TINY, "--json", "--log", "run.jsonl")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert set(found) >= KEYS
+    assert found["output"] == "model.pt"
+    assert (found["epochs"], found["keep_ratio"], found["data"]) == (1, 0.1, "digits")
+    assert {path.name for path in folder.iterdir()} == {"model.pt", "run.jsonl"}
+    events = [json.loads(line)["event"] for line in (folder / "run.jsonl").read_text().splitlines()]
+    assert events == ["start", "epoch", "result"]
+    content = torch.load("model.pt", weights_only=True)
+    assert content["results"]["test_accuracy"] == found["test_accuracy"]
+    assert result.stderr == ""
+
+
+def test_train_for_people(folder, run):
+    result = run("train", *TINY, "-o", "mine.pt", "-v")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("mine.pt: test accuracy ")
+    assert '"epochs": 1' in result.stderr
+
+
+def test_flags_win_over_the_recipe_and_the_rest_stays(folder, run):
+    (folder / "mine.toml").write_text(
+        "keep_ratio = 0.5\nepochs = 7\nseed = 3\n[arch_options]\nwidth = 12\n"
+        "[search]\niterations = 3\n"
+    )
+    result = run("train", "--recipe", "mine.toml", "--epochs", "1", "--json", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["keep_ratio"], found["epochs"], found["seed"]) == (0.5, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--keep-ratio", "2"), "keep_ratio"),
+        (("--epochs", "0"), "epochs"),
+        (("--seed", "-1"), "seed"),
+        (("--arch", "resnet19"), "resnet18"),
+        (("--scheme", "lecun"), "kaiming_normal"),
+        (("--milestones", "one"), "80,120"),
+        (("--arch-option", "width"), "KEY=VALUE"),
+        (("--arch-option", "width=1", "--arch-option", "width=2"), "twice"),
+        (("-o", "-"), "name them"),
+        (("--learning-rate", "nan"), "learning_rate"),
+    ],
+)
+def test_values_out_of_range_are_usage_errors(folder, run, arguments, message):
+    result = run("train", *arguments)
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_a_recipe_that_is_none_names_the_file(folder, run):
+    (folder / "bad.toml").write_text("epoch = 3\n")
+    result = run("train", "--recipe", "bad.toml")
+    assert result.exit_code == 2
+    assert "bad.toml" in result.stderr
+    assert "epochs" in result.stderr
+
+
+def test_a_recipe_cannot_import_code(folder, run):
+    (folder / "evil.py").write_text("open('owned', 'w')\n")
+    (folder / "evil.toml").write_text('arch = "evil:Net"\n')
+    result = run("train", "--recipe", "evil.toml")
+    assert result.exit_code == 2
+    assert not (folder / "owned").exists()
+
+
+def test_the_recipe_is_never_the_output(folder, run):
+    (folder / "mine.toml").write_text("epochs = 1\n")
+    result = run("train", "--recipe", "mine.toml", "-o", "mine.toml", "--force")
+    assert result.exit_code == 1
+    assert "is the input mine.toml itself" in result.stderr
+
+
+def test_the_log_is_not_the_output(folder, run):
+    result = run("train", "-o", "one.pt", "--log", "one.pt")
+    assert result.exit_code == 1
+    assert "one.pt" in result.stderr
+
+
+def test_a_loss_that_is_not_finite_exits_4(folder, run, monkeypatch):
+    import pabzip.train.loop
+    from pabzip.errors import TrainingError
+
+    def diverge(*arguments, **options):
+        raise TrainingError("epoch 1, step 3: expected a finite loss, found nan")
+
+    monkeypatch.setattr(pabzip.train.loop, "train", diverge)
+    result = run("train", *TINY)
+    assert result.exit_code == 4
+    assert result.stderr == ("pabzip: error: epoch 1, step 3: expected a finite loss, found nan\n")
+
+
+def test_missing_data_is_named(folder, run):
+    result = run("train", "--data", "cifar10", "--data-root", "nowhere", "--epochs", "1")
+    assert result.exit_code == 1
+    assert "cifar10" in result.stderr
+    assert "--download" in result.stderr
+    assert list(folder.iterdir()) == []

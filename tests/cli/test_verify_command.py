@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import pabzip
+from pabzip.ticket import Ticket
+
+
+@pytest.fixture
+def stored(project):
+    with pabzip.open(project.ticket) as ticket:
+        return ticket.info()["sha256"]
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--backend", "numpy"), ("--threads", "1"), ("--threads", "2")]
+)
+def test_verify_gives_one_digest_by_every_way(project, run, stored, flags):
+    result = run("verify", "model.pabz", "--json", *flags)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == {"ok": True, "sha256": stored}
+
+
+def test_verify_for_people(project, run, stored):
+    result = run("verify", "model.pabz")
+    assert result.stdout == f"model.pabz: OK, SHA-256 {stored}\n"
+    assert run("verify", "model.pabz", "-q").stdout == ""
+
+
+def test_verify_stdin(project, run, stored):
+    result = run("verify", "-", "--json", stdin=project.ticket.read_bytes())
+    assert json.loads(result.stdout) == {"ok": True, "sha256": stored}
+
+
+def test_a_digest_that_differs_exits_3(project, run, monkeypatch, stored):
+    other = "0" * 64
+    monkeypatch.setattr(Ticket, "sha256", lambda self, **options: other)
+    result = run("verify", "model.pabz", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout) == {"ok": False, "sha256": other}
+    assert result.stderr == (
+        f"pabzip: error: model.pabz: weights: expected the SHA-256 {stored}, found {other}; "
+        "these are not the weights that were packed\n"
+    )
+
+
+def test_a_damaged_file_exits_3_and_still_prints_one_object(project, run):
+    data = bytearray(project.ticket.read_bytes())
+    data[-1] ^= 1
+    project.ticket.write_bytes(data)
+    result = run("verify", "model.pabz", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout) == {"ok": False, "sha256": None}
+    assert result.stderr.startswith("pabzip: error: model.pabz: ")
+
+
+def test_an_unknown_backend_is_a_usage_error(project, run):
+    result = run("verify", "model.pabz", "--backend", "abacus")
+    assert result.exit_code == 2
+    assert "'numba', 'numpy'" in result.stderr
