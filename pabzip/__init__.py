@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pabzip.init import Seeding, attach_seeding, init_, seeded_parameters, seeding
     from pabzip.packing import pack
     from pabzip.runtime.arrays import load_arrays, open  # noqa: A004
-    from pabzip.runtime.onnx_session import load_session
+    from pabzip.runtime.ticket_session import load_session
     from pabzip.runtime.torch_module import load, load_into, load_state_dict
     from pabzip.seeds import InitSpec
     from pabzip.ticket import DenseTensor, SeededTensor, Ticket
@@ -41,7 +41,7 @@ _HOMES = {
     "load_arrays": "pabzip.runtime.arrays",
     "load_checkpoint": "pabzip.train.checkpoint",
     "load_into": "pabzip.runtime.torch_module",
-    "load_session": "pabzip.runtime.onnx_session",
+    "load_session": "pabzip.runtime.ticket_session",
     "load_state_dict": "pabzip.runtime.torch_module",
     "open": "pabzip.runtime.arrays",
     "pack": "pabzip.packing",

@@ -1,4 +1,4 @@
-"""Run tickets and exported files in ONNX Runtime: sessions, and logits from them."""
+"""Run ONNX models in ONNX Runtime: sessions, and logits from them."""
 
 from __future__ import annotations
 
@@ -15,62 +15,13 @@ from pabzip._optional import require
 from pabzip.errors import ExportError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from onnxruntime import InferenceSession
-    from torch import nn
-
-    from pabzip.export.build import OnnxOptions
 
 Provider = str | tuple[str, Mapping[str, Any]]
 """An execution provider of ONNX Runtime, by name, or name and options."""
 
 _DEFAULT_PROVIDERS: tuple[Provider, ...] = ("CPUExecutionProvider",)
 _LOG_ERRORS_ONLY = 3
-
-
-def load_session(
-    source: str | os.PathLike[str] | bytes,
-    *,
-    providers: Sequence[Provider] | None = None,
-    net: nn.Module | None = None,
-    input_shape: Sequence[int] | None = None,
-    max_bytes: int | None = None,
-    **options: Unpack[OnnxOptions],
-) -> InferenceSession:
-    """Build an ONNX Runtime session from a ``.pabz`` file, in memory; no file is written.
-
-    The graph is the one that `pabzip.export.export_ticket` would write, and is checked against
-    torch in the same way before the session is handed out. Needs torch, onnx and onnxscript; to
-    deploy without them, export once and use `open_onnx`.
-
-    Args:
-        source: a path, or the bytes of a ``.pabz`` file.
-        providers: execution providers in order of preference; None takes the CPU.
-        net: a network to load the ticket into, for a custom architecture; a copy is used.
-        input_shape: ``(C, H, W)`` of one image; None takes it from the registry.
-        max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
-        options: ``opset``, ``float16``, ``dynamic_batch``, ``tolerance`` and ``samples`` of
-            `pabzip.export.build_onnx`.
-
-    Returns:
-        A session with the float32 input ``"images"`` (batch, C, H, W) and the float32 output
-        ``"logits"`` (batch, classes).
-
-    Raises:
-        FormatError: the file is damaged or not a ticket.
-        ArchitectureError: a custom architecture without ``net``, or a ``net`` that does not fit.
-        ExportError: the graph cannot be built, or does not agree with torch.
-        MissingDependencyError: a package of the extra ``onnx``, or a provider, is not there.
-    """
-    create = _session_maker(providers)
-    # Imported here: export stands beside runtime and itself runs its checks in a session.
-    from pabzip.export.build import build_onnx
-    from pabzip.export.source import read_source
-
-    found = read_source(source, net=net, input_shape=input_shape, max_bytes=max_bytes)
-    built = build_onnx(found.net, input_shape=found.input_shape, metadata=found.metadata, **options)
-    return create(built.data)
 
 
 def open_onnx(
@@ -81,7 +32,7 @@ def open_onnx(
     Args:
         source: a path, or the bytes of a model. The model must be self-contained: it is read
             into memory, and no other file that it may name is opened.
-        providers: as for `load_session`.
+        providers: execution providers in order of preference; None takes the CPU.
 
     Returns:
         The session.
@@ -91,7 +42,7 @@ def open_onnx(
         MissingDependencyError: onnxruntime, or a provider, is not there.
         OSError: the file cannot be read.
     """
-    create = _session_maker(providers)
+    create = session_maker(providers)
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         return create(data)
@@ -105,7 +56,7 @@ def session_logits(session: InferenceSession) -> Callable[[np.ndarray], np.ndarr
     """Return a function from images to logits that runs ``session``.
 
     Args:
-        session: one of `load_session` or `open_onnx`.
+        session: one of `pabzip.load_session` or `open_onnx`.
 
     Returns:
         A function of one array ``(N, C, H, W)``, converted to float32, that returns float32
@@ -144,13 +95,18 @@ def create_session(
         ExportError: ONNX Runtime cannot read the model.
         MissingDependencyError: onnxruntime, or a provider, is not there.
     """
-    return _session_maker(providers)(model)
+    return session_maker(providers)(model)
 
 
-def _session_maker(
+def session_maker(
     providers: Sequence[Provider] | None,
 ) -> Callable[[bytes], InferenceSession]:
-    """Check runtime and providers first, so that nothing is read or built in vain."""
+    """Return what makes sessions; runtime and providers are checked now, before any work.
+
+    Raises:
+        MissingDependencyError: onnxruntime, or a provider, is not there. What is returned raises
+            ExportError for a model that ONNX Runtime cannot read.
+    """
     runtime = _onnxruntime()
     chosen = _checked_providers(runtime, providers)
 
