@@ -5,6 +5,7 @@ first codes.
 """
 
 from pabzip.formats.atomic import open_atomic
+from pabzip.formats.breakdown import breakdown
 from pabzip.formats.coders import AUTO, CODERS
 from pabzip.formats.container import VERSION
 from pabzip.formats.digest import state_sha256
@@ -41,6 +42,7 @@ __all__ = [
     "SeededTensor",
     "Tensor",
     "bfloat16_to_float32",
+    "breakdown",
     "encode_ticket",
     "gather",
     "huffman_bytes",

@@ -1,59 +1,18 @@
-"""Coders of codes: the seam, the registry, and the choice of the smallest."""
+"""Coders of codes: the registry, and the choice of the smallest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats.checks import shown
-from pabzip.formats.entries import SeededEntry
+from pabzip.formats.coder import Coder
+from pabzip.formats.context import Context
 from pabzip.formats.huffman import Huffman
 from pabzip.formats.tensors import SeededTensor
 
-Payload = bytes | memoryview
-Decode = Callable[[SeededEntry, Payload], NDArray[np.int8]]
-"""From a tensor's entry and payload to its codes: int8, the tensor's shape."""
-
-
-class Coder(Protocol):
-    """What turns codes into bytes and back.
-
-    A coder is given the seed and the init specs, because what they determine (the magnitudes) may
-    predict the mask. One coder of a file may keep what several tensors share in the file's side
-    stream.
-
-    Attributes:
-        name: what the header calls it.
-        shares_side: whether it reads and writes the side stream.
-    """
-
-    name: str
-    shares_side: bool
-
-    def check_length(self, entry: SeededEntry, length: int) -> None:
-        """Check that ``length`` payload bytes can hold the entry's codes.
-
-        Raises:
-            FormatError: they cannot.
-        """
-
-    def encode(self, seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[bytes], bytes]:
-        """Return one payload a tensor, and the side stream (empty where nothing is shared)."""
-
-    def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> Decode:
-        """Prepare to decode any of ``entries``: all those of the file with this coder, in order.
-
-        The function that is returned raises `FormatError` for a payload that is not exactly the
-        codes of its entry, and may be called from several threads.
-        """
-
-
-CODERS: Mapping[str, Coder] = {coder.name: coder for coder in (Huffman(),)}
+CODERS: Mapping[str, Coder] = {coder.name: coder for coder in (Huffman(), Context())}
 """The coders that this version writes and reads, by name."""
 
 AUTO = "auto"
@@ -122,6 +81,9 @@ def _smallest(seed: int, tensors: Sequence[SeededTensor]) -> CodedTensors:
     best = _pick(tried, list(CODERS), len(tensors))
     for name in set(best.coders) - set(alone):
         chosen = [at for at, coder in enumerate(best.coders) if coder == name]
+        if len(chosen) == len(tensors):
+            best = CodedTensors(best.coders, best.payloads, tried[name][1])
+            break
         again, side = CODERS[name].encode(seed, [tensors[at] for at in chosen])
         payloads = list(best.payloads)
         for at, payload in zip(chosen, again, strict=True):

@@ -56,7 +56,7 @@ class DenseEntry:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the tensor in a dense section, before deflate."""
+        """Bytes of the elements of the tensor in a dense section, before any compression."""
         return self.count * DENSE_TYPES[self.stored].itemsize
 
 

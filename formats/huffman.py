@@ -9,15 +9,17 @@ Source: Peek-a-Boo, Appendix D, Figure 6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
 from pabzip.formats.checks import shown
+from pabzip.formats.coder import Payload, Task
 from pabzip.formats.entries import SeededEntry
 from pabzip.formats.tensors import SeededTensor
+from pabzip.seeds import regenerate
 
 _BIG_ENDIAN_WORD = np.dtype(">u8")
 
@@ -65,7 +67,7 @@ def decode(payload: bytes | memoryview, count: int, survivors: int) -> NDArray[n
 
 
 class Huffman:
-    """`pabzip.formats.coders.Coder` of the paper's code; it shares nothing between tensors."""
+    """`pabzip.formats.coder.Coder` of the paper's code; it shares nothing between tensors."""
 
     name = "huffman"
     shares_side = False
@@ -88,13 +90,34 @@ class Huffman:
         """Return one payload a tensor, and no side stream."""
         return [encode(tensor.codes) for tensor in tensors], b""
 
-    def decoder(
-        self, seed: int, entries: Sequence[SeededEntry], side: bytes
-    ) -> Callable[[SeededEntry, bytes | memoryview], NDArray[np.int8]]:
-        """Return the function that decodes any of the file's Huffman payloads."""
-        return _decode_entry
+    def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> HuffmanDecoder:
+        """Return what decodes any of the file's Huffman payloads."""
+        return HuffmanDecoder(seed)
 
 
-def _decode_entry(entry: SeededEntry, payload: bytes | memoryview) -> NDArray[np.int8]:
-    """Decode one tensor's payload into the tensor's shape."""
-    return decode(payload, entry.count, entry.survivors).reshape(entry.shape)
+class HuffmanDecoder:
+    """`pabzip.formats.coder.Decoder` of the paper's code.
+
+    Args:
+        seed: the file's seed.
+    """
+
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def codes(self, entry: SeededEntry, payload: Payload, out: NDArray[np.int8]) -> list[Task]:
+        """Return the work that writes codes to ``out``, in one piece."""
+
+        def task() -> None:
+            out[:] = decode(payload, entry.count, entry.survivors)
+
+        return [task]
+
+    def weights(self, entry: SeededEntry, payload: Payload, out: NDArray[np.float32]) -> list[Task]:
+        """Return the work that writes weights to ``out``, in one piece."""
+
+        def task() -> None:
+            codes = decode(payload, entry.count, entry.survivors)
+            regenerate(self._seed, entry.spec, codes, threads=1, out=out)
+
+        return [task]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
 from pabzip.formats.checks import shown
-from pabzip.formats.coders import Decode, coder_named
+from pabzip.formats.coder import Coded, Decoder, Task, run_tasks
+from pabzip.formats.coders import coder_named
 from pabzip.formats.container import (
     CHECKSUM_BYTES,
     Section,
@@ -21,7 +26,7 @@ from pabzip.formats.entries import DenseEntry, DenseGroup, SeededEntry
 from pabzip.formats.registry import DENSE_SECTION_BYTES
 from pabzip.formats.sources import Source
 from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor
-from pabzip.formats.validate import check_limit, grouped
+from pabzip.formats.validate import check_expansion, check_limit, grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +56,8 @@ class Reader(Mapping[str, Tensor]):
     Args:
         source: where the bytes come from; closed by `close`.
         max_bytes: most bytes of the loaded state (float32 for seeded tensors, their own type for
-            dense ones); None for no limit. Even then a file makes no more than 1,032 times its
-            own size, because no Huffman code and no deflate stream can.
+            dense ones); None takes 65,536 times the size of the file, or 256 MiB if that
+            is more; no ticket of a trained network comes near.
 
     Attributes:
         header: what the file declares.
@@ -68,10 +73,13 @@ class Reader(Mapping[str, Tensor]):
         self._source = source
         self.header, self.header_bytes = read_header(source)
         contents = self.header.contents
-        check_limit(contents, max_bytes)
+        check_limit(contents.loaded_bytes, max_bytes)
         places = list(sections(self.header, self.header_bytes))
         last = places[-1].offset + places[-1].length + CHECKSUM_BYTES if places else None
-        check_extent(source, self.header_bytes if last is None else last)
+        size = self.header_bytes if last is None else last
+        check_extent(source, size)
+        if max_bytes is None:
+            check_expansion(contents.loaded_bytes, size)
         remaining = iter(places)
         self._side = next(remaining) if self.header.side else None
         self._codes = {
@@ -82,14 +90,14 @@ class Reader(Mapping[str, Tensor]):
         for group, entries in grouped(contents.dense, self.header.groups):
             place = _GroupPlace(entries, group, next(remaining))
             self._dense.update({entry.name: (place, at) for at, entry in enumerate(entries)})
-        self._decoders: dict[str, Decode] = {}
+        self._decoders: dict[str, Decoder] = {}
         self._last: tuple[_GroupPlace, list[DenseTensor]] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._codes:
             return self._read_codes(self._codes[name])
         place, at = self._dense[name]
-        return self._read_group(place)[at]
+        return _copy(self._read_group(place)[at])
 
     def __iter__(self) -> Iterator[str]:
         return (entry.name for entry in self.header.contents.entries)
@@ -97,42 +105,107 @@ class Reader(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.header.contents.entries)
 
+    def weights(
+        self, names: Iterable[str], *, threads: int | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Regenerate seeded tensors straight from the file, the work of all spread over threads.
+
+        Where a coder can, codes are never written out, and only live weights are drawn. The bits
+        are those of `pabzip.seeds.regenerate`.
+
+        Args:
+            names: of seeded tensors.
+            threads: at most so many; None takes every CPU that the process may use.
+
+        Returns:
+            float32 arrays of the tensors' shapes, by name.
+
+        Raises:
+            FormatError: a tensor is damaged.
+            KeyError: no seeded tensor of a name.
+        """
+        found: dict[str, NDArray[np.float32]] = {}
+        tasks: list[Task] = []
+        for name in names:
+            coded = self.coded(name)
+            weights = np.zeros(coded.entry.count, dtype=np.float32)
+            with _in_tensor(name):
+                work = coded.decoder.weights(coded.entry, coded.payload, weights)
+            tasks += [_naming(name, task) for task in work]
+            found[name] = weights.reshape(coded.entry.shape)
+        run_tasks(tasks, threads)
+        return found
+
+    def coded(self, name: str) -> Coded:
+        """Read a seeded tensor's section, and what it takes to decode it, but do not decode it.
+
+        Raises:
+            FormatError: the section or the side stream is damaged.
+            KeyError: no seeded tensor of this name.
+        """
+        place = self._codes[name]
+        payload = read_section(self._source, place.section)
+        return Coded(place.entry, payload, self._decoder(place.coder))
+
+    def side_stream(self) -> bytes:
+        """Read what coders share between tensors; empty where the file has no side stream.
+
+        Raises:
+            FormatError: the section is damaged.
+        """
+        return b"" if self._side is None else bytes(read_section(self._source, self._side))
+
     def close(self) -> None:
         """Close the source."""
         self._source.close()
 
     def _read_codes(self, place: _CodesPlace) -> SeededTensor:
         """Read one seeded tensor."""
-        payload = read_section(self._source, place.section)
-        decode = self._decoder(place.coder)
-        try:
-            codes = decode(place.entry, payload)
-        except FormatError as error:
-            raise FormatError(f"tensor {shown(place.entry.name)}", error.problem) from None
-        return SeededTensor(place.entry.name, place.entry.spec, codes)
+        entry = place.entry
+        coded = self.coded(entry.name)
+        codes = np.zeros(entry.count, dtype=np.int8)
+        with _in_tensor(entry.name):
+            run_tasks(coded.decoder.codes(entry, coded.payload, codes), None)
+        return SeededTensor(entry.name, entry.spec, codes.reshape(entry.shape))
 
-    def _decoder(self, name: str) -> Decode:
+    def _decoder(self, name: str) -> Decoder:
         """Return a coder's decoder for this file, prepared once."""
         if name not in self._decoders:
             coder = coder_named(name, "header")
             entries = [place.entry for place in self._codes.values() if place.coder == name]
-            side: bytes | memoryview = b""
-            if coder.shares_side and self._side is not None:
-                side = read_section(self._source, self._side)
-            self._decoders[name] = coder.decoder(self.header.contents.seed, entries, bytes(side))
+            side = self.side_stream() if coder.shares_side else b""
+            self._decoders[name] = coder.decoder(self.header.contents.seed, entries, side)
         return self._decoders[name]
 
     def _read_group(self, place: _GroupPlace) -> list[DenseTensor]:
-        """Read the tensors of one dense section; they are copies, free to change."""
+        """Read the tensors of one dense section; the last small one is kept."""
         last = self._last
         if last is not None and last[0] is place:
-            return [_copy(tensor) for tensor in last[1]]
+            return last[1]
         payload = read_section(self._source, place.section)
         tensors = decode_group(place.entries, place.group.encoding, payload, place.section.place)
         if sum(entry.loaded_bytes for entry in place.entries) <= DENSE_SECTION_BYTES:
             self._last = (place, tensors)
-            return [_copy(tensor) for tensor in tensors]
         return tensors
+
+
+@contextlib.contextmanager
+def _in_tensor(name: str) -> Iterator[None]:
+    """Say which tensor a fault of its codes is in."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(f"tensor {shown(name)}", error.problem) from None
+
+
+def _naming(name: str, task: Task) -> Task:
+    """Return the task with its faults named."""
+
+    def named() -> None:
+        with _in_tensor(name):
+            task()
+
+    return named
 
 
 def _copy(tensor: DenseTensor) -> DenseTensor:

@@ -62,7 +62,7 @@ DENSE_TYPES = {
 HALF_TYPES = ("float16", "bfloat16")
 """What float32 and float64 tensors may be rounded to for storage."""
 
-DENSE_ENCODINGS = ("raw", "deflate")
+DENSE_ENCODINGS = ("raw", "deflate", "adaptive")
 """How the bytes of a dense section are kept."""
 
 MAX_HEADER_BYTES = 16 << 20
@@ -74,6 +74,12 @@ every JSON parser keeps exact."""
 
 MAX_TENSORS = 1 << 17
 """Enough for the largest networks, and few enough that a hostile header costs little time."""
+
+MAX_EXPANSION = 1 << 16
+"""Bytes of loaded state a byte of the file, for readers whose caller sets no limit."""
+
+ALWAYS_ALLOWED_BYTES = 256 << 20
+"""Of loaded state, however small the file."""
 
 MAX_RANK = 32
 MAX_NAME_BYTES = 1024

@@ -17,11 +17,13 @@ from pabzip.formats.checks import check_integer, check_name_of, check_text, chec
 from pabzip.formats.coders import coder_named
 from pabzip.formats.entries import Contents, DenseEntry, DenseGroup, Entry, Header, SeededEntry
 from pabzip.formats.registry import (
+    ALWAYS_ALLOWED_BYTES,
     ARCHITECTURES,
     DENSE_ENCODINGS,
     DENSE_SECTION_BYTES,
     DENSE_TYPES,
     HALF_TYPES,
+    MAX_EXPANSION,
     MAX_INTEGER,
     MAX_NAME_BYTES,
     MAX_OPTIONS,
@@ -79,17 +81,35 @@ def check_header(header: Header) -> None:
     _check_groups(header.contents.dense, header.groups)
 
 
-def check_limit(contents: Contents, max_bytes: int | None) -> None:
+def check_limit(loaded_bytes: int, max_bytes: int | None) -> None:
     """Check the caller's limit on the bytes of the loaded state (see `Contents.loaded_bytes`).
 
     Raises:
         LimitError: the ticket declares more.
     """
-    if max_bytes is not None and contents.loaded_bytes > max_bytes:
+    if max_bytes is not None and loaded_bytes > max_bytes:
         raise LimitError(
             "header",
             f"expected at most {max_bytes} bytes of tensors (max_bytes), found "
-            f"{contents.loaded_bytes} declared; raise the limit if you trust the file",
+            f"{loaded_bytes} declared; raise the limit if you trust the file",
+        )
+
+
+def check_expansion(loaded_bytes: int, file_bytes: int) -> None:
+    """Check that a small file does not declare a huge state; for callers who set no limit.
+
+    A tensor with no survivors takes next to no bytes, so sizes alone bound nothing.
+
+    Raises:
+        LimitError: the state takes more than `MAX_EXPANSION` times the file, and more than
+            `ALWAYS_ALLOWED_BYTES`.
+    """
+    limit = max(MAX_EXPANSION * file_bytes, ALWAYS_ALLOWED_BYTES)
+    if loaded_bytes > limit:
+        raise LimitError(
+            "header",
+            f"expected at most {limit} bytes of tensors from a file of {file_bytes} bytes, found "
+            f"{loaded_bytes} declared; if you trust the file, allow them with max_bytes",
         )
 
 
@@ -155,7 +175,7 @@ def _check_groups(dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]) -> 
         place = f"dense section {number}"
         check_integer(place, "number of tensors", group.count, 1, len(dense))
         check_name_of("encoding", group.encoding, DENSE_ENCODINGS, place)
-        check_integer(place, "bytes", group.length, 1, MAX_INTEGER)
+        check_integer(place, "bytes", group.length, 0, MAX_INTEGER)
     if sum(group.count for group in groups) != len(dense):
         raise FormatError(
             "header",
@@ -187,7 +207,7 @@ def _check_group_size(place: str, group: DenseGroup, size: int) -> None:
         raise FormatError(place, f"expected {size} raw bytes, found {group.length}")
     if group.length > size:
         raise FormatError(place, f"expected at most {size} bytes, found {group.length}")
-    if size > _DEFLATE_EXPANSION * group.length:
+    if group.encoding == "deflate" and size > _DEFLATE_EXPANSION * group.length:
         raise FormatError(
             place, f"expected at most {_DEFLATE_EXPANSION} times {group.length} bytes, found {size}"
         )

@@ -15,6 +15,7 @@ from pabzip.formats import (
     Scalar,
     SeededTensor,
     Tensor,
+    breakdown,
     encode_ticket,
     gather,
     open_source,
@@ -75,7 +76,8 @@ class Ticket(TicketTensors):
             source: a path (the file stays open until `close`), the file's bytes, or a binary
                 stream, which is read from where it stands, to the end of the ticket, and kept.
             max_bytes: most bytes of the loaded state that the file may declare (`info`'s
-                ``float32_bytes``); None for no limit.
+                ``float32_bytes``); None takes 65,536 times the file, or 256 MiB
+                if that is more.
 
         Raises:
             FormatError: not a .pabz file, a newer version, or damaged.
@@ -153,6 +155,22 @@ class Ticket(TicketTensors):
             return report(self._tensors.header, self._tensors.header_bytes)
         encoded = encode_ticket(self._contents, self._tensors.values())
         return report(encoded.header, len(encoded.start))
+
+    def breakdown(self) -> list[dict[str, Any]]:
+        """Return where the bytes of `info` go, tensor by tensor: `pabzip.formats.breakdown`.
+
+        Reads the header and the side stream. A ticket that is in no file is encoded, as by `info`.
+
+        Raises:
+            FormatError: the side stream is damaged.
+        """
+        if isinstance(self._tensors, Reader):
+            with naming(self._file):
+                side = self._tensors.side_stream()
+                return breakdown(self._tensors.header, self._tensors.header_bytes, side)
+        encoded = encode_ticket(self._contents, self._tensors.values())
+        side = encoded.payloads[0] if encoded.header.side else b""
+        return breakdown(encoded.header, len(encoded.start), side)
 
     def save(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,18 @@ from pabzip.errors import FormatError
 from pabzip.formats import (
     Contents,
     DenseTensor,
+    Reader,
     SeededEntry,
     SeededTensor,
     Tensor,
     bfloat16_to_float32,
     state_sha256,
 )
+from pabzip.formats.coder import Coded
 from pabzip.seeds import InitSpec, regenerate
+
+FUSED_BACKEND = "numba"
+"""The backend that decodes and regenerates in one pass; others regenerate from decoded codes."""
 
 
 class TicketTensors:
@@ -44,6 +49,11 @@ class TicketTensors:
     def seed(self) -> int:
         """The 64-bit Philox key."""
         return self._contents.seed
+
+    @property
+    def file(self) -> str | None:
+        """Name of the file that the tensors are read from, for messages; None without one."""
+        return self._file
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,6 +125,8 @@ class TicketTensors:
             FormatError: the tensor's part of the file is damaged.
             KeyError: no tensor of this name.
         """
+        if backend == FUSED_BACKEND and self.kind(name) == "seeded":
+            return self.weights([name], threads=threads)[name]
         tensor = self._tensor(name)
         if isinstance(tensor, SeededTensor):
             return regenerate(
@@ -126,7 +138,16 @@ class TicketTensors:
         self, *, backend: str = "numba", threads: int | None = None
     ) -> dict[str, NDArray[Any]]:
         """Return every tensor by name, each as `weight` gives it."""
-        return {name: self.weight(name, backend=backend, threads=threads) for name in self.names}
+        found: dict[str, NDArray[Any]] = {}
+        if backend == FUSED_BACKEND:
+            seeded = [name for name in self.names if self.kind(name) == "seeded"]
+            found.update(self.weights(seeded, threads=threads))
+        return {
+            name: found[name]
+            if name in found
+            else self.weight(name, backend=backend, threads=threads)
+            for name in self.names
+        }
 
     def sha256(self, *, backend: str = "numba", threads: int | None = None) -> str:
         """Return the SHA-256 of the regenerated state, computed anew, as 64 hexadecimal digits.
@@ -138,6 +159,45 @@ class TicketTensors:
         """
         tensors = (self._tensor(name) for name in self.names)
         return state_sha256(self.seed, tensors, backend=backend, threads=threads)
+
+    def weights(
+        self, names: Iterable[str], *, threads: int | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Regenerate seeded tensors, in one go where they come from a file.
+
+        Args:
+            names: of seeded tensors.
+            threads: as for `weight`; the work of all tensors is spread over them.
+
+        Returns:
+            New float32 arrays of the tensors' shapes, by name.
+
+        Raises:
+            FormatError: a tensor's part of the file is damaged.
+            KeyError: no seeded tensor of a name.
+        """
+        if isinstance(self._tensors, Reader):
+            with naming(self._file):
+                return self._tensors.weights(names, threads=threads)
+        return {
+            name: regenerate(self.seed, self.spec(name), self.codes(name), threads=threads)
+            for name in names
+        }
+
+    def coded(self, name: str) -> Coded | None:
+        """Return a seeded tensor as the file has it, for those who decode it on their own.
+
+        Returns:
+            Its entry, payload and decoder; None where the ticket is in no file.
+
+        Raises:
+            FormatError: the tensor's part of the file is damaged.
+            KeyError: no seeded tensor of this name.
+        """
+        if not isinstance(self._tensors, Reader):
+            return None
+        with naming(self._file):
+            return self._tensors.coded(name)
 
     def _tensor(self, name: str) -> Tensor:
         """Return a tensor, read from the file if there is one."""

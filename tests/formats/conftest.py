@@ -5,11 +5,13 @@ It knows nothing of the package's own modules, checks nothing, and signs whateve
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,6 +145,19 @@ def parts(small_file: bytes) -> Parts:
 @pytest.fixture(scope="session")
 def take_apart() -> Callable[[bytes], Parts]:
     return split
+
+
+@pytest.fixture(scope="session")
+def plain_dense() -> Callable[[list[list[Any]], bytes], dict[str, bytes]]:
+    """The decoder of ``adaptive`` sections in plain Python: header rows, payload -> bytes."""
+    path = Path(__file__).with_name("plain_dense.py")
+    described = importlib.util.spec_from_file_location("pabzip_plain_dense", path)
+    assert described is not None
+    assert described.loader is not None
+    module = importlib.util.module_from_spec(described)
+    described.loader.exec_module(module)
+    found: Callable[[list[list[Any]], bytes], dict[str, bytes]] = module.decode
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pabzip.errors import FormatError, PackError
+from pabzip.errors import FormatError, PackError, SeedError
 from pabzip.formats import coders
+from pabzip.formats.coder import Payload, Task, run_tasks
+from pabzip.formats.context import Context
 from pabzip.formats.entries import SeededEntry
 from pabzip.formats.huffman import Huffman
 from pabzip.formats.tensors import SeededTensor
-from pabzip.seeds import InitSpec
+from pabzip.seeds import InitSpec, regenerate
 from pabzip.ticket import Ticket
 
 
@@ -33,19 +35,32 @@ class Repeating:
         payloads = [b"" if equal else tensor.codes.tobytes() for tensor, equal in pairs]
         return payloads, bytes(int(tensor.codes.flat[0]) + 1 for tensor in tensors)
 
-    def decoder(
-        self, seed: int, entries: Sequence[SeededEntry], side: bytes
-    ) -> Callable[[SeededEntry, bytes | memoryview], Any]:
+    def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> RepeatingDecoder:
         if len(side) != len(entries):
             raise FormatError("side stream", f"expected {len(entries)} bytes, found {len(side)}")
         first = {entry.name: side[at] - 1 for at, entry in enumerate(entries)}
+        return RepeatingDecoder(seed, first)
 
-        def decode(entry: SeededEntry, payload: bytes | memoryview) -> Any:
-            if payload:
-                return np.frombuffer(payload, np.int8).reshape(entry.shape)
-            return np.full(entry.shape, first[entry.name], np.int8)
 
-        return decode
+class RepeatingDecoder:
+    """Decodes `Repeating`'s tensors, one task each."""
+
+    def __init__(self, seed: int, first: dict[str, int]):
+        self._seed, self._first = seed, first
+
+    def codes(self, entry: SeededEntry, payload: Payload, out: Any) -> list[Task]:
+        def task() -> None:
+            out[:] = np.frombuffer(payload, np.int8) if payload else self._first[entry.name]
+
+        return [task]
+
+    def weights(self, entry: SeededEntry, payload: Payload, out: Any) -> list[Task]:
+        def task() -> None:
+            codes = np.zeros(entry.count, np.int8)
+            run_tasks(self.codes(entry, payload, codes), 1)
+            regenerate(self._seed, entry.spec, codes, threads=1, out=out)
+
+        return [task]
 
 
 @pytest.fixture
@@ -128,5 +143,40 @@ def test_unknown_coder_for_writing(name: Any, small_ticket: Ticket, save: Any) -
         save(small_ticket, coder=name)
 
 
-def test_huffman_is_registered() -> None:
+def test_both_coders_are_registered() -> None:
     assert isinstance(coders.CODERS["huffman"], Huffman)
+    assert isinstance(coders.CODERS["context"], Context)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("two_coders")
+def test_weights_come_from_any_coder(save: Any, threads: int) -> None:
+    ticket = ticket_of(*MIXED)
+    with Ticket.open(save(ticket, coder="auto")) as loaded:
+        arrays = loaded.arrays(threads=threads)
+    for name, array in ticket.arrays(backend="numpy").items():
+        assert arrays[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2, 5])
+def test_tasks_all_run_and_the_first_fault_is_raised(threads: int | None) -> None:
+    done: list[int] = []
+
+    def working(number: int) -> Task:
+        def task() -> None:
+            if number == 7:
+                raise FormatError("place", "seven")
+            done.append(number)
+
+        return task
+
+    run_tasks([working(number) for number in range(7)], threads)
+    assert sorted(done) == list(range(7))
+    with pytest.raises(FormatError, match="place: seven"):
+        run_tasks([working(number) for number in range(9)], threads)
+    run_tasks([], threads)
+
+
+def test_threads_must_be_positive() -> None:
+    with pytest.raises(SeedError, match="threads: expected None or an integer of at least 1"):
+        run_tasks([], 0)

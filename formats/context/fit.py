@@ -1,0 +1,157 @@
+"""Find the factors that make a mask predictable: one a row, one a column, one a position.
+
+SynFlow keeps a weight when |w| times a factor of its output channel times factors of its input
+channel and kernel position exceeds a threshold, so in logarithms the mask is the sign of
+``level + row + column + position``. The fit is a logistic regression on that sum whose slope grows,
+by diagonal Newton steps; then the factors are rounded to the units they are stored in, and
+improved by integer coordinate descent on the bits that mask and factors really take.
+
+Only an encoder fits; nothing here is part of the format, and floating point is welcome.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.formats.context.descent import bit_costs, bucket_counts, descend
+from pabzip.formats.context.factors import Factors
+from pabzip.formats.context.live import LivePlan
+from pabzip.seeds.compiled import compiled
+
+SLOPES = (4, 8, 16, 32, 64, 128)
+"""Of the logistic curve, an octave: from a blurred threshold to a sharp one."""
+
+SOFT_SLOPES = (2.5, 4, 8)
+"""For masks that follow the factors only loosely, as SNIP's do."""
+
+_SWEEPS_A_SLOPE = 5
+_ROUNDS = 2  # of coordinate descent; more do not help
+_LONGEST_STEP = 64.0  # levels
+_RIDGE = 0.05
+
+_CURVE_REACH, _CURVE_STEPS = 12.0, 4096
+_CURVE = (1 / (1 + np.exp(-np.linspace(-_CURVE_REACH, _CURVE_REACH, _CURVE_STEPS + 1)))).astype(
+    np.float32
+)
+_CURVE_SCALE = np.float32(_CURVE_STEPS / (2 * _CURVE_REACH))
+_CURVE_END = np.float32(_CURVE_REACH)
+
+
+def fit_factors(
+    plan: LivePlan,
+    levels: NDArray[np.int16],
+    mask: NDArray[np.bool_],
+    unit: int,
+    slopes: tuple[float, ...] = SLOPES,
+) -> Factors:
+    """Fit the factors of one tensor.
+
+    Args:
+        plan: the tensor's live weights.
+        levels: int16, the level of each live weight.
+        mask: bool, whether each live weight survives.
+        unit: levels a unit that row and column factors are rounded to.
+        slopes: of the logistic curve, one stage each.
+
+    Returns:
+        The factors; the threshold is 0.
+    """
+    rows, columns, positions = _newton(plan, levels, mask, slopes)
+    factors = Factors(
+        unit,
+        np.round(rows / unit).astype(np.int32),
+        np.round(columns / unit).astype(np.int32),
+        np.round(positions).astype(np.int32),
+    )
+    for _ in range(_ROUNDS):
+        counts = bucket_counts(plan, levels, mask, factors)
+        descend(plan, levels, mask, factors, bit_costs(counts))
+    return factors
+
+
+def _newton(
+    plan: LivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_], slopes: tuple[float, ...]
+) -> tuple[NDArray[np.float64], ...]:
+    """Return real-valued factors in levels, column and position factors about their medians."""
+    rows = _row_thresholds(plan, levels, mask)
+    columns = np.zeros(int(plan.column[-1]) + 1)
+    positions = np.zeros(int(plan.position.max()) + 1)
+    for slope in slopes:
+        steepness = slope / 256
+        for _ in range(_SWEEPS_A_SLOPE):
+            offsets = (columns[plan.column] + positions[plan.position]).astype(np.float32)
+            gradient, curvature = np.zeros(len(offsets)), np.zeros(len(offsets))
+            _sweep(
+                plan.group, plan.starts, levels, mask, np.float32(steepness), offsets,
+                rows, gradient, curvature,
+            )  # fmt: skip
+            columns += _steps(plan.column, gradient, curvature, len(columns), steepness)
+            positions += _steps(plan.position, gradient, curvature, len(positions), steepness)
+    shift = float(np.median(columns))
+    twist = float(np.median(positions))
+    return rows + (shift + twist), columns - shift, positions - twist
+
+
+def _row_thresholds(
+    plan: LivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return a first guess a row: minus the quantile of its levels that its mask cuts at."""
+    begin, guesses = 0, np.zeros(len(plan.rows))
+    for index, end in enumerate(plan.ends.tolist()):
+        if end > begin:
+            kept = int(np.count_nonzero(mask[begin:end]))
+            cut = min(max(end - begin - kept, 0), end - begin - 1)
+            guesses[index] = -float(np.partition(levels[begin:end], cut)[cut])
+        begin = end
+    return guesses
+
+
+def _steps(
+    index: NDArray[np.int64],
+    gradient: NDArray[np.float64],
+    curvature: NDArray[np.float64],
+    count: int,
+    steepness: float,
+) -> NDArray[np.float64]:
+    """Return the Newton steps of one kind of factor, without their common part.
+
+    The rows have taken the common part already; taking it twice would overshoot and oscillate.
+    """
+    slope = np.bincount(index, gradient, count)
+    bend = np.bincount(index, curvature, count)
+    step = np.clip(slope / (steepness * (bend + _RIDGE)), -_LONGEST_STEP, _LONGEST_STEP)
+    return np.asarray(0.9 * (step - step.mean()))
+
+
+@compiled
+def _sweep(
+    group: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    levels: NDArray[np.int16],
+    mask: NDArray[np.bool_],
+    steepness: np.float32,
+    offsets: NDArray[np.float32],
+    rows: NDArray[np.float64],
+    gradient: NDArray[np.float64],
+    curvature: NDArray[np.float64],
+) -> None:
+    """Take a Newton step in every row; add up gradient and curvature of every place."""
+    done = 0
+    for row in range(len(rows)):
+        first, last = starts[group[row]], starts[group[row] + 1]
+        base = np.float32(rows[row])
+        total, bend = np.float32(0), np.float32(0)
+        for place in range(first, last):
+            score = steepness * (np.float32(levels[done]) + base + offsets[place])
+            score = min(max(score, -_CURVE_END), _CURVE_END)
+            chance = _CURVE[np.int32((score + _CURVE_END) * _CURVE_SCALE)]
+            error = np.float32(mask[done]) - chance
+            spread = chance * (np.float32(1) - chance)
+            gradient[place] += error
+            curvature[place] += spread
+            total += error
+            bend += spread
+            done += 1
+        step = total / (steepness * (bend + np.float32(_RIDGE)))
+        rows[row] += min(max(step, -_LONGEST_STEP), _LONGEST_STEP)

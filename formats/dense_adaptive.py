@@ -1,0 +1,238 @@
+"""The ``adaptive`` encoding of a dense section: an adaptive model of the elements, range-coded.
+
+Batch norm decides the sizes that matter. Of its vectors the low mantissa bits are noise, which
+nothing compresses; what a model can save are the exponents, the values that repeat (every dead
+channel has the same scale, mean and variance) and where they repeat (in the channels where they
+did in the vector before). SPEC.md, section 4, states every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError
+from pabzip.formats.context.probabilities import HALF
+from pabzip.formats.context.range_coder import FLUSH_BYTES, finish, start_decoding
+from pabzip.formats.dense_kernels import (
+    ABSENT,
+    BYTES_AN_ELEMENT,
+    END,
+    FLAG_CONTEXTS,
+    LOW,
+    MODELLED,
+    POSITION,
+    SPAN,
+    pass_elements,
+)
+from pabzip.formats.entries import DenseEntry
+from pabzip.formats.registry import DENSE_TYPES
+
+_EXPONENT_BITS = {"float64": 11, "float32": 8, "float16": 5, "bfloat16": 8}
+_MANTISSA_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
+_OWN_KINDS = 32
+_BLOCK = 4096
+_FULL_SPAN = 0xFFFFFFFF
+
+_Key = tuple[str, str, bool]
+
+
+def encode_adaptive(entries: Sequence[DenseEntry], arrays: Sequence[NDArray[Any]]) -> bytes:
+    """Return the payload of a section.
+
+    Args:
+        entries: its tensors, in order.
+        arrays: their elements as stored, of any shape.
+    """
+    flat = [array.reshape(-1) for array in arrays]
+    model = _Model(entries)
+    model.note_left_out(flat)
+    data = np.array([kind.left_out for kind in model.floating], dtype=np.uint8)
+    start = len(data)
+    state = np.zeros(4, dtype=np.uint64)
+    state[SPAN], state[POSITION] = _FULL_SPAN, start
+    for block in model.blocks():
+        data = _with_room(data, int(state[POSITION]))
+        block.run(True, state, data, _to_patterns(flat[block.tensor][block.part]))
+    data = _with_room(data, int(state[POSITION]))
+    stop = finish(state[LOW], state[SPAN], int(state[POSITION]), data, start)
+    return data[:stop].tobytes()
+
+
+def decode_adaptive(
+    entries: Sequence[DenseEntry], payload: bytes | memoryview, place: str
+) -> list[NDArray[Any]]:
+    """Return the elements of a section's tensors, as stored, in one dimension.
+
+    Raises:
+        FormatError: the payload is not exactly one section of these tensors.
+    """
+    data = np.frombuffer(payload, dtype=np.uint8).copy()  # kernels want arrays they could write
+    model = _Model(entries)
+    start = model.read_left_out(data, place)
+    state = np.zeros(4, dtype=np.uint64)
+    state[:3] = start_decoding(data, start, len(data))
+    state[END] = len(data)
+    arrays = [np.zeros(entry.count, DENSE_TYPES[entry.stored].numpy) for entry in entries]
+    for block in model.blocks():
+        patterns = np.zeros(block.part.stop - block.part.start, dtype=np.uint64)
+        if not block.run(False, state, data, patterns):
+            raise FormatError(place, "expected integers of their type's width, found a wider one")
+        part = arrays[block.tensor][block.part]
+        part[:] = _from_patterns(patterns, part.dtype)
+    if int(state[POSITION]) < len(data) or (len(data) > start and not data[-1]):
+        raise FormatError(
+            place,
+            f"expected a stream of at most {int(state[POSITION])} bytes without zeros at its end, "
+            f"found {len(data)} bytes",
+        )
+    return arrays
+
+
+class _Kind:
+    """What the coder has learnt of one kind of tensor: same type, same role, vector or not."""
+
+    def __init__(self, stored: str):
+        self.stored = stored
+        width = 8 * DENSE_TYPES[stored].itemsize
+        self.floating = stored in _EXPONENT_BITS
+        self.head_bits = _EXPONENT_BITS.get(stored, width.bit_length())
+        self.tail_bits = 1 + _MANTISSA_BITS[stored] if self.floating else 0
+        self.largest = (1 << self.head_bits) - 1 if self.floating else width
+        self.left_out = 0
+        contexts = FLAG_CONTEXTS + (1 << (self.head_bits + MODELLED))
+        self.chances = np.full(contexts, HALF, dtype=np.uint32)
+        self.seen = np.zeros(contexts, dtype=np.int64)
+        self.recent = np.zeros(2, dtype=np.uint64)
+
+    @property
+    def layout(self) -> NDArray[np.int64]:
+        """What `pass_elements` must know of an element."""
+        return np.array([self.head_bits, self.tail_bits, self.left_out, self.largest], np.int64)
+
+    @property
+    def most_left_out(self) -> int:
+        """Most bits that may be left out: those without contexts."""
+        return self.tail_bits - MODELLED
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """Neighbouring elements of one tensor, few enough for a bounded buffer."""
+
+    tensor: int
+    part: slice
+    kind: _Kind
+    neighbours: NDArray[np.uint8]
+    known: NDArray[np.uint8]
+    before: int
+
+    def run(
+        self,
+        writing: bool,
+        state: NDArray[np.uint64],
+        data: NDArray[np.uint8],
+        patterns: NDArray[np.uint64],
+    ) -> bool:
+        """Pass the elements; return False where a stream to be read is not valid."""
+        kind = self.kind
+        self.before = pass_elements(
+            writing, state, data, kind.chances, kind.seen, kind.recent, kind.layout,
+            patterns, self.neighbours, self.known, self.before,
+        )  # fmt: skip
+        return self.before >= 0
+
+
+class _Model:
+    """The kinds of a section's tensors, and the order in which elements pass."""
+
+    def __init__(self, entries: Sequence[DenseEntry]):
+        self._kinds: dict[_Key, _Kind] = {}
+        self._tensors = [(self._kind(entry), entry.count) for entry in entries]
+
+    @property
+    def floating(self) -> Sequence[_Kind]:
+        """The kinds of floating types, by first appearance."""
+        return [kind for kind in self._kinds.values() if kind.floating]
+
+    def blocks(self) -> Iterator[_Block]:
+        """Yield the elements of all tensors; each block must be run before the next is taken."""
+        last = np.zeros(0, dtype=np.uint8)
+        for tensor, (kind, count) in enumerate(self._tensors):
+            same = len(last) == count
+            neighbours = last if same else np.full(count, ABSENT, dtype=np.uint8)
+            last, before = np.zeros(count, dtype=np.uint8), 0
+            for start in range(0, count, _BLOCK):
+                part = slice(start, min(start + _BLOCK, count))
+                block = _Block(tensor, part, kind, neighbours[part], last[part], before)
+                yield block
+                before = block.before
+
+    def note_left_out(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Find, for each floating kind, the lowest mantissa bits that are 0 in all elements."""
+        used = dict.fromkeys(self.floating, 0)
+        for (kind, _), array in zip(self._tensors, arrays, strict=True):
+            if kind.floating:
+                used[kind] |= int(np.bitwise_or.reduce(_bits(array)))
+        for kind, bits in used.items():
+            bits |= 1 << kind.most_left_out
+            kind.left_out = (bits & -bits).bit_length() - 1
+
+    def read_left_out(self, data: NDArray[np.uint8], place: str) -> int:
+        """Read the same from the start of a payload; return its bytes."""
+        floating = self.floating
+        if len(data) < len(floating):
+            raise FormatError(place, f"expected at least {len(floating)} bytes, found {len(data)}")
+        for kind, left_out in zip(floating, data.tolist(), strict=False):
+            if left_out > kind.most_left_out:
+                raise FormatError(
+                    place,
+                    f"expected at most {kind.most_left_out} bits of {kind.stored} left out, "
+                    f"found {left_out}",
+                )
+            kind.left_out = left_out
+        return len(floating)
+
+    def _kind(self, entry: DenseEntry) -> _Kind:
+        """Return the kind of a tensor; when there are many, the rest share one a type."""
+        key = (entry.stored, entry.name.rpartition(".")[2], len(entry.shape) > 1)
+        if key not in self._kinds and len(self._kinds) >= _OWN_KINDS:
+            key = (entry.stored, "", False)
+        if key not in self._kinds:
+            self._kinds[key] = _Kind(entry.stored)
+        return self._kinds[key]
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the bit patterns of elements, as unsigned integers of their own size."""
+    return array.view(f"<u{array.itemsize}")
+
+
+def _to_patterns(array: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return bit patterns of floats; signed integers as 0, -1, 1, -2, 2, ... are numbered."""
+    if array.dtype.kind == "i":
+        wide = array.astype(np.int64)
+        return ((wide << 1) ^ (wide >> 63)).view(np.uint64)
+    return _bits(array).astype(np.uint64)
+
+
+def _from_patterns(patterns: NDArray[np.uint64], element: np.dtype[Any]) -> NDArray[Any]:
+    """Return elements from what `_to_patterns` makes of them."""
+    if element.kind == "i":
+        half = (patterns >> np.uint64(1)).view(np.int64)
+        return (half ^ -(patterns & np.uint64(1)).view(np.int64)).astype(element)
+    return patterns.astype(f"<u{element.itemsize}").view(element)
+
+
+def _with_room(data: NDArray[np.uint8], position: int) -> NDArray[np.uint8]:
+    """Return the buffer, grown to take one more block and the end of the stream."""
+    need = position + _BLOCK * BYTES_AN_ELEMENT + FLUSH_BYTES
+    if need <= len(data):
+        return data
+    grown = np.zeros(max(need, 2 * len(data)), dtype=np.uint8)
+    grown[: len(data)] = data
+    return grown

@@ -1,0 +1,117 @@
+"""Tensors above 2**31 elements, of which a few rows are live: decoded without the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pabzip.errors import FormatError
+from pabzip.formats.coder import run_tasks
+from pabzip.formats.context import layout as layouts
+from pabzip.formats.context.choose import describe
+from pabzip.formats.context.chunk_writer import encode_chunk
+from pabzip.formats.context.chunks import chunk_tasks
+from pabzip.formats.context.description import MaskMode
+from pabzip.formats.context.exchange import Exchange
+from pabzip.formats.context.layout import Layout, LiveBlock
+from pabzip.formats.context.live import PIECE, LivePlan, next_piece
+from pabzip.seeds import InitSpec, magnitudes, weights
+from pabzip.seeds.cpu import generator_arguments
+from pabzip.seeds.gather import picked_magnitudes
+
+SEED = 77
+SPEC = InitSpec("normal", 0.5, 3)
+ROWS, WIDTH = 70_001, 66_000  # 4.6e9 weights: beyond 2**32
+LIVE_ROWS = [0, 1, 35_000, 69_999, 70_000]
+LIVE_COLUMNS = [0, 3, 4, 40_000, 65_998, 65_999, *range(1000, 1600)]
+
+
+def block() -> LiveBlock:
+    rows, columns = np.zeros(ROWS, dtype=bool), np.zeros(WIDTH, dtype=bool)
+    rows[LIVE_ROWS], columns[LIVE_COLUMNS] = True, True
+    return LiveBlock(Layout(ROWS, WIDTH, 1), rows, columns)
+
+
+def elements() -> np.ndarray:
+    """Where the live weights are, in Python's integers first."""
+    return np.array([row * WIDTH + c for row in LIVE_ROWS for c in sorted(LIVE_COLUMNS)])
+
+
+def reference(places: np.ndarray) -> np.ndarray:
+    """Magnitudes of single elements, by the generator that defines them."""
+    found = [magnitudes(SEED, SPEC, int(e), int(e) + 1, backend="numpy")[0] for e in places]
+    return np.array(found)
+
+
+def test_pieces_reach_beyond_2_to_the_32() -> None:
+    plan = LivePlan.of(block())
+    element, offsets = np.empty(PIECE, dtype=np.int64), np.empty(PIECE, dtype=np.int32)
+    row_offsets = np.arange(len(plan.rows), dtype=np.int32) * 1000
+    place_offsets = np.arange(len(plan.places), dtype=np.int32)
+    summed = (row_offsets[:, None] + place_offsets).reshape(-1).tolist()
+    words, found = (np.empty(PIECE, dtype=np.uint32) for _ in range(2))
+    row, place, seen, added = 0, 0, [], []
+    while True:
+        count, row, place = next_piece(
+            plan.rows, plan.group, plan.places, plan.starts, plan.width,
+            row_offsets, place_offsets, row, place, len(plan.rows), element, offsets,
+        )  # fmt: skip
+        if not count:
+            break
+        piece = element[:count].copy()
+        picked_magnitudes(*generator_arguments(SEED, SPEC), piece, words, found)
+        np.testing.assert_array_equal(found[:count], reference(piece))
+        seen += piece.tolist()
+        added += offsets[:count].tolist()
+    assert seen == elements().tolist()
+    assert added == summed
+    assert seen[-1] > 2**32
+
+
+@pytest.mark.parametrize("chunk", [100, 1 << 16])
+def test_a_chunk_beyond_2_to_the_32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: ModuleType, chunk: int
+) -> None:
+    """Codes and weights land where they belong, in a sparse file of the tensor's full size."""
+    monkeypatch.setattr(layouts, "CHUNK_WEIGHTS", chunk)
+    live, places = block(), elements()
+    known = reference(places)
+    levels = np.array([plain.level(n) for n in known.tolist()], dtype=np.int16)
+    rng = np.random.default_rng(1)
+    codes = np.where(known > np.quantile(known, 0.7), 1, 0).astype(np.int8)
+    codes[rng.random(len(codes)) < 0.01] = 1
+    codes *= rng.choice(np.array([1, -1], np.int8), len(codes))
+    plan = LivePlan.of(live)
+    told, _ = describe(live, plan, levels, codes)
+    assert told.mask is MaskMode.THRESHOLD
+    chunks = [
+        encode_chunk(plan, told.predictor(plan), levels, codes, begin, end)
+        for begin, end in live.chunks()
+    ]
+    told.coded_bytes = np.array([len(coded) for coded, _, _ in chunks])
+    told.survivors = np.array([kept for _, _, kept in chunks])
+    survivors = int(told.survivors.sum())
+    writer = Exchange()
+    writer.tensor((ROWS, WIDTH), survivors, told)
+    read = Exchange(writer.stream.getvalue()).tensor((ROWS, WIDTH), survivors)
+    payload = b"".join(coded + signs for coded, signs, _ in chunks)
+
+    none: Any = np.zeros(0, np.int8)
+    # Pages of the file that nothing is written to take no room.
+    sparse = np.asarray(np.memmap(tmp_path / "codes", np.int8, "w+", shape=(ROWS * WIDTH,)))
+    run_tasks(chunk_tasks(read, payload, SEED, SPEC, sparse, none.astype(np.float32)), 2)
+    np.testing.assert_array_equal(sparse[places], codes)
+    assert not sparse[places[:-1] + 1][np.diff(places) > 1].any()
+
+    dense = np.asarray(np.memmap(tmp_path / "weights", np.float32, "w+", shape=(ROWS * WIDTH,)))
+    run_tasks(chunk_tasks(read, payload, SEED, SPEC, none, dense), 2)
+    for place, code in zip(places[::50].tolist(), codes[::50].tolist(), strict=True):
+        expected = weights(SEED, SPEC, place, place + 1, backend="numpy")[0] * code
+        assert dense[place] == expected
+
+    with pytest.raises(FormatError, match="expected"):  # another seed is noticed
+        run_tasks(chunk_tasks(read, payload, SEED + 1, SPEC, none, none.astype(np.float32)), 1)
