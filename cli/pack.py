@@ -30,6 +30,12 @@ from pabzip.cli.tickets import read_source
     type=click.Choice(["float16", "bfloat16"]),
     help="Round the dense tensors (batch norm, biases) to half precision. [lossless]",
 )
+@click.option(
+    "--fold-bn",
+    is_flag=True,
+    help="Keep of each batch norm only what inference needs, a scale and a shift. The file loads "
+    "as ever; training on needs the original.",
+)
 @reporting
 def command(
     source: str,
@@ -37,6 +43,7 @@ def command(
     force: bool,
     coder: str,
     dense_dtype: str | None,
+    fold_bn: bool,
     reporter: Reporter,
 ) -> None:
     """Pack CHECKPOINT (model.pt, as `pabzip train` writes it) into a .pabz file.
@@ -54,7 +61,7 @@ def command(
 
     data = read_source(source)
     checkpoint = load_checkpoint(io.BytesIO(data) if isinstance(data, bytes) else data)
-    ticket = to_ticket(checkpoint)
+    ticket = to_ticket(checkpoint, fold_bn=fold_bn, dense_dtype=dense_dtype)
     for name in ticket.names:
         reporter.detail(f"{name}: {ticket.kind(name)}, {list(ticket.shape(name))}")
     if is_stream(target):

@@ -34,6 +34,7 @@ def pack(
     *,
     coder: str = "auto",
     dense_dtype: str | None = None,
+    fold_bn: bool = False,
     metadata: Metadata | None = None,
 ) -> dict[str, Any]:
     """Write a network as a ``.pabz`` file; an existing file is replaced, as by ``torch.save``.
@@ -47,6 +48,9 @@ def pack(
         coder: ``"auto"`` takes the smallest for each tensor, or a coder's name.
         dense_dtype: None keeps dense tensors lossless; ``"float16"`` or ``"bfloat16"`` stores the
             floating ones rounded to nearest even.
+        fold_bn: keep of each batch norm only the scale and the shift that evaluation needs, about
+            half the bytes (`pabzip.folding`). The file loads as ever and is for inference:
+            training on needs the original. Its metadata says ``"folded": true``.
         metadata: flat JSON values that travel in the header, on top of the checkpoint's own.
 
     Returns:
@@ -54,45 +58,63 @@ def pack(
 
     Raises:
         PackError: a seeded weight is not plus or minus its seed's magnitude, is not float32, or a
-            dense tensor cannot be stored; the message names the tensor and the count.
+            dense tensor cannot be stored; the message names the tensor and the count. With
+            ``fold_bn`` also: nothing can be folded, the checkpoint is of a custom architecture, or
+            the folded network's outputs differ from the original's.
         SeedError: ``source`` is a network without a record of its seed.
         CheckpointError: ``source`` is a path that holds no checkpoint of ours.
 
     Source: Peek-a-Boo, Appendix D (what is stored); DESIGN, "Exactness".
     """
-    ticket = to_ticket(source, metadata=metadata)
+    ticket = to_ticket(source, metadata=metadata, fold_bn=fold_bn, dense_dtype=dense_dtype)
     return ticket.save(target, coder=coder, dense_dtype=dense_dtype)
 
 
 def to_ticket(
-    source: nn.Module | Checkpoint | str | os.PathLike[str], *, metadata: Metadata | None = None
+    source: nn.Module | Checkpoint | str | os.PathLike[str],
+    *,
+    metadata: Metadata | None = None,
+    fold_bn: bool = False,
+    dense_dtype: str | None = None,
 ) -> Ticket:
-    """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`."""
+    """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`.
+
+    ``dense_dtype`` rounds nothing here: it says what `Ticket.save` will be told, so that a folded
+    network is checked as it will load.
+    """
     require("torch", extra="torch", purpose="packing a network")
     import torch
 
     if isinstance(source, torch.nn.Module):
-        return _from_network(source, metadata or {})
+        return _from_network(source, metadata or {}, fold_bn, dense_dtype)
     from pabzip.train.checkpoint import Checkpoint, load_checkpoint
 
     checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
-    return _from_state(
-        checkpoint.state_dict,
-        checkpoint.seeding,
-        arch=checkpoint.arch,
-        arch_options=checkpoint.arch_options,
-        metadata={**checkpoint.metadata(), **(metadata or {})},
-    )
+    arch, options = checkpoint.arch, checkpoint.arch_options
+    state, told = checkpoint.state_dict, {**checkpoint.metadata(), **(metadata or {})}
+    if fold_bn:
+        from pabzip.folding_check import fold_checked, structure
+
+        state = fold_checked(structure(arch, options), state, arch, options, dense_dtype)
+        told["folded"] = True
+    return _from_state(state, checkpoint.seeding, arch=arch, arch_options=options, metadata=told)
 
 
-def _from_network(net: nn.Module, metadata: Metadata) -> Ticket:
+def _from_network(
+    net: nn.Module, metadata: Metadata, fold_bn: bool, dense_dtype: str | None
+) -> Ticket:
     """Read a live network; a wrapper's ``module.`` prefix is dropped."""
     record = seeding(net)
     state = net.state_dict()
     if all(name.startswith("module.") for name in record.specs) and hasattr(net, "module"):
         inner = net.module
-        return _from_network(inner, metadata)  # type: ignore[arg-type]
+        return _from_network(inner, metadata, fold_bn, dense_dtype)  # type: ignore[arg-type]
     arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+    if fold_bn:
+        from pabzip.folding_check import fold_checked
+
+        state = fold_checked(net, state, arch, options, dense_dtype)
+        metadata = {**metadata, "folded": True}
     return _from_state(state, record, arch=arch, arch_options=options, metadata=metadata)
 
 

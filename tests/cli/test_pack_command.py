@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import pabzip
 
@@ -92,6 +93,47 @@ def test_pack_half_precision_dense_tensors(project, run):
     for name in dense:
         expected = state["state_dict"][name]
         assert torch.equal(found[name], expected.bfloat16().to(expected.dtype)), name
+
+
+@pytest.fixture
+def conv_checkpoint(project):
+    """A checkpoint of a network with batch norm, as if it had been trained."""
+    net = pabzip.init_(pabzip.models.build("conv2", in_channels=1, image_size=8, width=4), seed=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.weight.normal_(1, 0.1, generator=generator)
+            norm.bias.normal_(0, 0.1, generator=generator)
+            norm.running_mean.normal_(0, 1, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+    pabzip.save_checkpoint(net, project.folder / "conv.pt")
+    return net.eval()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_pack_fold_bn_keeps_the_outputs(project, run, conv_checkpoint, half):
+    more = ("--dense-dtype", "float16") if half else ()
+    plain = json.loads(run("pack", "conv.pt", "-o", "plain.pabz", "--json", *more).stdout)
+    result = run("pack", "conv.pt", "--fold-bn", "--json", *more)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["dense_bytes"] < plain["dense_bytes"]
+    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    loaded = pabzip.load("conv.pabz")
+    with torch.no_grad():
+        expected, found = conv_checkpoint(images), loaded(images)
+    assert (found - expected).abs().max() < (2e-2 if half else 1e-5) * expected.abs().max()
+    assert all((v == 1).all() for n, v in loaded.named_buffers() if n.endswith("running_var"))
+    shown = run("info", "conv.pabz").stdout
+    assert any(line.split() == ["folded", "True"] for line in shown.splitlines())
+    assert "folded" not in run("info", "plain.pabz").stdout
+
+
+def test_pack_fold_bn_of_a_network_without_any_is_refused(project, run):
+    before = project.ticket.read_bytes()
+    result = run("pack", "model.pt", "--fold-bn", "--force")
+    assert result.exit_code == 1
+    assert "found none; pack without fold_bn" in result.stderr
+    assert project.ticket.read_bytes() == before
 
 
 @pytest.fixture
