@@ -1,12 +1,14 @@
-"""``pabzip info``: what a file holds, from its header alone."""
+"""``pabzip info``: what a file holds and where its bytes go, as a table and as a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pabzip.cli.files import STANDARD, check_output, open_output
 from pabzip.cli.options import max_bytes_option, reporting
 from pabzip.cli.output import Reporter, printable, ratio, size
 from pabzip.cli.tickets import open_ticket
@@ -14,19 +16,35 @@ from pabzip.cli.tickets import open_ticket
 if TYPE_CHECKING:
     from rich.table import Table
 
+IMAGE_TYPES = ("png", "svg", "pdf")
+"""What a picture can be written as."""
+
+_COLUMNS = ("mask", "factors", "signs", "dense")  # of the parts; the header has a row of its own
+
 
 @click.command("info")
 @click.argument("source", metavar="FILE")
+@click.option(
+    "--plot",
+    metavar="IMAGE",
+    help=f"Draw where the bytes go; a name that ends in {', '.join(f'.{t}' for t in IMAGE_TYPES)}.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace an image that exists.")
 @max_bytes_option
 @reporting
-def command(source: str, max_bytes: int | None, reporter: Reporter) -> None:
-    """Show what FILE holds: sizes, seed, architecture, tensors.
+def command(
+    source: str, plot: str | None, force: bool, max_bytes: int | None, reporter: Reporter
+) -> None:
+    """Show what FILE holds: sizes, seed, architecture, and where the bytes go, tensor by tensor.
 
-    Reads the header alone and regenerates nothing; `pabzip verify` checks the weights. FILE may be
-    '-' for stdin.
+    Reads the header and the factors alone, and regenerates nothing; `pabzip verify` checks the
+    weights. FILE may be '-' for stdin.
     """
+    if plot is not None:
+        image_type, reporter = _image_type(plot), reporter.for_output(plot)
+        check_output(plot, force=force, inputs=[source])
     with open_ticket(source, max_bytes=max_bytes) as ticket:
-        info = ticket.info()
+        info = {**ticket.info(), "breakdown": ticket.breakdown()}
         metadata = dict(ticket.metadata)
         for name in ticket.names:
             if ticket.kind(name) == "seeded":
@@ -34,6 +52,12 @@ def command(source: str, max_bytes: int | None, reporter: Reporter) -> None:
                 reporter.detail(
                     f"{name}: {spec.distribution}, scale {spec.scale!r}, stream {spec.stream}"
                 )
+    if plot is not None:
+        from pabzip.cli.plot import save
+
+        with open_output(plot) as file:
+            save(info, file, image_type)
+        reporter.detail(f"{source} -> {plot}")
     if reporter.json or reporter.quiet:
         reporter.result(info)
     else:
@@ -68,26 +92,49 @@ def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
 
 
 def tensor_table(info: Mapping[str, Any]) -> Table:
-    """Return one row a tensor, for people."""
+    """Return one row a tensor, for people: what it is, and where its bytes go."""
     table = _plain_table(header=True)
     for title in ("tensor", "shape", "kind", "coder"):
         table.add_column(title, no_wrap=title != "tensor", overflow="fold")
-    for title in ("bytes", "weights", "survivors", "kept"):
+    for title in (*_COLUMNS, "bytes", "weights", "survivors", "kept"):
         table.add_column(title, justify="right", no_wrap=True)
-    for tensor in info["tensors"]:
+    *rows, framing = info["breakdown"]
+    for tensor, row in zip(info["tensors"], rows, strict=True):
         weights, survivors = tensor["weights"], tensor["survivors"]
         seeded = tensor["kind"] == "seeded"
         table.add_row(
             printable(tensor["name"]),
             "x".join(str(length) for length in tensor["shape"]) or "scalar",
             tensor["kind"],
-            tensor["coder"] or "",
-            f"{tensor['bytes']:,}",
+            tensor["coder"],
+            *_byte_cells(row),
             f"{weights:,}" if seeded else "",
             f"{survivors:,}" if seeded else "",
             f"{survivors / weights:.1%}" if seeded and weights else "",
         )
+    table.add_row("header, checksums", "", "", "", *_byte_cells(framing))
+    whole = {part: sum(row[part] for row in info["breakdown"]) for part in (*_COLUMNS, "header")}
+    table.add_row("all", "", "", "", *_byte_cells(whole), style="bold")
     return table
+
+
+def _byte_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the bytes of each part, empty for none, and their sum with the header's."""
+    cells = [f"{row[part]:,}" if row[part] else "" for part in _COLUMNS]
+    return [*cells, f"{sum(row[part] for part in (*_COLUMNS, 'header')):,}"]
+
+
+def _image_type(target: str) -> str:
+    """Return the type of image that a name's suffix stands for."""
+    if target == STANDARD:
+        return "png"
+    suffix = Path(target).suffix.removeprefix(".").lower()
+    if suffix not in IMAGE_TYPES:
+        raise click.UsageError(
+            f"{target}: expected a name that ends in "
+            f"{', '.join(f'.{name}' for name in IMAGE_TYPES)}"
+        )
+    return suffix
 
 
 def _plain_table(*, header: bool = False) -> Table:

@@ -17,10 +17,30 @@ def test_info_json_equals_the_tickets(project, run):
     result = run("info", "model.pabz", "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
-    assert set(found) >= KEYS
+    assert set(found) == {*KEYS, "breakdown"}
     with pabzip.open(project.ticket) as ticket:
+        assert found.pop("breakdown") == ticket.breakdown()
         assert found == json.loads(json.dumps(ticket.info()))
     assert found["bytes"] == project.ticket.stat().st_size
+
+
+def test_info_shows_where_the_bytes_go(project, run):
+    rows = json.loads(run("info", "model.pabz", "--json").stdout)["breakdown"]
+    assert [row["name"] for row in rows[:-1]] == list(pabzip.open(project.ticket).names)
+    assert rows[-1]["name"] is None
+    parts = ("mask", "factors", "signs", "dense", "header")
+    size = project.ticket.stat().st_size
+    assert sum(row[part] for row in rows for part in parts) == size
+    lines = run("info", "model.pabz").stdout.splitlines()
+    title = next(line.split() for line in lines if line.startswith("tensor "))
+    assert title[-8:] == ["mask", "factors", "signs", "dense", "bytes", "weights", "survivors",
+                          "kept"]  # fmt: skip
+    assert lines[-1].split() == [
+        "all",
+        *(f"{sum(row[part] for row in rows):,}" for part in parts[:-1]),
+        f"{size:,}",
+    ]
+    assert lines[-2].split()[:3] == ["header,", "checksums", f"{rows[-1]['header']:,}"]
 
 
 def test_info_for_people(project, run):

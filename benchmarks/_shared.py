@@ -1,0 +1,233 @@
+"""What the benchmarks share: arguments, fair timing, one table, one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+"""Where result files go unless ``--results`` says otherwise."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that every benchmark takes."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    result.add_argument("--arch", help="architecture, one of pabzip.models.names()")
+    result.add_argument("--keep-ratio", type=float, help="fraction of the weights that survives")
+    result.add_argument("--quick", action="store_true", help="a small, rough run of every part")
+    result.add_argument("--json", action="store_true", help="print the JSON, not the table")
+    result.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
+    return result
+
+
+def cache_argument(target: argparse.ArgumentParser) -> None:
+    """Add ``--cache``: masks take minutes to find, so they are kept."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "pabzip" / "benchmarks"
+    target.add_argument(
+        "--cache", type=Path, default=folder, help="folder of found masks", metavar="DIR"
+    )
+
+
+class Progress:
+    """One line on stderr that says what is being done; elsewhere than on a terminal, a line a step.
+
+    Args:
+        total: number of steps.
+    """
+
+    def __init__(self, total: int):
+        self._total = total
+        self._count = 0
+        self._what = ""
+        self._begin = time.perf_counter()
+
+    def step(self, what: str) -> None:
+        """Say what is done now."""
+        self._what = what
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[2K{self._line()}")
+            sys.stderr.flush()
+
+    def done(self) -> None:
+        """Count one step as done."""
+        self._count += 1
+        if not sys.stderr.isatty():
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Clear the line."""
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[2K")
+
+    def _line(self) -> str:
+        """Return the line as it is now."""
+        seconds = time.perf_counter() - self._begin
+        return f"{self._count}/{self._total} {seconds:.0f} s {self._what}"
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    clock: Callable[[Callable[[], object]], float] | None = None,
+) -> dict[str, float]:
+    """Time several things in turns (A B C A B C ...), so that a slow moment hits all of them.
+
+    Each runs once untimed first: compilers and caches warm up.
+
+    Args:
+        runs: what to time, by name.
+        repeats: timed runs of each.
+        clock: returns the seconds that one call takes; wall clock by default.
+
+    Returns:
+        The median of each, seconds.
+    """
+    clock = clock or wall_clock
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(repeats + 1):
+            for name, run in runs.items():
+                took = clock(run)
+                if turn:
+                    seconds[name].append(took)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def wall_clock(run: Callable[[], object]) -> float:
+    """Return the seconds that one call takes; what it returns is let go of outside of them."""
+    begin = time.perf_counter()
+    result = run()
+    took = time.perf_counter() - begin
+    del result
+    return took
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads, and as many as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def machine(*packages: str, gpu: str | None = None) -> dict[str, Any]:
+    """Return what is worth knowing of where a benchmark ran.
+
+    Args:
+        *packages: whose versions matter besides pabzip's, numpy's and numba's.
+        gpu: name of the GPU that was used.
+    """
+    wanted = ("pabzip", "numpy", "numba", *packages)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        **({} if gpu is None else {"gpu": gpu}),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in wanted},
+    }
+
+
+def finish(
+    name: str,
+    arguments: argparse.Namespace,
+    result: Mapping[str, Any],
+    table: str,
+    *,
+    gpu: str | None = None,
+) -> None:
+    """Write the JSON file, and print the table or the JSON.
+
+    Args:
+        name: of the benchmark.
+        arguments: as `parser` gives them. A quick run writes a file of its own.
+        result: JSON values.
+        table: for people.
+        gpu: name of the GPU that was used; it becomes part of the file's name.
+    """
+    parts = [name]
+    if gpu is not None:
+        parts.append(re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-"))
+    if arguments.quick:
+        parts.append("quick")
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    (arguments.results / f"{'-'.join(parts)}.json").write_text(text, encoding="utf-8")
+    print(text if arguments.json else table, end="")
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, aligned so that it reads well as plain text, too.
+
+    Args:
+        columns: titles; the first column is text, the others numbers.
+        rows: cells.
+    """
+    lines = [list(columns), *(list(row) for row in rows)]
+    widths = [max(3, *(len(line[at]) for line in lines)) for at in range(len(columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return f"| {' | '.join(padded)} |\n"
+
+    dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return line(lines[0]) + line(dashes) + "".join(line(cells) for cells in lines[1:])
+
+
+def heading(title: str, facts: Mapping[str, Any]) -> str:
+    """Return the line above a table: what it shows and where it ran."""
+    where = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores"
+    return f"{title} ({where}, {facts['date']})\n\n"
+
+
+def times(value: float) -> str:
+    """Return seconds for people, three digits."""
+    for unit, each in (("s", 1.0), ("ms", 1e-3)):
+        if value >= each:
+            return f"{value / each:.3g} {unit}" if value < 1000 else f"{value:.0f} s"
+    return f"{value * 1e6:.3g} µs"
+
+
+def kibibytes(size: float) -> str:
+    """Return bytes in KiB, at least three digits."""
+    value = size / 1024
+    return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _cpu() -> str:
+    """Return the processor's name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()

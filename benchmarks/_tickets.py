@@ -1,0 +1,157 @@
+"""The masks that the benchmarks work on, found once and kept, and tickets made of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pabzip
+from pabzip import SeededTensor, Ticket
+from pabzip.init import Seeding
+from pabzip.seeds import magnitudes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SEED = 3
+"""Of every network here."""
+
+Masks = dict[str, NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One of `pabzip.models.names`, for 32x32 images of 3 channels and 10 classes.
+
+    Attributes:
+        arch: its name.
+        width: of its first stage; None for its own.
+    """
+
+    arch: str
+    width: int | None = None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Network:
+        """Return the network that is asked for; a small one where a quick run names none."""
+        if arguments.arch:
+            return cls(arguments.arch)
+        return cls("resnet20", 4) if arguments.quick else cls("resnet18")
+
+    def __str__(self) -> str:
+        return self.arch if self.width is None else f"{self.arch}-w{self.width}"
+
+    def build(self) -> nn.Module:
+        """Return the network, drawn from `SEED`."""
+        options = {} if self.width is None else {"width": self.width}
+        return pabzip.init_(pabzip.models.build(self.arch, options), SEED)
+
+
+@cache
+def seeding_of(network: Network) -> tuple[Seeding, dict[str, tuple[int, ...]]]:
+    """Return how a network's weights are drawn, and their shapes by name."""
+    net = network.build()
+    shapes = {name: tuple(value.shape) for name, value in pabzip.seeded_parameters(net).items()}
+    return pabzip.seeding(net), shapes
+
+
+def synflow_masks(
+    network: Network,
+    keep_ratio: float,
+    cache_folder: Path,
+    *,
+    iterations: int = 100,
+    on_iteration: Callable[[int, int], None] | None = None,
+) -> Masks:
+    """Return the masks that SynFlow finds, from the cache where it holds them.
+
+    Args:
+        network: whose weights to mask.
+        keep_ratio: over all seeded weights.
+        cache_folder: keeps what was found.
+        iterations: of SynFlow.
+        on_iteration: as for `pabzip.search.synflow`.
+    """
+    name = f"synflow-{network}-keep{keep_ratio:g}-iterations{iterations}-seed{SEED}"
+    file = cache_folder / f"{name}.npz"
+    if not file.exists():
+        found = pabzip.search.synflow(
+            network.build(), keep_ratio, (3, 32, 32), iterations, on_iteration=on_iteration
+        )
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        partial = cache_folder / f"{name}.{os.getpid()}.npz"
+        arrays: dict[str, Any] = {key: mask.numpy() for key, mask in found.items()}
+        np.savez_compressed(partial, **arrays)
+        partial.replace(file)
+    with np.load(file) as held:
+        return {key: held[key] for key in held.files}
+
+
+def magnitude_masks(network: Network, keep_ratio: float) -> Masks:
+    """Return the masks that keep the largest weights of the whole network."""
+    seeding, shapes = seeding_of(network)
+    absolute = {
+        name: magnitudes(seeding.seed, spec, 0, int(np.prod(shapes[name]))) * spec.factor
+        for name, spec in seeding.specs.items()
+    }
+    together = np.concatenate(list(absolute.values()))
+    pruned = together.size - round(keep_ratio * together.size)
+    threshold = np.partition(together, pruned)[pruned]
+    return {name: (values >= threshold).reshape(shapes[name]) for name, values in absolute.items()}
+
+
+def random_masks(network: Network, keep_ratio: float) -> Masks:
+    """Return masks without any structure."""
+    _, shapes = seeding_of(network)
+    rng = np.random.default_rng(SEED)
+    return {name: rng.random(shape) < keep_ratio for name, shape in shapes.items()}
+
+
+def with_signs(masks: Masks, flips: float = 0.5) -> dict[str, NDArray[np.int8]]:
+    """Return codes: a share ``flips`` of the survivors, drawn at random, has its sign flipped."""
+    rng = np.random.default_rng(SEED + 1)
+    return {
+        name: np.where(rng.random(mask.shape) < flips, np.int8(-1), np.int8(1)) * mask
+        for name, mask in masks.items()
+    }
+
+
+def trained(network: Network, codes: Mapping[str, NDArray[np.int8]]) -> nn.Module:
+    """Return a network with these codes, and batch norm as it is after some training.
+
+    Its batch-norm values are drawn about those of a trained network: full mantissas, which is what
+    they cost in a file and in time.
+    """
+    import torch
+
+    net = network.build()
+    rng = np.random.default_rng(SEED + 2)
+    draws: dict[str, Callable[[int], NDArray[Any]]] = {
+        "weight": lambda size: rng.normal(1.0, 0.1, size),
+        "bias": lambda size: rng.normal(0.0, 0.1, size),
+        "running_mean": lambda size: rng.normal(0.0, 0.5, size),
+        "running_var": lambda size: rng.lognormal(0.0, 0.5, size),
+        "num_batches_tracked": lambda size: np.array(1000),
+    }
+    with torch.no_grad():
+        for name, weight in pabzip.seeded_parameters(net).items():
+            weight.mul_(torch.from_numpy(codes[name])).add_(0.0)  # +0.0 where pruned, never -0.0
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+                for key, value in module.state_dict().items():
+                    value.copy_(torch.from_numpy(draws[key](module.num_features)))
+    return net.eval()
+
+
+def ticket_of(seeding: Seeding, codes: Mapping[str, NDArray[np.int8]]) -> Ticket:
+    """Return a ticket of these codes alone, no dense tensors."""
+    tensors = [SeededTensor(name, seeding.specs[name], held) for name, held in codes.items()]
+    return Ticket(seed=seeding.seed, tensors=tensors)

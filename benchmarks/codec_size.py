@@ -1,0 +1,185 @@
+"""How small codes become: our coders against general compressors, the entropy, and the signs.
+
+Sizes are ``codes_bytes``: masks, signs, factors and tables of all seeded weights. Signs are drawn
+at random unless the case says otherwise. The compressors get the same codes in three forms: 2 bits
+a weight, five weights a byte (base 3), and a bitmap of the mask followed by the survivors' signs;
+the best of the three counts. Order-0 is the entropy of each tensor's mask by its density alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from _compressors import COMPRESSORS, Codes, forms, mask_entropy, sign_entropy
+from _shared import Progress, cache_argument, finish, heading, kibibytes, machine, markdown, parser
+from _tickets import (
+    Masks,
+    Network,
+    magnitude_masks,
+    random_masks,
+    seeding_of,
+    synflow_masks,
+    ticket_of,
+    with_signs,
+)
+
+from pabzip.formats import AUTO, CODERS
+
+FEW_FLIPS = 0.1
+"""Share of flipped signs in the case that has few."""
+
+DENSITIES = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99)
+"""Keep ratios of the random masks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One set of masks, with signs.
+
+    Attributes:
+        kind: ``"SynFlow"``, ``"magnitude"`` or ``"random"``.
+        network: what the masks are of.
+        keep_ratio: fraction of the weights that survives.
+        flips: share of the survivors whose sign is flipped.
+    """
+
+    kind: str
+    network: Network
+    keep_ratio: float
+    flips: float = 0.5
+
+    @property
+    def title(self) -> str:
+        """What the table calls it."""
+        signs = "" if self.flips == 0.5 else f", {self.flips:.0%} flipped"
+        return f"{self.network}, {self.kind} {self.keep_ratio:g}{signs}"
+
+
+def main() -> None:
+    """Run the benchmark."""
+    line = parser(__doc__)
+    cache_argument(line)
+    arguments = line.parse_args()
+    cases = list(_cases(arguments))
+    progress = Progress(len(cases))
+    rows = []
+    for case in cases:
+        rows.append(_measure(case, _masks(case, arguments, progress), progress))
+        progress.done()
+    progress.close()
+    facts = machine("torch", "zstandard", "brotli")
+    table = heading("Bytes of the codes, in KiB", facts) + _table(rows)
+    finish("codec_size", arguments, {"machine": facts, "cases": rows}, table)
+
+
+def _cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    """Yield what is asked for; without ``--arch`` and ``--keep-ratio``, all that was promised."""
+    network = Network.of(arguments)
+    keep_ratio = arguments.keep_ratio or 0.1
+    yield Case("SynFlow", network, keep_ratio)
+    if not (arguments.arch or arguments.keep_ratio or arguments.quick):
+        yield Case("SynFlow", network, 0.3)
+        yield Case("SynFlow", network, 0.05)
+        yield Case("SynFlow", Network("resnet50"), 0.1)
+    yield Case("SynFlow", network, keep_ratio, FEW_FLIPS)
+    yield Case("magnitude", network, keep_ratio)
+    for density in (DENSITIES[0], DENSITIES[-1]) if arguments.quick else DENSITIES:
+        yield Case("random", network, density)
+
+
+def _masks(case: Case, arguments: argparse.Namespace, progress: Progress) -> Masks:
+    """Return a case's masks."""
+    if case.kind == "magnitude":
+        return magnitude_masks(case.network, case.keep_ratio)
+    if case.kind == "random":
+        return random_masks(case.network, case.keep_ratio)
+    return synflow_masks(
+        case.network,
+        case.keep_ratio,
+        arguments.cache,
+        iterations=5 if arguments.quick else 100,
+        on_iteration=lambda at, of: progress.step(f"{case.title}: SynFlow, {at} of {of}"),
+    )
+
+
+def _measure(case: Case, masks: Masks, progress: Progress) -> dict[str, Any]:
+    """Return one case's sizes in bytes."""
+    codes = with_signs(masks, case.flips)
+    ours = {}
+    for coder in (*CODERS, AUTO):
+        progress.step(f"{case.title}: {coder}")
+        ours[coder] = _codes_bytes(case.network, codes, coder)
+    peers: dict[str, dict[str, int]] = {}
+    for name, compress in COMPRESSORS.items():
+        progress.step(f"{case.title}: {name}")
+        peers[name] = {form: len(compress(data)) for form, data in forms(codes).items()}
+    survivors = sum(int(mask.sum()) for mask in masks.values())
+    signs = sign_entropy(codes)
+    limits = {"signs": signs, "order-0 + signs": mask_entropy(codes) + signs}
+    if case.flips != 0.5:
+        # What coding the signs should reach: the mask as it costs with random signs, plus entropy.
+        progress.step(f"{case.title}: the mask alone")
+        mask = _codes_bytes(case.network, with_signs(masks), AUTO) - survivors / 8
+        limits["our mask + signs"] = mask + signs
+    return {
+        "case": case.title,
+        "kind": case.kind,
+        "arch": case.network.arch,
+        "width": case.network.width,
+        "keep_ratio": case.keep_ratio,
+        "flips": case.flips,
+        "weights": sum(mask.size for mask in masks.values()),
+        "survivors": survivors,
+        "coders": ours,
+        "peers": peers,
+        "limits": limits,
+        "ratios": {
+            "huffman / auto": ours["huffman"] / ours[AUTO],
+            "best peer / auto": _best(peers) / ours[AUTO],
+            **{f"auto / {name}": ours[AUTO] / limit for name, limit in limits.items() if limit},
+        },
+    }
+
+
+def _codes_bytes(network: Network, codes: Codes, coder: str) -> int:
+    """Return what a file of these codes spends on them."""
+    info = ticket_of(seeding_of(network)[0], codes).save(io.BytesIO(), coder=coder)
+    return int(info["codes_bytes"])
+
+
+def _best(peers: dict[str, dict[str, int]]) -> int:
+    """Return the smallest size of any compressor on any form."""
+    return min(size for sizes in peers.values() for size in sizes.values())
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table for people."""
+    coders = list(rows[0]["coders"])
+    columns = ["case", *coders, *COMPRESSORS, "order-0 + signs", "signs"]
+    columns += ["huffman / auto", "best peer / auto", "auto / order-0", "auto / signs"]
+    cells, notes = [], []
+    for row in rows:
+        limits, ratios = row["limits"], row["ratios"]
+        sizes = [row["coders"][coder] for coder in coders]
+        sizes += [min(row["peers"][name].values()) for name in COMPRESSORS]
+        sizes += [limits["order-0 + signs"], limits["signs"]]
+        line = [row["case"], *(kibibytes(size) for size in sizes)]
+        for name in ("huffman / auto", "best peer / auto"):
+            line.append(f"{ratios[name]:.2f}")
+        for name in ("auto / order-0 + signs", "auto / signs"):
+            line.append(f"{ratios[name]:.4f}")
+        cells.append(line)
+        if "our mask + signs" in limits:
+            notes.append(
+                f"\n{row['case']}: {ratios['auto / our mask + signs']:.4f} times our mask plus the "
+                "entropy of the signs.\n"
+            )
+    return markdown(columns, cells) + "".join(notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""How fast a file is packed and loaded, against drawing the weights and against plain files.
+
+Our file is read from memory into float32 arrays; ``kaiming_normal_`` draws the same tensors in
+place, which is the least that any start from random weights takes. ``torch.load`` and safetensors
+read the same model as plain float32 from a warm file, and safetensors also compressed by zstd -19.
+All runs of one row take turns on the same number of threads. The cold rows start a new process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+import torch
+import zstandard
+from _files import Files
+from _shared import (
+    Progress,
+    cache_argument,
+    finish,
+    heading,
+    interleaved,
+    kibibytes,
+    machine,
+    markdown,
+    parser,
+    times,
+    torch_threads,
+)
+from _tickets import Network, synflow_masks, trained, with_signs
+from torch import nn
+
+import pabzip
+
+THREADS = (1, 2)
+COLD_TORCH = (
+    "import sys, torch, safetensors.torch as s; "
+    "s.save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
+)
+
+Runs = dict[str, Callable[[], object]]
+
+
+def main() -> None:
+    """Run the benchmark."""
+    line = parser(__doc__)
+    cache_argument(line)
+    line.add_argument("--repeats", type=int, default=15, help="timed runs of each; fewer cold ones")
+    arguments = line.parse_args()
+    if arguments.quick:
+        arguments.repeats = 1
+    network, keep_ratio = Network.of(arguments), arguments.keep_ratio or 0.1
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        progress = Progress(len(THREADS) + 4 + torch.cuda.is_available())
+        files = _files(network, keep_ratio, arguments, Path(folder), progress)
+        for what, threads, repeats, runs in _plan(files, arguments.repeats):
+            progress.step(what)
+            with torch_threads(threads):
+                medians = interleaved(runs, repeats)
+            progress.done()
+            rows.append(_row(what, threads, medians))
+        progress.close()
+        sizes = files.bytes()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    facts = machine("torch", "safetensors", "zstandard", gpu=gpu)
+    result = {
+        "machine": facts,
+        "arch": network.arch,
+        "width": network.width,
+        "keep_ratio": keep_ratio,
+        "weights": files.info["weights"],
+        "bytes": sizes,
+        "rows": rows,
+    }
+    title = heading(f"{network}, SynFlow, keep {keep_ratio:g}: seconds", facts)
+    shown = ", ".join(f"{name} {kibibytes(size)} KiB" for name, size in sizes.items())
+    finish("codec_speed", arguments, result, f"{title}{_table(rows)}\nFiles: {shown}.\n", gpu=gpu)
+
+
+def _files(
+    network: Network,
+    keep_ratio: float,
+    arguments: argparse.Namespace,
+    folder: Path,
+    progress: Progress,
+) -> Files:
+    """Find the ticket and write every form of it."""
+    masks = synflow_masks(
+        network,
+        keep_ratio,
+        arguments.cache,
+        iterations=5 if arguments.quick else 100,
+        on_iteration=lambda at, of: progress.step(f"SynFlow, {at} of {of}"),
+    )
+    progress.step("writing files")
+    files = Files(trained(network, with_signs(masks)), folder)
+    progress.done()
+    return files
+
+
+def _plan(files: Files, repeats: int) -> Iterator[tuple[str, int, int, Runs]]:
+    """Yield what is compared: title, threads, repeats, and the runs, ours first."""
+    few = max(1, repeats // 3)
+    yield (
+        "pack",
+        THREADS[-1],
+        few,
+        {
+            "pabzip": lambda: pabzip.pack(files.net, io.BytesIO()),
+            "torch.save": lambda: torch.save(files.net.state_dict(), io.BytesIO()),
+        },
+    )
+    for threads in THREADS:
+        yield "load", threads, repeats, _loads(files, threads)
+    yield "one tensor", 1, repeats, _single(files)
+    yield "unpack, cold process", THREADS[-1], few, _cold(files)
+    if torch.cuda.is_available():
+        yield "load to the GPU", THREADS[-1], repeats, _gpu(files)
+
+
+def _loads(files: Files, threads: int) -> Runs:
+    """Return every way to have the whole model in memory."""
+    parameters = pabzip.seeded_parameters(files.net).values()
+    drawn = [torch.empty(parameter.shape) for parameter in parameters]
+
+    def draw() -> None:
+        for weight in drawn:
+            nn.init.kaiming_normal_(weight)
+
+    def decompress() -> object:
+        data = zstandard.ZstdDecompressor().decompress(files.compressed.read_bytes())
+        return safetensors.numpy.load(data)
+
+    return {
+        "pabzip": lambda: pabzip.load_arrays(files.packed, threads=threads),
+        "kaiming_normal_": draw,
+        "torch.load": lambda: torch.load(files.checkpoint, weights_only=True),
+        "safetensors": lambda: safetensors.numpy.load_file(files.plain),
+        "safetensors + zstd": decompress,
+    }
+
+
+def _single(files: Files) -> Runs:
+    """Return ways to have the largest tensor alone."""
+    parameters = pabzip.seeded_parameters(files.net)
+    name = max(parameters, key=lambda name: parameters[name].numel())
+    drawn = torch.empty(parameters[name].shape)
+
+    def ours() -> object:
+        with pabzip.open(files.packed) as ticket:
+            return ticket.weight(name, threads=1)
+
+    def plain() -> object:
+        with safetensors.safe_open(files.plain, "np") as file:
+            return file.get_tensor(name)
+
+    return {
+        "pabzip": ours,
+        "kaiming_normal_": lambda: nn.init.kaiming_normal_(drawn),
+        "safetensors": plain,
+    }
+
+
+def _cold(files: Files) -> Runs:
+    """Return ways from a file to plain safetensors, each a new process."""
+
+    def run(*command: object) -> None:
+        subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+
+    ours = ("-m", "pabzip.cli", "unpack", files.ticket, "-f", "-o", files.target)
+    return {
+        "pabzip": lambda: run(*ours),
+        "torch.load": lambda: run("-c", COLD_TORCH, files.checkpoint, files.target),
+    }
+
+
+def _gpu(files: Files) -> Runs:
+    """Return ways to have the whole model on the GPU."""
+
+    def waiting(load: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            result = load()
+            torch.cuda.synchronize()
+            return result
+
+        return run
+
+    parameters = pabzip.seeded_parameters(files.net).values()
+    drawn = [torch.empty(parameter.shape, device="cuda") for parameter in parameters]
+    return {
+        "pabzip": waiting(lambda: pabzip.load_state_dict(files.packed, device="cuda")),
+        "kaiming_normal_": waiting(lambda: [nn.init.kaiming_normal_(weight) for weight in drawn]),
+        "torch.load": waiting(
+            lambda: torch.load(files.checkpoint, map_location="cuda", weights_only=True)
+        ),
+        "safetensors": waiting(lambda: safetensors.torch.load_file(files.plain, device="cuda")),
+    }
+
+
+def _row(what: str, threads: int, medians: dict[str, float]) -> dict[str, Any]:
+    """Return one row of the result."""
+    ours = medians["pabzip"]
+    return {
+        "what": what,
+        "threads": threads,
+        "seconds": medians,
+        "ratios": {
+            f"pabzip / {name}": ours / took for name, took in medians.items() if took != ours
+        },
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Return the table for people: seconds, and how many times as long ours takes in brackets."""
+    names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
+    cells = []
+    for row in rows:
+        line = [row["what"], str(row["threads"])]
+        for name in names:
+            took = row["seconds"].get(name, math.nan)
+            if name == "pabzip":
+                line.append(times(took))
+            elif name in row["seconds"]:
+                line.append(f"{times(took)} ({row['seconds']['pabzip'] / took:.2f})")
+            else:
+                line.append("")
+        cells.append(line)
+    note = "\nIn brackets: our time as a multiple of the other's.\n"
+    return markdown(["what", "threads", *names], cells) + note
+
+
+if __name__ == "__main__":
+    main()
