@@ -50,7 +50,7 @@ def write_safetensors(
 
     held, specs = [], {}
     for name in ticket.names:
-        values = np.ascontiguousarray(_exact(ticket, name, threads))
+        values = _exact(ticket, name, threads)
         if sys.byteorder == "big":
             values = values.byteswap()
         held.append(values)
@@ -96,7 +96,7 @@ def write_pt(
     torch = require("torch", extra="torch", purpose="writing a .pt file")
     state = {}
     for name in ticket.names:
-        values = np.ascontiguousarray(_exact(ticket, name, threads))
+        values = _exact(ticket, name, threads)
         if ticket.dtype(name) == "bfloat16":
             state[name] = torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16)
         else:
@@ -114,7 +114,7 @@ FORMATS: Mapping[str, Writer] = {
 
 
 def _exact(ticket: Ticket, name: str, threads: int | None) -> np.ndarray:
-    """Return a tensor in its own dtype; bfloat16 as uint16 bit patterns."""
+    """Return a tensor in its own dtype, C-contiguous; bfloat16 as uint16 bit patterns."""
     if ticket.kind(name) == "dense":
         return ticket.dense(name).values
     return ticket.weight(name, threads=threads)
