@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
@@ -10,7 +11,6 @@ import numpy as np
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, FormatError
 from pabzip.init import Seeding, attach_seeding
-from pabzip.seeds import pack_codes
 from pabzip.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def load(
 
     Args:
         source: a path, the bytes of a ``.pabz`` file, or a seekable binary stream.
-        device: where the weights are regenerated. On CUDA the codes travel packed, two bits a
-            weight, and the weights are written on the GPU.
+        device: where the weights are regenerated. On CUDA the file's own bytes travel and are
+            decoded there, all tensors together.
         dtype: floating dtype of all floating tensors; None keeps each tensor's own.
         verify: recompute the SHA-256 of the regenerated state and compare it with the file's.
         max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
@@ -125,36 +125,41 @@ def load_into(
     return net
 
 
-def tensor(
+def tensors(
     ticket: Ticket,
-    name: str,
+    names: Sequence[str],
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """Regenerate one tensor of an open ticket on ``device``.
+) -> dict[str, torch.Tensor]:
+    """Regenerate tensors of an open ticket on ``device``, all of them together.
+
+    Args:
+        ticket: opened from a file, or in memory.
+        names: of its tensors.
+        device: as for `load`.
+        dtype: as for `load`.
+
+    Returns:
+        torch tensors by name, in the order of ``names``.
 
     Raises:
-        FormatError: the tensor's section is damaged.
+        FormatError: a tensor's section is damaged.
+        KeyError: no tensor of a name.
     """
     import torch
 
     device = torch.device(device)
-    if ticket.kind(name) == "dense":
-        value = _dense(ticket, name)
-        return value.to(device, dtype if value.is_floating_point() else None)
     if device.type == "cuda":
-        from pabzip.seeds import cuda
+        from pabzip.runtime.cuda_state import read_tensors
 
-        return cuda.regenerate(
-            ticket.seed,
-            ticket.spec(name),
-            torch.from_numpy(pack_codes(ticket.codes(name))).to(device),
-            ticket.shape(name),
-            dtype=dtype or torch.float32,
-            device=device,
-        )
-    return torch.from_numpy(ticket.weight(name)).to(device, dtype)
+        return read_tensors(ticket, names, device=device, dtype=dtype)
+    weights = ticket.weights(name for name in names if ticket.kind(name) == "seeded")
+    found = {}
+    for name in names:
+        value = torch.from_numpy(weights[name]) if name in weights else _dense(ticket, name)
+        found[name] = value.to(device, dtype if value.is_floating_point() else None)
+    return found
 
 
 def _dense(ticket: Ticket, name: str) -> torch.Tensor:
@@ -162,10 +167,10 @@ def _dense(ticket: Ticket, name: str) -> torch.Tensor:
     import torch
 
     stored = ticket.dense(name)
-    values = np.ascontiguousarray(stored.values)
+    values = stored.values.copy()
     if stored.dtype == "bfloat16":
-        return torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(values.copy())
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 def _read_state(
@@ -174,7 +179,7 @@ def _read_state(
     """Regenerate all tensors, checking the file's digest first where it is asked for."""
     if verify:
         ticket.verify()
-    return {name: tensor(ticket, name, device=device, dtype=dtype) for name in ticket.names}
+    return tensors(ticket, ticket.names, device=device, dtype=dtype)
 
 
 def _seeding(ticket: Ticket) -> Seeding:

@@ -34,7 +34,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that weights can be made in."""
 
 _BLOCKS = 512  # Philox blocks a program: 2,048 weights
-_KINDS = {"normal": NORMAL.value, "uniform": UNIFORM.value, "signed_constant": 2}
+KINDS = {"normal": NORMAL.value, "uniform": UNIFORM.value, "signed_constant": 2}
+"""How the kernels know each distribution."""
 
 
 def regenerate(
@@ -70,12 +71,7 @@ def regenerate(
             this backend does not serve.
     """
     key_low, key_high = split_seed(check_seed(seed))
-    target = torch.device(device)
-    if target.type != ("cpu" if _interpreting() else "cuda"):
-        raise SeedError(
-            f"device: expected a CUDA device, found {target}; "
-            "pabzip.seeds.regenerate serves the CPU"
-        )
+    target = kernel_device(device)
     if dtype not in DTYPES:
         raise SeedError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, found {dtype}")
     count = math.prod(shape)
@@ -87,14 +83,14 @@ def regenerate(
     with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
         regenerate_kernel[(programs,)](
             codes,
-            _table_on(codes.device),
+            table_on(codes.device),
             out,
             count,
-            _as_int32(spec.stream),
-            _as_int32(key_low),
-            _as_int32(key_high),
+            as_int32(spec.stream),
+            as_int32(key_low),
+            as_int32(key_high),
             float(spec.factor),
-            KIND=_KINDS[spec.distribution],
+            KIND=KINDS[spec.distribution],
             BLOCKS=_BLOCKS,
             enable_fp_fusion=False,
         )
@@ -116,13 +112,28 @@ def _codes_on(
     return packed.to(device).contiguous().view(-1)
 
 
+def kernel_device(device: torch.device | str) -> torch.device:
+    """Return ``device`` if Triton's kernels run there.
+
+    Raises:
+        SeedError: it is not a CUDA device (the CPU under Triton's interpreter).
+    """
+    target = torch.device(device)
+    if target.type != ("cpu" if _interpreting() else "cuda"):
+        raise SeedError(
+            f"device: expected a CUDA device, found {target}; "
+            "pabzip.seeds.regenerate serves the CPU"
+        )
+    return target
+
+
 @cache
-def _table_on(device: torch.device) -> torch.Tensor:
-    """Return the normal table on ``device``, uint32."""
+def table_on(device: torch.device) -> torch.Tensor:
+    """Return the normal table on ``device``, uint32, shape ``(3, 2048)``."""
     return torch.from_numpy(normal_table.load().copy()).to(device)
 
 
-def _as_int32(word: int) -> int:
+def as_int32(word: int) -> int:
     """Return the signed integer with the bits of a uint32, so that one compiled kernel serves."""
     return word - 2**32 if word >= 2**31 else word
 

@@ -20,7 +20,7 @@ UNIFORM = tl.constexpr(1)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _philox(block: tl.tensor, stream: tl.tensor, key_0: tl.tensor, key_1: tl.tensor) -> tl.tensor:
+def philox(block: tl.tensor, stream: tl.tensor, key_0: tl.tensor, key_1: tl.tensor) -> tl.tensor:
     """Return the four words of each block; the constants are those of `pabzip.seeds.philox`."""
     c0 = block.to(tl.uint32)
     c1 = (block >> 32).to(tl.uint32)
@@ -45,21 +45,25 @@ def _philox(block: tl.tensor, stream: tl.tensor, key_0: tl.tensor, key_1: tl.ten
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _weights(
+def leading_zeros(value: tl.tensor) -> tl.tensor:
+    """Return the leading zero bits of each uint32, none of which is 0."""
+    # By way of a float's exponent: with the second bit of two adjacent ones cleared, the
+    # conversion cannot round up to the next power of two.
+    exponent = (value & ~(value >> 1)).to(tl.float32).to(tl.int32, bitcast=True) >> 23
+    return (158 - exponent).to(tl.uint32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def magnitudes(
     word: tl.tensor,
-    code: tl.tensor,
+    live: tl.tensor,
     table: tl.tensor,
-    factor: tl.tensor,
     KIND: tl.constexpr,  # noqa: N803
 ) -> tl.tensor:
-    """Return float32 weights of one lane; see `pabzip.seeds.reference` for the definition."""
-    live = (code & 1) != 0
+    """Return the fixed-point magnitude of each word; where not ``live``, the table is not read."""
     value = (word << 1) | 1
     if KIND == NORMAL:
-        # Leading zeros by way of a float's exponent: with the second bit of two adjacent ones
-        # cleared, the conversion cannot round up to the next power of two.
-        exponent = (value & ~(value >> 1)).to(tl.float32).to(tl.int32, bitcast=True) >> 23
-        octave = (158 - exponent).to(tl.uint32)
+        octave = leading_zeros(value)
         aligned = value << octave
         column = (octave * 64 + ((aligned >> 25) & 63)).to(tl.int32)
         rest = aligned << 7
@@ -71,13 +75,27 @@ def _weights(
         magnitude = value
     else:
         magnitude = tl.zeros_like(word) + 1
+    return magnitude
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _weights(
+    word: tl.tensor,
+    code: tl.tensor,
+    table: tl.tensor,
+    factor: tl.tensor,
+    KIND: tl.constexpr,  # noqa: N803
+) -> tl.tensor:
+    """Return float32 weights of one lane; see `pabzip.seeds.reference` for the definition."""
+    live = (code & 1) != 0
     negative = ((word >> 31) ^ (code >> 1)) != 0
+    magnitude = magnitudes(word, live, table, KIND)
     weight = magnitude.to(tl.float32) * tl.where(negative, -factor, factor)
     return tl.where(live, weight, 0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rounded(weight: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:  # noqa: N803
+def rounded(weight: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:  # noqa: N803
     """Round finite float32 to ``DTYPE``, to nearest even."""
     if DTYPE == tl.bfloat16:  # noqa: SIM300
         # By hand: the interpreter's own conversion cuts instead of rounding.
@@ -110,12 +128,12 @@ def regenerate_kernel(
     if tl.max(four.to(tl.int32), axis=0) == 0:
         tl.store(out + place, tl.zeros([BLOCKS * 4], out.dtype.element_ty), mask=inside)
     else:
-        w0, w1, w2, w3 = _philox(
+        w0, w1, w2, w3 = philox(
             block, stream.to(tl.uint32), key_0.to(tl.uint32), key_1.to(tl.uint32)
         )
-        x0 = _rounded(_weights(w0, four & 3, table, factor, KIND), out.dtype.element_ty)
-        x1 = _rounded(_weights(w1, (four >> 2) & 3, table, factor, KIND), out.dtype.element_ty)
-        x2 = _rounded(_weights(w2, (four >> 4) & 3, table, factor, KIND), out.dtype.element_ty)
-        x3 = _rounded(_weights(w3, four >> 6, table, factor, KIND), out.dtype.element_ty)
+        x0 = rounded(_weights(w0, four & 3, table, factor, KIND), out.dtype.element_ty)
+        x1 = rounded(_weights(w1, (four >> 2) & 3, table, factor, KIND), out.dtype.element_ty)
+        x2 = rounded(_weights(w2, (four >> 4) & 3, table, factor, KIND), out.dtype.element_ty)
+        x3 = rounded(_weights(w3, four >> 6, table, factor, KIND), out.dtype.element_ty)
         weights = tl.interleave(tl.interleave(x0, x2), tl.interleave(x1, x3))
         tl.store(out + place, weights, mask=inside)

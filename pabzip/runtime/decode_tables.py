@@ -1,0 +1,209 @@
+"""What the GPU must know of context-coded tensors before their bytes, as flat tables.
+
+All tensors of a file are decoded by the same three launches, so that the chunks of every tensor
+are in flight together: a ResNet has a few chunks a tensor, and one tensor's alone would leave most
+of the GPU idle. So the tables run over the chunks of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError
+from pabzip.formats.checks import shown
+from pabzip.formats.coder import Payload
+from pabzip.formats.context.buckets import COUNT
+from pabzip.formats.context.description import Description
+from pabzip.formats.context.live import LivePlan
+from pabzip.formats.context.predictor import sign_bytes
+from pabzip.seeds import InitSpec
+
+PIECE = 1024
+"""Live weights that one program of the parallel kernels handles."""
+
+CHUNK_FIELDS = (
+    "count",  # live weights
+    "begin",  # first live row, in `DecodeTables.rows`
+    "end",  # one past the last
+    "piece",  # number of its first piece
+    "tensor",  # number of its tensor
+    "stream",
+    "kind",
+    "factor",  # the bits of a float32
+    "scored",  # whether buckets follow from scores
+    "first",  # uncertain bucket
+    "last",  # one past the last uncertain bucket
+    "chances",  # of the tensor's buckets, in `DecodeTables.chances`
+    "signs",  # how they are told
+    "flip_chance",
+    "coded",  # first range-coded byte, in `DecodeTables.data`
+    "plain",  # one past the last, and first byte of plain signs
+    "survivors",
+    "out",  # address of the tensor's weights
+)
+"""The int64 columns of `DecodeTables.chunks`."""
+
+_COUNT, _BEGIN, _END, _PIECE = map(CHUNK_FIELDS.index, ("count", "begin", "end", "piece"))
+_CODED, _PLAIN, _SURVIVORS = map(CHUNK_FIELDS.index, ("coded", "plain", "survivors"))
+
+ROW_FIELDS = 4
+"""The int64 columns of `DecodeTables.rows`: the row's first element, the live weights of the
+tensor before it, its first place in `DecodeTables.places`, and the levels that it adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodedTensor:
+    """One tensor to decode.
+
+    Attributes:
+        name: for messages.
+        spec: what it is drawn from.
+        kind: how the kernels know the distribution.
+        told: what the side stream tells of it.
+        payload: its section of the file.
+        out: address of its weights on the device, which are all zeros.
+    """
+
+    name: str
+    spec: InitSpec
+    kind: int
+    told: Description
+    payload: Payload
+    out: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeTables:
+    """Everything that the kernels read, over all tensors.
+
+    Attributes:
+        data: uint8, all payloads.
+        chunks: int64, (chunks, len(CHUNK_FIELDS)).
+        chunk_of: int32, the chunk of each piece.
+        rows: int64, (live rows, ROW_FIELDS).
+        places: int64, place within a row of each live place.
+        place_offsets: int32, levels that each live place adds.
+        chances: int32, probability of survival times 65536 of each bucket of each tensor.
+    """
+
+    data: NDArray[np.uint8]
+    chunks: NDArray[np.int64]
+    chunk_of: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
+    place_offsets: NDArray[np.int32]
+    chances: NDArray[np.int32]
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """Return all of them, in the order of the attributes."""
+        return (
+            self.data, self.chunks, self.chunk_of, self.rows,
+            self.places, self.place_offsets, self.chances,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Before:
+    """How much of each table the tensors before one take."""
+
+    data: int = 0
+    rows: int = 0
+    places: int = 0
+    pieces: int = 0
+
+
+def decode_tables(tensors: Sequence[CodedTensor]) -> DecodeTables:
+    """Lay out the chunks of all tensors.
+
+    Args:
+        tensors: at least one.
+
+    Raises:
+        FormatError: a payload has not the length that the side stream says.
+    """
+    before = _Before()
+    parts = [_of_tensor(number, tensor, before) for number, tensor in enumerate(tensors)]
+    joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    data, chunks, rows, places, place_offsets, chances = joined
+    chunk_of = np.repeat(np.arange(len(chunks), dtype=np.int32), _pieces(chunks[:, _COUNT]))
+    return DecodeTables(
+        data=data,
+        chunks=chunks,
+        chunk_of=chunk_of,
+        rows=rows,
+        places=places,
+        place_offsets=place_offsets,
+        chances=chances,
+    )
+
+
+def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArray[Any], ...]:
+    """Return one tensor's part of the tables, and count it in ``before``."""
+    told, spec = tensor.told, tensor.spec
+    if len(tensor.payload) != told.payload_bytes:
+        raise FormatError(
+            f"tensor {shown(tensor.name)}",
+            f"expected {told.payload_bytes} bytes of chunks, found {len(tensor.payload)}",
+        )
+    plan = LivePlan.of(told.live)
+    predictor = told.predictor(plan)
+    starts = np.concatenate([np.zeros(1, np.int64), plan.ends[:-1]])[: len(plan.rows)]
+    rows = np.empty((len(plan.rows), ROW_FIELDS), dtype=np.int64)
+    rows[:, 0] = plan.rows * plan.width
+    rows[:, 1] = starts
+    rows[:, 2] = plan.starts[plan.group] + before.places
+    rows[:, 3] = predictor.row_offsets
+
+    begin, end, coded, plain, survivors = np.array(_spans(told), dtype=np.int64).reshape(-1, 5).T
+    counts = plan.ends[end - 1] - starts[begin]
+    pieces = np.cumsum(_pieces(counts))
+    same = {
+        "tensor": number,
+        "stream": spec.stream,
+        "kind": tensor.kind,
+        "factor": int(spec.factor.view(np.int32)),
+        "scored": predictor.scored,
+        "first": predictor.first,
+        "last": predictor.last,
+        "chances": number * COUNT,
+        "signs": predictor.signs,
+        "flip_chance": predictor.flip_chance,
+        "out": tensor.out,
+    }
+    chunks = np.empty((len(begin), len(CHUNK_FIELDS)), dtype=np.int64)
+    chunks[:] = [same.get(name, 0) for name in CHUNK_FIELDS]
+    chunks[:, _COUNT] = counts
+    chunks[:, _BEGIN] = begin + before.rows
+    chunks[:, _END] = end + before.rows
+    chunks[:, _PIECE] = pieces - _pieces(counts) + before.pieces
+    chunks[:, _CODED] = coded + before.data
+    chunks[:, _PLAIN] = plain + before.data
+    chunks[:, _SURVIVORS] = survivors
+
+    before.data += len(tensor.payload)
+    before.rows += len(rows)
+    before.places += len(plan.places)
+    before.pieces += int(pieces[-1]) if len(pieces) else 0
+    data = np.frombuffer(tensor.payload, dtype=np.uint8)
+    chances = predictor.chances.astype(np.int32)
+    return data, chunks, rows, plan.places, predictor.place_offsets, chances
+
+
+def _spans(told: Description) -> list[tuple[int, int, int, int, int]]:
+    """Return of each chunk its live rows, where its coded bytes lie, and its survivors."""
+    at, spans = 0, []
+    sizes = zip(told.coded_bytes.tolist(), told.survivors.tolist(), strict=True)
+    for (begin, end), (coded, survivors) in zip(told.live.chunks(), sizes, strict=True):
+        spans.append((begin, end, at, at + coded, survivors))
+        at += coded + sign_bytes(told.signs, survivors)
+    return spans
+
+
+def _pieces(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the pieces that so many live weights take."""
+    return -(-counts // PIECE)
