@@ -106,7 +106,11 @@ class Reader(Mapping[str, Tensor]):
         return len(self.header.contents.entries)
 
     def weights(
-        self, names: Iterable[str], *, threads: int | None = None
+        self,
+        names: Iterable[str],
+        *,
+        threads: int | None = None,
+        beside: Sequence[Task] = (),
     ) -> dict[str, NDArray[np.float32]]:
         """Regenerate seeded tensors straight from the file, the work of all spread over threads.
 
@@ -116,6 +120,7 @@ class Reader(Mapping[str, Tensor]):
         Args:
             names: of seeded tensors.
             threads: at most so many; None takes every CPU that the process may use.
+            beside: other work for the same threads, taken up first.
 
         Returns:
             float32 arrays of the tensors' shapes, by name.
@@ -125,7 +130,7 @@ class Reader(Mapping[str, Tensor]):
             KeyError: no seeded tensor of a name.
         """
         found: dict[str, NDArray[np.float32]] = {}
-        tasks: list[Task] = []
+        tasks: list[Task] = [*beside]
         for name in names:
             coded = self.coded(name)
             weights = np.zeros(coded.entry.count, dtype=np.float32)

@@ -138,16 +138,21 @@ class TicketTensors:
         self, *, backend: str = "numba", threads: int | None = None
     ) -> dict[str, NDArray[Any]]:
         """Return every tensor by name, each as `weight` gives it."""
+        if backend != FUSED_BACKEND or not isinstance(self._tensors, Reader):
+            return {
+                name: self.weight(name, backend=backend, threads=threads) for name in self.names
+            }
         found: dict[str, NDArray[Any]] = {}
-        if backend == FUSED_BACKEND:
-            seeded = [name for name in self.names if self.kind(name) == "seeded"]
-            found.update(self.weights(seeded, threads=threads))
-        return {
-            name: found[name]
-            if name in found
-            else self.weight(name, backend=backend, threads=threads)
-            for name in self.names
-        }
+
+        def read_dense() -> None:
+            """Read the dense tensors while other threads decode."""
+            dense = [name for name in self.names if self.kind(name) == "dense"]
+            found.update({name: self.weight(name) for name in dense})
+
+        seeded = [name for name in self.names if self.kind(name) == "seeded"]
+        with naming(self._file):
+            found.update(self._tensors.weights(seeded, threads=threads, beside=[read_dense]))
+        return {name: found[name] for name in self.names}
 
     def sha256(self, *, backend: str = "numba", threads: int | None = None) -> str:
         """Return the SHA-256 of the regenerated state, computed anew, as 64 hexadecimal digits.

@@ -90,7 +90,7 @@ def chunk_tasks(
 
     tasks, at = [], 0
     sizes = zip(told.coded_bytes.tolist(), told.survivors.tolist(), strict=True)
-    for (begin, end), (coded, survivors) in zip(told.live.chunks(), sizes, strict=True):
+    for (begin, end), (coded, survivors) in zip(told.live.chunks, sizes, strict=True):
         stop = at + coded + sign_bytes(told.signs, survivors)
         tasks.append(task(begin, end, at, at + coded, stop, survivors))
         at = stop

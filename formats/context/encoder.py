@@ -87,7 +87,7 @@ def encode_tensor(
     predictor = told.predictor(plan)
     chunks = [
         encode_chunk(plan, predictor, best.levels, best.codes, begin, end)
-        for begin, end in told.live.chunks()
+        for begin, end in told.live.chunks
     ]
     told.coded_bytes = np.array([len(coded) for coded, _, _ in chunks], dtype=np.int64)
     told.survivors = np.array([count for _, _, count in chunks], dtype=np.int64)

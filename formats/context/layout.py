@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,9 +56,11 @@ class Layout:
         return rows // (self.rows // self.groups)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class LiveBlock:
     """The rows and columns that hold survivors; everything else is neither coded nor drawn.
+
+    What follows from them is worked out once, when it is first asked for.
 
     Attributes:
         layout: of the whole tensor.
@@ -69,25 +72,32 @@ class LiveBlock:
     row_alive: NDArray[np.bool_]
     column_alive: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def rows(self) -> NDArray[np.int64]:
         """The live rows, ascending."""
         return np.flatnonzero(self.row_alive)
 
+    @cached_property
     def row_counts(self) -> NDArray[np.int64]:
-        """Return the number of live places of each live row."""
+        """The number of live places of each live row."""
         layout = self.layout
         columns = self.column_alive.reshape(layout.groups, layout.columns).sum(axis=1)
         counts: NDArray[np.int64] = columns[layout.group_of(self.rows)] * layout.positions
         return counts
 
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """The number of live weights up to and including each live row."""
+        return np.cumsum(self.row_counts)
+
     def count(self) -> int:
         """Return the number of weights in live rows and columns."""
-        return int(self.row_counts().sum())
+        return int(self.ends[-1]) if len(self.ends) else 0
 
+    @cached_property
     def chunks(self) -> list[tuple[int, int]]:
-        """Return each chunk as a range of live rows, by index into `rows`."""
-        ends = np.cumsum(self.row_counts())
+        """Each chunk as a range of live rows, by index into `rows`."""
+        ends = self.ends
         found, begin, done = [], 0, 0
         while done < (ends[-1] if len(ends) else 0):
             fitting = int(np.searchsorted(ends, done + CHUNK_WEIGHTS, side="right"))
@@ -98,10 +108,8 @@ class LiveBlock:
 
     def chunk_weights(self) -> NDArray[np.int64]:
         """Return the number of live weights of each chunk."""
-        before = np.concatenate([[0], np.cumsum(self.row_counts())])
-        ranges = np.array(self.chunks(), dtype=np.int64).reshape(-1, 2)
-        weights: NDArray[np.int64] = before[ranges[:, 1]] - before[ranges[:, 0]]
-        return weights
+        last_rows = np.array([end - 1 for _, end in self.chunks], dtype=np.int64)
+        return np.diff(self.ends[last_rows], prepend=0)
 
 
 def find_live(codes: NDArray[np.int8], layout: Layout) -> LiveBlock:

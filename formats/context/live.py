@@ -61,7 +61,7 @@ class LivePlan:
             starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             column=np.arange(len(places)) // layout.positions,
             position=places % layout.positions,
-            ends=np.cumsum(live.row_counts()),
+            ends=live.ends,
         )
 
     @property

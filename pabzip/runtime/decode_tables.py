@@ -198,7 +198,7 @@ def _spans(told: Description) -> list[tuple[int, int, int, int, int]]:
     """Return of each chunk its live rows, where its coded bytes lie, and its survivors."""
     at, spans = 0, []
     sizes = zip(told.coded_bytes.tolist(), told.survivors.tolist(), strict=True)
-    for (begin, end), (coded, survivors) in zip(told.live.chunks(), sizes, strict=True):
+    for (begin, end), (coded, survivors) in zip(told.live.chunks, sizes, strict=True):
         spans.append((begin, end, at, at + coded, survivors))
         at += coded + sign_bytes(told.signs, survivors)
     return spans

@@ -367,7 +367,9 @@ def test_fault_10_a_tiny_file_that_declares_much(
     parts.fields["tensors"][0][1] = [10**6, 10**6]
     huge = parts.sign()
     tracemalloc.start()
-    with pytest.raises(LimitError, match=f"at most {256 << 20} bytes .* from a file of {len(huge)}"):
+    with pytest.raises(
+        LimitError, match=f"at most {256 << 20} bytes .* from a file of {len(huge)}"
+    ):
         Ticket.open(huge)
     for small in (file, huge):
         with pytest.raises(LimitError, match="expected at most 1000000 bytes"):

@@ -90,7 +90,7 @@ def test_a_chunk_beyond_2_to_the_32(
     assert told.mask is MaskMode.THRESHOLD
     chunks = [
         encode_chunk(plan, told.predictor(plan), levels, codes, begin, end)
-        for begin, end in live.chunks()
+        for begin, end in live.chunks
     ]
     told.coded_bytes = np.array([len(coded) for coded, _, _ in chunks])
     told.survivors = np.array([kept for _, _, kept in chunks])
