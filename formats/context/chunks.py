@@ -7,8 +7,6 @@ magnitudes ever being written out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,15 +19,10 @@ from pabzip.formats.context.chunk_reader import (
     WRONG_PADDING,
     decode_chunk,
 )
+from pabzip.formats.context.description import ChunkSpan, Description
 from pabzip.formats.context.live import LivePlan
-from pabzip.formats.context.predictor import SIGNS_CODED as SIGNS_CODED
-from pabzip.formats.context.predictor import SIGNS_PLAIN as SIGNS_PLAIN
-from pabzip.formats.context.predictor import sign_bytes as sign_bytes
 from pabzip.seeds import InitSpec
 from pabzip.seeds.cpu import generator_arguments
-
-if TYPE_CHECKING:
-    from pabzip.formats.context.description import Description
 
 PROBLEMS = {
     WRONG_COUNT: "expected as many survivors as the side stream says, found another number",
@@ -60,10 +53,7 @@ def chunk_tasks(
         FormatError: the payload's length is not what the side stream says; the work raises it
             where a chunk does not decode.
     """
-    if len(payload) != told.payload_bytes:
-        raise FormatError(
-            "codes", f"expected {told.payload_bytes} bytes of chunks, found {len(payload)}"
-        )
+    spans = told.spans(len(payload))
     plan = LivePlan.of(told.live)
     predictor = told.predictor(plan)
     data = np.frombuffer(payload, dtype=np.uint8)
@@ -75,23 +65,18 @@ def chunk_tasks(
         predictor.signs, np.uint32(predictor.flip_chance),
     )  # fmt: skip
 
-    def task(begin: int, end: int, at: int, middle: int, stop: int, survivors: int) -> Task:
-        """Bind one chunk: its live rows, its bytes, its survivors."""
+    def task(span: ChunkSpan) -> Task:
+        """Bind one chunk."""
 
         def run() -> None:
             status = decode_chunk(
-                *generator, *rows, begin, end, *model,
-                data, at, middle, stop, survivors, codes, weights,
+                *generator, *rows, span.begin, span.end, *model,
+                data, span.coded_begin, span.coded_end, span.sign_end, span.survivors,
+                codes, weights,
             )  # fmt: skip
             if status != FINE:
                 raise FormatError("codes", PROBLEMS[status])
 
         return run
 
-    tasks, at = [], 0
-    sizes = zip(told.coded_bytes.tolist(), told.survivors.tolist(), strict=True)
-    for (begin, end), (coded, survivors) in zip(told.live.chunks, sizes, strict=True):
-        stop = at + coded + sign_bytes(told.signs, survivors)
-        tasks.append(task(begin, end, at, at + coded, stop, survivors))
-        at = stop
-    return tasks
+    return [task(span) for span in spans]

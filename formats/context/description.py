@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pabzip.errors import FormatError
 from pabzip.formats.context.buckets import COUNT
 from pabzip.formats.context.factors import Factors
 from pabzip.formats.context.layout import LiveBlock
@@ -27,6 +29,26 @@ class MaskMode(enum.IntEnum):
     """By the level alone."""
     FACTORS = 3
     """By the level and factors of row, column and position."""
+
+
+class ChunkSpan(NamedTuple):
+    """One chunk: its live rows, and where its bytes lie in the payload.
+
+    Attributes:
+        begin: first live row.
+        end: one past the last.
+        coded_begin: first range-coded byte.
+        coded_end: one past the last; the plain signs begin here.
+        sign_end: one past the chunk's last byte.
+        survivors: in the chunk.
+    """
+
+    begin: int
+    end: int
+    coded_begin: int
+    coded_end: int
+    sign_end: int
+    survivors: int
 
 
 @dataclass(slots=True)
@@ -64,6 +86,27 @@ class Description:
         """Bytes of the payload."""
         signs = sum(sign_bytes(self.signs, count) for count in self.survivors.tolist())
         return int(self.coded_bytes.sum()) + signs
+
+    def spans(self, payload_length: int) -> list[ChunkSpan]:
+        """Return where each chunk lies in a payload.
+
+        Args:
+            payload_length: bytes of the tensor's section.
+
+        Raises:
+            FormatError: the section has another length than the chunks take.
+        """
+        if payload_length != self.payload_bytes:
+            raise FormatError(
+                "codes", f"expected {self.payload_bytes} bytes of chunks, found {payload_length}"
+            )
+        found, at = [], 0
+        sizes = zip(self.coded_bytes.tolist(), self.survivors.tolist(), strict=True)
+        for (begin, end), (coded, survivors) in zip(self.live.chunks, sizes, strict=True):
+            stop = at + coded + sign_bytes(self.signs, survivors)
+            found.append(ChunkSpan(begin, end, at, at + coded, stop, survivors))
+            at = stop
+        return found
 
     def predictor(self, plan: LivePlan) -> Predictor:
         """Return what tells the mask, as the compiled code takes it."""

@@ -20,7 +20,6 @@ from pabzip.formats.coder import Payload
 from pabzip.formats.context.buckets import COUNT
 from pabzip.formats.context.description import Description
 from pabzip.formats.context.live import LivePlan
-from pabzip.formats.context.predictor import sign_bytes
 from pabzip.seeds import InitSpec
 
 PIECE = 1024
@@ -145,11 +144,10 @@ def decode_tables(tensors: Sequence[CodedTensor]) -> DecodeTables:
 def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArray[Any], ...]:
     """Return one tensor's part of the tables, and count it in ``before``."""
     told, spec = tensor.told, tensor.spec
-    if len(tensor.payload) != told.payload_bytes:
-        raise FormatError(
-            f"tensor {shown(tensor.name)}",
-            f"expected {told.payload_bytes} bytes of chunks, found {len(tensor.payload)}",
-        )
+    try:
+        spans = told.spans(len(tensor.payload))
+    except FormatError as error:
+        raise FormatError(f"tensor {shown(tensor.name)}", error.problem) from None
     plan = LivePlan.of(told.live)
     predictor = told.predictor(plan)
     starts = np.concatenate([np.zeros(1, np.int64), plan.ends[:-1]])[: len(plan.rows)]
@@ -159,7 +157,7 @@ def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArr
     rows[:, 2] = plan.starts[plan.group] + before.places
     rows[:, 3] = predictor.row_offsets
 
-    begin, end, coded, plain, survivors = np.array(_spans(told), dtype=np.int64).reshape(-1, 5).T
+    begin, end, coded, plain, _, survivors = np.array(spans, dtype=np.int64).reshape(-1, 6).T
     counts = plan.ends[end - 1] - starts[begin]
     pieces = np.cumsum(_pieces(counts))
     same = {
@@ -192,16 +190,6 @@ def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArr
     data = np.frombuffer(tensor.payload, dtype=np.uint8)
     chances = predictor.chances.astype(np.int32)
     return data, chunks, rows, plan.places, predictor.place_offsets, chances
-
-
-def _spans(told: Description) -> list[tuple[int, int, int, int, int]]:
-    """Return of each chunk its live rows, where its coded bytes lie, and its survivors."""
-    at, spans = 0, []
-    sizes = zip(told.coded_bytes.tolist(), told.survivors.tolist(), strict=True)
-    for (begin, end), (coded, survivors) in zip(told.live.chunks, sizes, strict=True):
-        spans.append((begin, end, at, at + coded, survivors))
-        at += coded + sign_bytes(told.signs, survivors)
-    return spans
 
 
 def _pieces(counts: NDArray[np.int64]) -> NDArray[np.int64]:
