@@ -211,15 +211,20 @@ def test_ctrl_c_exits_130_and_leaves_nothing(project):
     process = subprocess.Popen(
         [sys.executable, "-m", "pabzip.cli", *SLOW_TRAINING],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A test run in the background may ignore the signal, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    log = project.folder / "new.jsonl"
-    deadline = time.monotonic() + 100
-    while not (log.exists() and log.read_text().count("\n") >= 2):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    try:
+        log = project.folder / "new.jsonl"
+        deadline = time.monotonic() + 100
+        while not (log.exists() and log.read_text().count("\n") >= 2):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert stdout == b""
     assert stderr.strip() == b"pabzip: error: interrupted"
