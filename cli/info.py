@@ -49,9 +49,8 @@ def command(
         for name in ticket.names:
             if ticket.kind(name) == "seeded":
                 spec = ticket.spec(name)
-                reporter.detail(
-                    f"{name}: {spec.distribution}, scale {spec.scale!r}, stream {spec.stream}"
-                )
+                scale = repr(spec.scale) if ticket.scales(name) is None else "of each row"
+                reporter.detail(f"{name}: {spec.distribution}, scale {scale}, stream {spec.stream}")
     if plot is not None:
         from pabzip.cli.plot import save
 
@@ -106,7 +105,7 @@ def tensor_table(info: Mapping[str, Any]) -> Table:
             printable(tensor["name"]),
             "x".join(str(length) for length in tensor["shape"]) or "scalar",
             tensor["kind"],
-            tensor["coder"],
+            printable(tensor["coder"] or f"as {tensor['target']}"),
             *_byte_cells(row),
             f"{weights:,}" if seeded else "",
             f"{survivors:,}" if seeded else "",

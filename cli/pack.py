@@ -36,6 +36,12 @@ from pabzip.cli.tickets import read_source
     help="Keep of each batch norm only what inference needs, a scale and a shift. The file loads "
     "as ever; training on needs the original.",
 )
+@click.option(
+    "--ternary",
+    is_flag=True,
+    help="Write weights of 0 and plus or minus one scale, a tensor or an output channel, as codes. "
+    "CHECKPOINT may then also be a plain state dict.",
+)
 @reporting
 def command(
     source: str,
@@ -44,6 +50,7 @@ def command(
     coder: str,
     dense_dtype: str | None,
     fold_bn: bool,
+    ternary: bool,
     reporter: Reporter,
 ) -> None:
     """Pack CHECKPOINT (model.pt, as `pabzip train` writes it) into a .pabz file.
@@ -57,11 +64,12 @@ def command(
     check_output(target, force=force, inputs=[source])
     require("torch", extra="torch", purpose="pabzip pack")
     from pabzip.packing import to_ticket
-    from pabzip.train.checkpoint import load_checkpoint
+    from pabzip.train.checkpoint import load_checkpoint, load_state
 
     data = read_source(source)
-    checkpoint = load_checkpoint(io.BytesIO(data) if isinstance(data, bytes) else data)
-    ticket = to_ticket(checkpoint, fold_bn=fold_bn, dense_dtype=dense_dtype)
+    load = load_state if ternary else load_checkpoint
+    loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
+    ticket = to_ticket(loaded, fold_bn=fold_bn, dense_dtype=dense_dtype, ternary=ternary)
     for name in ticket.names:
         reporter.detail(f"{name}: {ticket.kind(name)}, {list(ticket.shape(name))}")
     if is_stream(target):

@@ -52,6 +52,8 @@ def bars(info: Mapping[str, Any]) -> list[Bar]:
     after_seeded = False
     for tensor, row in zip(info["tensors"], info["breakdown"][:-1], strict=True):
         seeded = tensor["kind"] == "seeded"
+        if tensor["kind"] == "tied":
+            continue  # takes no bytes
         if after_seeded and not seeded:
             groups[-1].append(_tensor_bar(tensor, row))
         else:
@@ -75,6 +77,7 @@ def _tensor_bar(tensor: Mapping[str, Any], row: Mapping[str, Any]) -> Bar:
     signs = round(tensor["survivors"] / 8)
     size = (tensor["weights"] + tensor["survivors"] + 7) // 8
     paper = {**dict.fromkeys(PARTS, 0), "mask": size - signs, "signs": signs}
+    paper["dense"] = parts["dense"]  # scales of rows
     return Bar(tensor["name"], parts, paper)
 
 

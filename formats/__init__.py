@@ -9,7 +9,15 @@ from pabzip.formats.breakdown import breakdown
 from pabzip.formats.coders import AUTO, CODERS
 from pabzip.formats.container import VERSION
 from pabzip.formats.digest import state_sha256
-from pabzip.formats.entries import Contents, DenseEntry, Header, Scalar, SeededEntry
+from pabzip.formats.entries import (
+    Contents,
+    DenseEntry,
+    Header,
+    Scalar,
+    SeededEntry,
+    StoredEntry,
+    TiedEntry,
+)
 from pabzip.formats.gather import gather
 from pabzip.formats.half import bfloat16_to_float32, rounded
 from pabzip.formats.huffman import huffman_bytes
@@ -18,8 +26,17 @@ from pabzip.formats.reader import Reader
 from pabzip.formats.registry import ARCHITECTURES, DENSE_TYPES, GENERATOR, HALF_TYPES
 from pabzip.formats.report import report
 from pabzip.formats.saving import encode_ticket, save, verify
+from pabzip.formats.scales import regenerated
 from pabzip.formats.sources import open_source
-from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor
+from pabzip.formats.tensors import (
+    DenseTensor,
+    SeededTensor,
+    StoredTensor,
+    Tensor,
+    TiedTensor,
+    resolve,
+    resolved,
+)
 from pabzip.formats.writer import EncodedFile
 
 __all__ = [
@@ -40,7 +57,11 @@ __all__ = [
     "Scalar",
     "SeededEntry",
     "SeededTensor",
+    "StoredEntry",
+    "StoredTensor",
     "Tensor",
+    "TiedEntry",
+    "TiedTensor",
     "bfloat16_to_float32",
     "breakdown",
     "encode_ticket",
@@ -48,7 +69,10 @@ __all__ = [
     "huffman_bytes",
     "open_atomic",
     "open_source",
+    "regenerated",
     "report",
+    "resolve",
+    "resolved",
     "rounded",
     "save",
     "state_sha256",

@@ -41,12 +41,16 @@ def breakdown(header: Header, header_bytes: int, side: bytes) -> list[dict[str, 
     """
     numbers = report(header, header_bytes)
     seeded = _seeded(header, side)
+    pairs = zip(header.contents.seeded, header.codings, strict=True)
+    codes = {entry.name: coding.length for entry, coding in pairs}
     rows = []
     for tensor in numbers["tensors"]:
         if tensor["kind"] == "seeded":
             mask, factors, signs = seeded[tensor["name"]]
-            rows.append(_row(tensor["name"], mask=mask, factors=factors, signs=signs))
-        else:
+            scales = tensor["bytes"] - codes[tensor["name"]]
+            parts = {"mask": mask, "factors": factors, "signs": signs, "dense": scales}
+            rows.append(_row(tensor["name"], **parts))
+        else:  # dense, or tied: without bytes
             rows.append(_row(tensor["name"], dense=tensor["bytes"]))
     rows.append(_row(None, header=numbers["header_bytes"]))
     return rows

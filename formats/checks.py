@@ -61,3 +61,8 @@ def check_integer(place: str, what: str, found: Any, lowest: int, highest: int) 
         raise FormatError(
             place, f"expected the {what} from {lowest} to {highest}, found {shown(found)}"
         )
+
+
+def is_variance(name: str) -> bool:
+    """Return whether a tensor's values are variances, by its name."""
+    return name == "running_var" or name.endswith(".running_var")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import shown
+from pabzip.formats.checks import is_variance, shown
 from pabzip.formats.entries import DenseEntry
 from pabzip.formats.half import finite, from_stored, to_stored
 from pabzip.formats.inflate import deflate, inflate
@@ -104,7 +104,7 @@ def check_values(tensor: DenseTensor) -> None:
     bad = int(np.count_nonzero(~finite(values, tensor.dtype)))
     if bad:
         raise FormatError(place, f"expected finite values, found {bad} that are not")
-    if tensor.name == "running_var" or tensor.name.endswith(".running_var"):
+    if is_variance(tensor.name):
         below = (values > 0x8000) if tensor.dtype == "bfloat16" else (values < 0)
         if below.any():
             raise FormatError(

@@ -7,15 +7,15 @@ import struct
 from collections.abc import Iterable
 
 from pabzip.formats.registry import DENSE_TYPES
-from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor
-from pabzip.seeds import regenerate
+from pabzip.formats.scales import regenerated
+from pabzip.formats.tensors import DenseTensor, SeededTensor, StoredTensor
 
 _RANGE = 1 << 22  # weights regenerated at a time, so that a large tensor needs no copy of itself
 
 
 def state_sha256(
     seed: int,
-    tensors: Iterable[Tensor],
+    tensors: Iterable[StoredTensor],
     *,
     backend: str = "numba",
     threads: int | None = None,
@@ -29,7 +29,8 @@ def state_sha256(
 
     Args:
         seed: the ticket's seed.
-        tensors: in the order of the ticket; read one at a time.
+        tensors: in the order of the ticket, ties resolved (`pabzip.formats.tensors.resolved`); read
+            one at a time.
         backend: of `pabzip.seeds.regenerate`; every backend gives the same digest.
         threads: likewise.
 
@@ -43,16 +44,9 @@ def state_sha256(
         state.update(struct.pack("<B", len(dtype)) + dtype.encode("ascii"))
         state.update(struct.pack(f"<B{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
         if isinstance(tensor, SeededTensor):
-            codes = tensor.codes.reshape(-1)
-            for start in range(0, codes.size, _RANGE):
-                part = regenerate(
-                    seed,
-                    tensor.spec,
-                    codes[start : start + _RANGE],
-                    start=start,
-                    backend=backend,
-                    threads=threads,
-                )
+            for start in range(0, tensor.codes.size, _RANGE):
+                stop = start + _RANGE
+                part = regenerated(seed, tensor, start, stop, backend=backend, threads=threads)
                 state.update(part.astype("<f4", copy=False).data)
         else:
             values = tensor.values.astype(DENSE_TYPES[dtype].numpy, copy=False)

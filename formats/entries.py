@@ -17,12 +17,16 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class SeededEntry:
-    """A seeded tensor: its name, shape, init spec, and number of codes that are not 0."""
+    """A seeded tensor: its name, shape, init spec, and number of codes that are not 0.
+
+    With ``scaled`` each row along the first dimension has a scale; see `Contents.dense`.
+    """
 
     name: str
     shape: tuple[int, ...]
     spec: InitSpec
     survivors: int
+    scaled: bool = False
 
     @property
     def count(self) -> int:
@@ -37,12 +41,16 @@ class SeededEntry:
 
 @dataclass(frozen=True, slots=True)
 class DenseEntry:
-    """A dense tensor: its name, shape, element type, and element type in the file."""
+    """A dense tensor: its name, shape, element type, and element type in the file.
+
+    With ``scales_of`` it is no tensor of the network but the scales of the seeded one of its name.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     stored: str
+    scales_of: bool = False
 
     @property
     def count(self) -> int:
@@ -60,7 +68,33 @@ class DenseEntry:
         return self.count * DENSE_TYPES[self.stored].itemsize
 
 
-Entry = SeededEntry | DenseEntry
+StoredEntry = SeededEntry | DenseEntry
+
+
+@dataclass(frozen=True, slots=True)
+class TiedEntry:
+    """A second name of an earlier tensor: all else is what that one, ``like``, says."""
+
+    name: str
+    like: StoredEntry
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of both."""
+        return self.like.shape
+
+    @property
+    def count(self) -> int:
+        """Number of elements; a loader hands them out a second time."""
+        return self.like.count
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of the tensor as a loader hands it out, in memory of its own."""
+        return self.like.loaded_bytes
+
+
+Entry = StoredEntry | TiedEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +117,23 @@ class Contents:
 
     @property
     def seeded(self) -> tuple[SeededEntry, ...]:
-        """The seeded tensors, in order."""
+        """The seeded tensors, in order; second names of them are not among them."""
         return tuple(entry for entry in self.entries if isinstance(entry, SeededEntry))
 
     @property
     def dense(self) -> tuple[DenseEntry, ...]:
-        """The dense tensors, in order."""
-        return tuple(entry for entry in self.entries if isinstance(entry, DenseEntry))
+        """What the dense sections hold, in order: dense tensors, and scales of seeded ones.
+
+        Second names of tensors are not among them.
+        """
+        found: list[DenseEntry] = []
+        for entry in self.entries:
+            if isinstance(entry, DenseEntry):
+                found.append(entry)
+            elif isinstance(entry, SeededEntry) and entry.scaled:
+                rows = entry.shape[:1]
+                found.append(DenseEntry(entry.name, rows, "float32", "float32", scales_of=True))
+        return tuple(found)
 
     @property
     def loaded_bytes(self) -> int:

@@ -10,10 +10,11 @@ import numpy as np
 from pabzip.errors import FormatError
 from pabzip.formats.checks import shown
 from pabzip.formats.dense import check_values
-from pabzip.formats.entries import Contents, DenseEntry, Entry, Scalar, SeededEntry
+from pabzip.formats.entries import Contents, DenseEntry, Entry, Scalar, SeededEntry, TiedEntry
 from pabzip.formats.registry import DENSE_TYPES
-from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor
-from pabzip.formats.validate import check_contents
+from pabzip.formats.scales import check_scales
+from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor, TiedTensor
+from pabzip.formats.validate import check_contents, tied_target
 from pabzip.seeds import check_seed
 
 
@@ -35,8 +36,13 @@ def gather(
         SeedError: the seed is not a 64-bit key.
     """
     held = [_tidy(tensor) for tensor in tensors]
-    entries = tuple(_entry(tensor) for tensor in held)
-    contents = Contents(check_seed(seed), arch, dict(options), dict(metadata), entries)
+    entries: dict[str, Entry] = {}
+    listed = []
+    for tensor in held:
+        listed.append(_entry(tensor, entries))
+        if isinstance(tensor.name, str):  # the validator refuses other names
+            entries.setdefault(tensor.name, listed[-1])
+    contents = Contents(check_seed(seed), arch, dict(options), dict(metadata), tuple(listed))
     check_contents(contents)
     for tensor in held:
         if isinstance(tensor, DenseTensor):
@@ -52,7 +58,7 @@ def _tidy(tensor: Tensor) -> Tensor:
         wrong = int(np.count_nonzero((codes < -1) | (codes > 1)))
         if wrong:
             raise FormatError(place, f"expected codes 0, +1 and -1, found {wrong} others")
-        return SeededTensor(tensor.name, tensor.spec, codes)
+        return SeededTensor(tensor.name, tensor.spec, codes, _scales(place, tensor))
     if isinstance(tensor, DenseTensor):
         if tensor.dtype not in DENSE_TYPES:
             raise FormatError(
@@ -61,9 +67,26 @@ def _tidy(tensor: Tensor) -> Tensor:
             )
         values = _array(place, tensor.values, DENSE_TYPES[tensor.dtype].numpy)
         return DenseTensor(tensor.name, values, tensor.dtype, tensor.stored)
+    if isinstance(tensor, TiedTensor):
+        return tensor
     raise FormatError(
-        "tensors", f"expected SeededTensor or DenseTensor, found {type(tensor).__name__}"
+        "tensors",
+        f"expected SeededTensor, DenseTensor or TiedTensor, found {type(tensor).__name__}",
     )
+
+
+def _scales(place: str, tensor: SeededTensor) -> Any:
+    """Return a seeded tensor's scales, checked, or None."""
+    if tensor.scales is None:
+        return None
+    scales = _array(place, tensor.scales, np.dtype(np.float32))
+    if scales.shape != tensor.codes.shape[:1] or not scales.shape:
+        raise FormatError(
+            place,
+            f"expected one scale a row, shape {list(tensor.codes.shape[:1])}, found "
+            f"{list(scales.shape)}",
+        )
+    return check_scales(tensor.name, scales)
 
 
 def _array(place: str, array: Any, expected: np.dtype[Any]) -> Any:
@@ -74,9 +97,13 @@ def _array(place: str, array: Any, expected: np.dtype[Any]) -> Any:
     return np.asarray(array, dtype=expected, order="C")
 
 
-def _entry(tensor: Tensor) -> Entry:
-    """Describe one tensor."""
+def _entry(tensor: Tensor, earlier: Mapping[str, Entry]) -> Entry:
+    """Describe one tensor, given those before it."""
+    if isinstance(tensor, TiedTensor):
+        place = f"tensor {shown(tensor.name)}"
+        return TiedEntry(tensor.name, tied_target(place, tensor.name, tensor.target, earlier))
     if isinstance(tensor, SeededTensor):
         survivors = int(np.count_nonzero(tensor.codes))
-        return SeededEntry(tensor.name, tensor.shape, tensor.spec, survivors)
+        scaled = tensor.scales is not None
+        return SeededEntry(tensor.name, tensor.shape, tensor.spec, survivors, scaled)
     return DenseEntry(tensor.name, tensor.shape, tensor.dtype, tensor.stored)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pabzip.errors import PackError
 from pabzip.formats.checks import shown
 from pabzip.formats.registry import DENSE_TYPES, HALF_TYPES
-from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor
+from pabzip.formats.tensors import DenseTensor, Tensor
 
 _WIDE = ("float64", "float32")
 
@@ -34,7 +34,7 @@ def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
             f"dense_dtype: expected None or one of {', '.join(HALF_TYPES)}, "
             f"found {shown(dense_dtype)}"
         )
-    if dense_dtype is None or isinstance(tensor, SeededTensor) or tensor.dtype not in _WIDE:
+    if dense_dtype is None or not isinstance(tensor, DenseTensor) or tensor.dtype not in _WIDE:
         return tensor
     narrow = to_stored(tensor.values, tensor.dtype, dense_dtype)
     overflows = int(np.count_nonzero(~finite(narrow, dense_dtype)))

@@ -1,8 +1,9 @@
 """The header's records to and from JSON.
 
 A tensor is one row: ``[name, shape, dtype]`` or ``[name, shape, dtype, stored]`` when dense,
-``[name, shape, distribution, scale, stream, coder, survivors, bytes]`` when seeded. Rows deflate
-to less than objects or columns do (ResNet-18: 1,013, 1,142 and 1,063 bytes).
+``[name, shape, distribution, scale, stream, coder, survivors, bytes]`` when seeded, with a 1 after
+these where its rows have scales, and ``[name, target]`` when it is a second name of an earlier one.
+Rows deflate to less than objects or columns do (ResNet-18: 1,013, 1,142 and 1,063 bytes).
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from pabzip.formats.entries import (
     Entry,
     Header,
     SeededEntry,
+    TiedEntry,
 )
 from pabzip.formats.registry import GENERATOR
-from pabzip.formats.validate import check_header
+from pabzip.formats.validate import check_header, tied_target
 from pabzip.seeds import InitSpec
 
 _REQUIRED = ("arch", "generator", "seed", "sha256", "tensors")
@@ -65,17 +67,19 @@ def from_json(data: bytes) -> Header:
     if fields["generator"] != GENERATOR:
         _refuse_newer("generator", fields["generator"], GENERATOR)
     entries: list[Entry] = []
+    earlier: dict[str, Entry] = {}
     codings: list[Coding] = []
     for number, row in enumerate(fields["tensors"]):
         place = f"tensor {number}"
-        if not isinstance(row, list) or len(row) not in (3, 4, 8) or not isinstance(row[1], list):
-            raise FormatError(place, f"expected a row of 3, 4 or 8 values, found {shown(row)}")
-        name, shape = row[0], tuple(row[1])
-        if len(row) == 8:
-            entries.append(SeededEntry(name, shape, _spec(place, *row[2:5]), survivors=row[6]))
-            codings.append(Coding(coder=row[5], length=row[7]))
+        if _is_tie(row):
+            place = f"tensor {shown(row[0])}"
+            entries.append(TiedEntry(row[0], tied_target(place, row[0], row[1], earlier)))
         else:
-            entries.append(DenseEntry(name, shape, dtype=row[2], stored=row[-1]))
+            entry, coding = _parsed(place, row)
+            entries.append(entry)
+            codings += coding
+        if isinstance(row[0], str):  # the validator refuses other names
+            earlier[row[0]] = entries[-1]
     contents = Contents(
         _seed(fields["seed"]),
         fields["arch"],
@@ -89,8 +93,24 @@ def from_json(data: bytes) -> Header:
     return header
 
 
+def _parsed(place: str, row: Any) -> tuple[Entry, list[Coding]]:
+    """Return the entry of the row of a tensor that is not tied, and a seeded one's coding."""
+    if not isinstance(row, list) or len(row) not in (3, 4, 8, 9) or not isinstance(row[1], list):
+        raise FormatError(place, f"expected a row of 2, 3, 4, 8 or 9 values, found {shown(row)}")
+    name, shape = row[0], tuple(row[1])
+    if len(row) < 8:
+        return DenseEntry(name, shape, dtype=row[2], stored=row[-1]), []
+    scaled = len(row) == 9
+    if scaled and (type(row[8]) is not int or row[8] != 1):
+        raise FormatError(place, f"expected a 1 for scales of its rows, found {shown(row[8])}")
+    entry = SeededEntry(name, shape, _spec(place, *row[2:5]), survivors=row[6], scaled=scaled)
+    return entry, [Coding(coder=row[5], length=row[7])]
+
+
 def _row(entry: Entry, codings: Any) -> list[Any]:
     """Return one tensor's row; a seeded tensor takes the next coding."""
+    if isinstance(entry, TiedEntry):
+        return [entry.name, entry.like.name]
     if isinstance(entry, DenseEntry):
         row = [entry.name, list(entry.shape), entry.dtype]
         return row if entry.stored == entry.dtype else [*row, entry.stored]
@@ -104,7 +124,13 @@ def _row(entry: Entry, codings: Any) -> list[Any]:
         coding.coder,
         entry.survivors,
         coding.length,
+        *([1] if entry.scaled else []),
     ]
+
+
+def _is_tie(row: Any) -> bool:
+    """Return whether a row is a tied tensor's: two names."""
+    return isinstance(row, list) and len(row) == 2 and all(isinstance(name, str) for name in row)
 
 
 def _check_fields(fields: Any) -> None:

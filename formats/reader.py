@@ -22,10 +22,11 @@ from pabzip.formats.container import (
     sections,
 )
 from pabzip.formats.dense import decode_group
-from pabzip.formats.entries import DenseEntry, DenseGroup, SeededEntry
+from pabzip.formats.entries import DenseEntry, DenseGroup, SeededEntry, TiedEntry
 from pabzip.formats.registry import DENSE_SECTION_BYTES
+from pabzip.formats.scales import check_scales, scale_rows
 from pabzip.formats.sources import Source
-from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor
+from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor, TiedTensor
 from pabzip.formats.validate import check_expansion, check_limit, grouped
 
 
@@ -87,13 +88,22 @@ class Reader(Mapping[str, Tensor]):
             for entry, coding in zip(contents.seeded, self.header.codings, strict=True)
         }
         self._dense: dict[str, tuple[_GroupPlace, int]] = {}
+        self._scales: dict[str, tuple[_GroupPlace, int]] = {}
         for group, entries in grouped(contents.dense, self.header.groups):
             place = _GroupPlace(entries, group, next(remaining))
-            self._dense.update({entry.name: (place, at) for at, entry in enumerate(entries)})
+            for at, entry in enumerate(entries):
+                (self._scales if entry.scales_of else self._dense)[entry.name] = (place, at)
+        self._ties = {
+            entry.name: entry.like.name
+            for entry in contents.entries
+            if isinstance(entry, TiedEntry)
+        }
         self._decoders: dict[str, Decoder] = {}
         self._last: tuple[_GroupPlace, list[DenseTensor]] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._ties:
+            return TiedTensor(name, self._ties[name])
         if name in self._codes:
             return self._read_codes(self._codes[name])
         place, at = self._dense[name]
@@ -118,7 +128,7 @@ class Reader(Mapping[str, Tensor]):
         are those of `pabzip.seeds.regenerate`.
 
         Args:
-            names: of seeded tensors.
+            names: of seeded tensors, tied ones among them.
             threads: at most so many; None takes every CPU that the process may use.
             beside: other work for the same threads, taken up first.
 
@@ -130,6 +140,7 @@ class Reader(Mapping[str, Tensor]):
             KeyError: no seeded tensor of a name.
         """
         found: dict[str, NDArray[np.float32]] = {}
+        scales: dict[str, NDArray[np.float32] | None] = {}
         tasks: list[Task] = [*beside]
         for name in names:
             coded = self.coded(name)
@@ -138,19 +149,37 @@ class Reader(Mapping[str, Tensor]):
                 work = coded.decoder.weights(coded.entry, coded.payload, weights)
             tasks += [_naming(name, task) for task in work]
             found[name] = weights.reshape(coded.entry.shape)
+            scales[name] = self.scales(name)
         run_tasks(tasks, threads)
+        for name, array in found.items():
+            scale_rows(array, scales[name])
         return found
 
     def coded(self, name: str) -> Coded:
         """Read a seeded tensor's section, and what it takes to decode it, but do not decode it.
 
+        Of a tied tensor this is the target's; so is the name of the entry.
+
         Raises:
             FormatError: the section or the side stream is damaged.
             KeyError: no seeded tensor of this name.
         """
-        place = self._codes[name]
+        place = self._codes[self._ties.get(name, name)]
         payload = read_section(self._source, place.section)
         return Coded(place.entry, payload, self._decoder(place.coder))
+
+    def scales(self, name: str) -> NDArray[np.float32] | None:
+        """Return the scales of a seeded tensor's rows, float32 (rows,), or None without any.
+
+        Raises:
+            FormatError: their section is damaged, or a scale out of range.
+        """
+        target = self._ties.get(name, name)
+        if target not in self._scales:
+            return None
+        place, at = self._scales[target]
+        scales: NDArray[np.float32] = self._read_group(place)[at].values.copy()
+        return check_scales(name, scales)
 
     def side_stream(self) -> bytes:
         """Read what coders share between tensors; empty where the file has no side stream.
@@ -171,7 +200,8 @@ class Reader(Mapping[str, Tensor]):
         codes = np.zeros(entry.count, dtype=np.int8)
         with _in_tensor(entry.name):
             run_tasks(coded.decoder.codes(entry, coded.payload, codes), None)
-        return SeededTensor(entry.name, entry.spec, codes.reshape(entry.shape))
+        shaped = codes.reshape(entry.shape)
+        return SeededTensor(entry.name, entry.spec, shaped, self.scales(entry.name))
 
     def _decoder(self, name: str) -> Decoder:
         """Return a coder's decoder for this file, prepared once."""

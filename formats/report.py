@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pabzip.formats.container import CHECKSUM_BYTES
-from pabzip.formats.entries import DenseEntry, Header
+from pabzip.formats.entries import DenseEntry, Header, TiedEntry
 from pabzip.formats.huffman import huffman_bytes
 from pabzip.formats.validate import grouped
 
@@ -18,7 +18,8 @@ def report(header: Header, header_bytes: int) -> dict[str, Any]:
     counts as header, so that ``codes_bytes`` is payload alone: with the ``huffman`` coder it
     equals ``huffman_bytes``. A side stream counts in ``codes_bytes``, and in no one tensor's
     ``bytes``. Dense tensors that share a section share its bytes in proportion to their raw sizes,
-    in whole bytes that add up to the section.
+    in whole bytes that add up to the section. Scales of a seeded tensor's rows count in
+    ``dense_bytes``, and in that tensor's ``bytes``.
 
     Args:
         header: the file's header.
@@ -30,7 +31,9 @@ def report(header: Header, header_bytes: int) -> dict[str, Any]:
         bytes a tensor; ``float32_bytes`` of the whole state as loaded: 4 a seeded weight, dense
         tensors in their own type; ``seed``, ``arch``, ``sha256``; and ``tensors``, a list of
         ``name``, ``shape``, ``dtype``, ``kind``, ``coder`` (of a dense tensor: its section's
-        encoding), ``bytes``, ``weights``, ``survivors`` (None for dense ones).
+        encoding), ``bytes``, ``weights``, ``survivors`` (None for dense ones). A second name of
+        an earlier tensor has the kind ``"tied"``, coder and survivors None, 0 bytes, and
+        ``target``, that tensor's name; it counts in ``float32_bytes`` alone of the totals.
     """
     contents = header.contents
     codes_bytes = header.side + sum(coding.length for coding in header.codings)
@@ -66,14 +69,20 @@ def _rows(header: Header) -> list[dict[str, Any]]:
     rows = []
     for entry in header.contents.entries:
         row: dict[str, Any] = {"name": entry.name, "shape": list(entry.shape)}
-        if isinstance(entry, DenseEntry):
+        if isinstance(entry, TiedEntry):
+            like = entry.like
+            row["dtype"] = like.dtype if isinstance(like, DenseEntry) else "float32"
+            row |= {"kind": "tied", "coder": None, "bytes": 0, "weights": entry.count}
+            row |= {"survivors": None, "target": like.name}
+        elif isinstance(entry, DenseEntry):
             coder, size = dense[entry.name]
             row |= {"dtype": entry.dtype, "kind": "dense", "coder": coder, "bytes": size}
             row |= {"weights": entry.count, "survivors": None}
         else:
             coding = next(codings)
             row |= {"dtype": "float32", "kind": "seeded", "coder": coding.coder}
-            row |= {"bytes": coding.length, "weights": entry.count, "survivors": entry.survivors}
+            size = coding.length + (dense[entry.name][1] if entry.scaled else 0)
+            row |= {"bytes": size, "weights": entry.count, "survivors": entry.survivors}
         rows.append(row)
     return rows
 

@@ -19,7 +19,7 @@ from pabzip.formats.reader import Reader
 from pabzip.formats.registry import MAX_INTEGER
 from pabzip.formats.report import report
 from pabzip.formats.sources import open_source
-from pabzip.formats.tensors import Tensor
+from pabzip.formats.tensors import Tensor, resolved
 from pabzip.formats.writer import EncodedFile, encode, write_all
 
 
@@ -47,7 +47,8 @@ def encode_ticket(
         found, held = gather(
             contents.seed, kept, contents.arch, contents.options, contents.metadata
         )
-        return encode(found, held, state_sha256(found.seed, held), coder=coder)
+        state = resolved({tensor.name: tensor for tensor in held})
+        return encode(found, held, state_sha256(found.seed, state), coder=coder)
     except FormatError as error:
         raise PackError(str(error)) from None
 
@@ -81,7 +82,7 @@ def verify(reader: Reader, *, backend: str = "numba", threads: int | None = None
         FormatError: the digests differ, or a part of the file is damaged.
     """
     seed, expected = reader.header.contents.seed, reader.header.sha256
-    found = state_sha256(seed, reader.values(), backend=backend, threads=threads)
+    found = state_sha256(seed, resolved(reader), backend=backend, threads=threads)
     if found != expected:
         raise FormatError(
             "state",

@@ -1,8 +1,9 @@
-"""The two kinds of tensor in a ticket: seeded ones carry codes, dense ones carry values."""
+"""The tensors of a ticket: seeded ones carry codes, dense ones values, tied ones only a name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ class SeededTensor:
         spec: how the base weights are drawn.
         codes: int8, C-contiguous, the shape of the weight: 0 pruned, +1 the seed's sign kept,
             -1 flipped.
+        scales: None, or float32 (rows,), one for each row along the first dimension, which its
+            weights are multiplied by. Only with ``signed_constant`` of scale 1: the weights of
+            row r are then 0 and plus or minus ``scales[r]``.
 
     Source: Peek-a-Boo, Appendix D (one code merges the mask and the sign flip).
     """
@@ -27,6 +31,7 @@ class SeededTensor:
     name: str
     spec: InitSpec
     codes: NDArray[np.int8]
+    scales: NDArray[np.float32] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,4 +64,45 @@ class DenseTensor:
         return self.values.shape
 
 
-Tensor = SeededTensor | DenseTensor
+StoredTensor = SeededTensor | DenseTensor
+
+
+@dataclass(frozen=True, slots=True)
+class TiedTensor:
+    """A second name of an earlier tensor, as of a weight that two layers share.
+
+    Attributes:
+        name: the second name in the network's state.
+        target: name of an earlier tensor that is not tied itself.
+    """
+
+    name: str
+    target: str
+
+
+Tensor = StoredTensor | TiedTensor
+
+
+def resolved(tensors: Mapping[str, Tensor]) -> Iterator[StoredTensor]:
+    """Yield every tensor of a ticket, in order: of a tied one the target, under the tied name.
+
+    Args:
+        tensors: by name; may be lazy, and is asked for one tensor at a time.
+    """
+    for name in tensors:
+        yield resolve(tensors, name)
+
+
+def resolve(tensors: Mapping[str, Tensor], name: str) -> StoredTensor:
+    """Return one tensor of a ticket; of a tied one the target, under the tied name.
+
+    Raises:
+        KeyError: no tensor of this name.
+    """
+    tensor = tensors[name]
+    if not isinstance(tensor, TiedTensor):
+        return tensor
+    target = tensors[tensor.target]
+    if isinstance(target, TiedTensor):  # no checked ticket holds one
+        raise KeyError(f"{name}: expected {tensor.target} to be no tied tensor itself")
+    return replace(target, name=name)

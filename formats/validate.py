@@ -13,9 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pabzip.errors import FormatError, LimitError, SeedError
-from pabzip.formats.checks import check_integer, check_name_of, check_text, check_unicode, shown
+from pabzip.formats.checks import (
+    check_integer,
+    check_name_of,
+    check_text,
+    check_unicode,
+    is_variance,
+    shown,
+)
 from pabzip.formats.coders import coder_named
-from pabzip.formats.entries import Contents, DenseEntry, DenseGroup, Entry, Header, SeededEntry
+from pabzip.formats.entries import (
+    Contents,
+    DenseEntry,
+    DenseGroup,
+    Entry,
+    Header,
+    SeededEntry,
+    StoredEntry,
+    TiedEntry,
+)
 from pabzip.formats.registry import (
     ALWAYS_ALLOWED_BYTES,
     ARCHITECTURES,
@@ -31,6 +47,7 @@ from pabzip.formats.registry import (
     MAX_TENSORS,
     MAX_TEXT_BYTES,
 )
+from pabzip.formats.scales import check_scaled_spec
 from pabzip.seeds import InitSpec, check_seed
 
 _DEFLATE_EXPANSION = 1032  # 258 bytes from 2 bits: deflate cannot make more of its input
@@ -53,15 +70,22 @@ def check_contents(contents: Contents) -> None:
         raise FormatError(
             "header", f"expected at most {MAX_TENSORS} tensors, found {len(contents.entries)}"
         )
-    seen: set[str] = set()
+    seen: dict[str, Entry] = {}
     for number, entry in enumerate(contents.entries):
         check_text(f"tensor {number}", "name", entry.name, MAX_NAME_BYTES)
         if entry.name in seen:
             raise FormatError(
                 f"tensor {number}", f"expected each name once, found {shown(entry.name)} twice"
             )
-        seen.add(entry.name)
-        _check_entry(f"tensor {shown(entry.name)}", entry)
+        place = f"tensor {shown(entry.name)}"
+        if isinstance(entry, TiedEntry):
+            if tied_target(place, entry.name, entry.like.name, seen) != entry.like:
+                raise FormatError(
+                    place, f"expected it to be like {shown(entry.like.name)}, found a difference"
+                )
+        else:
+            _check_entry(place, entry)
+        seen[entry.name] = entry
     if contents.loaded_bytes > MAX_INTEGER:
         raise FormatError("header", f"expected at most {MAX_INTEGER} bytes of tensors, found more")
 
@@ -79,6 +103,35 @@ def check_header(header: Header) -> None:
         )
     _check_codings(header)
     _check_groups(header.contents.dense, header.groups)
+
+
+def tied_target(place: str, name: str, target: object, earlier: Mapping[str, Entry]) -> StoredEntry:
+    """Return the tensor that a tied one is a second name of.
+
+    Args:
+        place: where the tied tensor is, for messages.
+        name: of the tied tensor.
+        target: what it names.
+        earlier: the tensors before it, by name.
+
+    Raises:
+        FormatError: the target is no earlier tensor, or tied itself; or the tied tensor is a
+            variance by its name, and the target is not.
+    """
+    found = earlier.get(target) if isinstance(target, str) else None
+    if found is None:
+        raise FormatError(
+            place, f"expected it tied to an earlier tensor, found it tied to {shown(target)}"
+        )
+    if isinstance(found, TiedEntry):
+        raise FormatError(
+            place,
+            f"expected it tied to a tensor of its own, found {shown(target)}, which is tied to "
+            f"{shown(found.like.name)}",
+        )
+    if isinstance(name, str) and is_variance(name) and not is_variance(found.name):
+        raise FormatError(place, f"expected a variance tied to one, found {shown(target)}")
+    return found
 
 
 def check_limit(loaded_bytes: int, max_bytes: int | None) -> None:
@@ -113,13 +166,15 @@ def check_expansion(loaded_bytes: int, file_bytes: int) -> None:
         )
 
 
-def _check_entry(place: str, entry: Entry) -> None:
+def _check_entry(place: str, entry: StoredEntry) -> None:
     """Check one tensor's shape and types."""
     count = _check_shape(place, entry.shape, scalar=isinstance(entry, DenseEntry))
     if isinstance(entry, SeededEntry):
         if not isinstance(entry.spec, InitSpec):
             raise FormatError(place, f"expected an InitSpec, found {type(entry.spec).__name__}")
         check_integer(place, "number of survivors", entry.survivors, 0, count)
+        if entry.scaled:
+            check_scaled_spec(entry.name, entry.spec)
         return
     check_name_of("dtype", entry.dtype, DENSE_TYPES, place)
     if entry.stored == entry.dtype:

@@ -10,7 +10,8 @@ from pabzip.formats.coders import AUTO, encode_codes
 from pabzip.formats.container import CHECKSUM_BYTES, checksum, encode_header
 from pabzip.formats.dense import encode_group, group_sizes
 from pabzip.formats.entries import Coding, Contents, DenseGroup, Header
-from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor
+from pabzip.formats.scales import stored_dense
+from pabzip.formats.tensors import SeededTensor, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def encode(
         PackError: no such coder.
     """
     seeded = [tensor for tensor in tensors if isinstance(tensor, SeededTensor)]
-    dense = [tensor for tensor in tensors if isinstance(tensor, DenseTensor)]
+    dense = list(stored_dense(tensors))
     coded = encode_codes(contents.seed, seeded, coder)
     groups, payloads = [], []
     start = 0

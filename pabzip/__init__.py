@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pabzip.runtime.ticket_session import load_session
     from pabzip.runtime.torch_module import load, load_into, load_state_dict
     from pabzip.seeds import InitSpec
-    from pabzip.ticket import DenseTensor, SeededTensor, Ticket
+    from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
     from pabzip.train.checkpoint import load_checkpoint, save_checkpoint
 
 _HOMES = {
@@ -34,6 +34,7 @@ _HOMES = {
     "SeededTensor": "pabzip.ticket",
     "Seeding": "pabzip.init",
     "Ticket": "pabzip.ticket",
+    "TiedTensor": "pabzip.ticket",
     "attach_seeding": "pabzip.init",
     "export_onnx": "pabzip.export.onnx",
     "init_": "pabzip.init",
@@ -61,6 +62,7 @@ __all__ = [
     "SeededTensor",
     "Seeding",
     "Ticket",
+    "TiedTensor",
     "__version__",
     "attach_seeding",
     "data",

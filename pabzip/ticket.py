@@ -15,6 +15,7 @@ from pabzip.formats import (
     Scalar,
     SeededTensor,
     Tensor,
+    TiedTensor,
     breakdown,
     encode_ticket,
     gather,
@@ -25,7 +26,7 @@ from pabzip.formats import (
 )
 from pabzip.ticket_tensors import TicketTensors, naming
 
-__all__ = ["DenseTensor", "SeededTensor", "Ticket"]
+__all__ = ["DenseTensor", "SeededTensor", "Ticket", "TiedTensor"]
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -203,6 +204,7 @@ class Ticket(TicketTensors):
             FormatError: the file that this ticket was opened from is damaged.
             OSError: the target cannot be written.
         """
-        tensors = [self._tensor(name) for name in self.names]
+        with naming(self._file):
+            tensors = [self._tensors[name] for name in self.names]  # ties stay ties
         encoded = encode_ticket(self._contents, tensors, coder=coder, dense_dtype=dense_dtype)
         return save(encoded, target)

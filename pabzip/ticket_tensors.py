@@ -16,12 +16,16 @@ from pabzip.formats import (
     Reader,
     SeededEntry,
     SeededTensor,
+    StoredTensor,
     Tensor,
+    TiedEntry,
     bfloat16_to_float32,
+    regenerated,
+    resolve,
     state_sha256,
 )
 from pabzip.formats.coder import Coded
-from pabzip.seeds import InitSpec, regenerate
+from pabzip.seeds import InitSpec
 
 FUSED_BACKEND = "numba"
 """The backend that decodes and regenerates in one pass; others regenerate from decoded codes."""
@@ -33,6 +37,8 @@ class TicketTensors:
     What is known (names, shapes, specs) is always at hand; ``tensors`` may be lazy, and is asked
     for one tensor at a time. Every method that takes a name raises KeyError for an unknown one.
 
+    A tied tensor answers as its target does; `tied` tells it apart.
+
     Args:
         contents: what the ticket holds.
         tensors: by name, each one of ``contents.entries``.
@@ -41,7 +47,15 @@ class TicketTensors:
 
     def __init__(self, contents: Contents, tensors: Mapping[str, Tensor], file: str | None):
         self._contents = contents
-        self._entries = {entry.name: entry for entry in contents.entries}
+        self._entries = {
+            entry.name: entry.like if isinstance(entry, TiedEntry) else entry
+            for entry in contents.entries
+        }
+        self._ties = {
+            entry.name: entry.like.name
+            for entry in contents.entries
+            if isinstance(entry, TiedEntry)
+        }
         self._tensors = tensors
         self._file = file
 
@@ -63,6 +77,12 @@ class TicketTensors:
     def kind(self, name: str) -> str:
         """Return ``"seeded"`` or ``"dense"``."""
         return "seeded" if isinstance(self._entries[name], SeededEntry) else "dense"
+
+    def tied(self, name: str) -> str | None:
+        """Return the name of the earlier tensor that this one is a second name of, or None."""
+        if name not in self._entries:
+            raise KeyError(name)
+        return self._ties.get(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape."""
@@ -90,10 +110,20 @@ class TicketTensors:
             FormatError: the tensor's part of the file is damaged.
             KeyError: no seeded tensor of this name.
         """
-        tensor = self._tensor(name)
-        if not isinstance(tensor, SeededTensor):
-            raise KeyError(f"{name}: expected a seeded tensor, found a dense one")
-        return tensor.codes
+        return self._seeded_tensor(name).codes
+
+    def scales(self, name: str) -> NDArray[np.float32] | None:
+        """Return the scales of a seeded tensor's rows, float32 (rows,); None where it has none.
+
+        Raises:
+            FormatError: their part of the file is damaged.
+            KeyError: no seeded tensor of this name.
+        """
+        self.spec(name)  # refuses a dense tensor
+        if isinstance(self._tensors, Reader):
+            with naming(self._file):
+                return self._tensors.scales(name)
+        return self._seeded_tensor(name).scales
 
     def dense(self, name: str) -> DenseTensor:
         """Return a dense tensor; its values as `DenseTensor` carries them.
@@ -129,9 +159,7 @@ class TicketTensors:
             return self.weights([name], threads=threads)[name]
         tensor = self._tensor(name)
         if isinstance(tensor, SeededTensor):
-            return regenerate(
-                self.seed, tensor.spec, tensor.codes, backend=backend, threads=threads
-            )
+            return self._regenerated(tensor, backend, threads)
         return bfloat16_to_float32(tensor.values) if tensor.dtype == "bfloat16" else tensor.values
 
     def arrays(
@@ -185,12 +213,14 @@ class TicketTensors:
             with naming(self._file):
                 return self._tensors.weights(names, threads=threads)
         return {
-            name: regenerate(self.seed, self.spec(name), self.codes(name), threads=threads)
+            name: self._regenerated(self._seeded_tensor(name), FUSED_BACKEND, threads)
             for name in names
         }
 
     def coded(self, name: str) -> Coded | None:
         """Return a seeded tensor as the file has it, for those who decode it on their own.
+
+        Of a tied tensor this is the target, under the target's name.
 
         Returns:
             Its entry, payload and decoder; None where the ticket is in no file.
@@ -204,10 +234,24 @@ class TicketTensors:
         with naming(self._file):
             return self._tensors.coded(name)
 
-    def _tensor(self, name: str) -> Tensor:
-        """Return a tensor, read from the file if there is one."""
+    def _seeded_tensor(self, name: str) -> SeededTensor:
+        """Return a seeded tensor; KeyError for another."""
+        tensor = self._tensor(name)
+        if not isinstance(tensor, SeededTensor):
+            raise KeyError(f"{name}: expected a seeded tensor, found a dense one")
+        return tensor
+
+    def _regenerated(
+        self, tensor: SeededTensor, backend: str, threads: int | None
+    ) -> NDArray[np.float32]:
+        """Return a seeded tensor's weights, in its shape."""
+        flat = regenerated(self.seed, tensor, backend=backend, threads=threads)
+        return flat.reshape(tensor.shape)
+
+    def _tensor(self, name: str) -> StoredTensor:
+        """Return a tensor, read from the file if there is one; of a tied one the target."""
         with naming(self._file):
-            return self._tensors[name]
+            return resolve(self._tensors, name)
 
 
 @contextlib.contextmanager

@@ -31,8 +31,8 @@ def read_tensors(
 
     Tensors of the ``context`` coder travel as the file has them, in one copy, and are decoded by
     the GPU while the host reads the rest. That travels in a second copy: tensors of other coders
-    as packed codes, two bits a weight, and dense ones as they are. The device is waited for once,
-    at the end, and only where there are context-coded tensors.
+    or with scales as packed codes, two bits a weight, and dense ones as they are. The device is
+    waited for once, at the end, and only where there are context-coded tensors.
 
     Args:
         ticket: opened from a file, or in memory.
@@ -75,7 +75,9 @@ def _start_coded(
         source = ticket.coded(name) if ticket.kind(name) == "seeded" else None
         if source is None or not isinstance(source.decoder, ContextDecoder):
             continue
-        spec, told = source.entry.spec, source.decoder.descriptions[name]
+        if source.entry.scaled:
+            continue  # scaled where the weights are float32 still
+        spec, told = source.entry.spec, source.decoder.descriptions[source.entry.name]
         weights = torch.zeros(source.entry.shape, dtype=made, device=device)
         kind, out = cuda.KINDS[spec.distribution], weights.data_ptr()
         coded.append(CodedTensor(name, spec, kind, told, source.payload, out))
@@ -97,11 +99,21 @@ def _make_rest(
         else pack_codes(ticket.codes(name))
         for name in names
     ]
-    for name, sent in zip(names, send(arrays, device), strict=True):
+    scaled = {name: ticket.scales(name) for name in names if ticket.kind(name) == "seeded"}
+    scales = {name: values for name, values in scaled.items() if values is not None}
+    received = iter(send([*arrays, *scales.values()], device))
+    sent_arrays = [next(received) for _ in names]
+    sent_scales = dict(zip(scales, received, strict=True))
+    for name, sent in zip(names, sent_arrays, strict=True):
         shape = ticket.shape(name)
         if ticket.kind(name) == "seeded":
             spec = ticket.spec(name)
-            state[name] = cuda.regenerate(ticket.seed, spec, sent, shape, dtype=made, device=device)
+            exact = torch.float32 if name in sent_scales else made
+            drawn = cuda.regenerate(ticket.seed, spec, sent, shape, dtype=exact, device=device)
+            if name in sent_scales:
+                rows = sent_scales[name].view(-1, *[1] * (len(shape) - 1))
+                drawn = (drawn * rows).to(made)
+            state[name] = drawn
         else:
             values = sent.view(torch.bfloat16) if ticket.dtype(name) == "bfloat16" else sent
             state[name] = values.view(shape).clone()

@@ -183,8 +183,18 @@ def _read_state(
 
 
 def _seeding(ticket: Ticket) -> Seeding:
-    """Return the record that `init_` would have left on the ticket's network."""
-    seeded = [name for name in ticket.names if ticket.kind(name) == "seeded"]
+    """Return the record that `init_` would have left on the ticket's network.
+
+    A tied weight is on it once, as in the network. Weights with scales of their rows are not drawn
+    by the seed alone, and not on it.
+    """
+    seeded = [
+        name
+        for name in ticket.names
+        if ticket.kind(name) == "seeded"
+        and ticket.tied(name) is None
+        and ticket.scales(name) is None
+    ]
     return Seeding(ticket.seed, {name: ticket.spec(name) for name in seeded})
 
 

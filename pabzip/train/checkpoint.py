@@ -21,7 +21,14 @@ from pabzip.formats.atomic import open_atomic
 from pabzip.init import Seeding, attach_seeding, seeding
 from pabzip.models import build
 from pabzip.seeds import InitSpec
-from pabzip.train.checkpoint_content import FORMAT, VERSION, check_content, read_content
+from pabzip.train.checkpoint_content import (
+    FORMAT,
+    VERSION,
+    check_content,
+    check_state,
+    is_state,
+    read_content,
+)
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import TrainResult
 from pabzip.train.toml import to_dict
@@ -141,14 +148,37 @@ def load_checkpoint(source: str | os.PathLike[str] | BinaryIO) -> Checkpoint:
             or asks to run code; the message says what was found and how to make a checkpoint.
         OSError: the file cannot be opened.
     """
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        with open(name, "rb") as file:
-            content = read_content(file, name)
-    else:
-        name = "<stream>"
-        content = read_content(source, name)
+    return _checked(*_read(source))
+
+
+def load_state(
+    source: str | os.PathLike[str] | BinaryIO,
+) -> Checkpoint | dict[str, torch.Tensor]:
+    """Read a checkpoint, or tensors by name without a seed, and never run code.
+
+    Args:
+        source: as for `load_checkpoint`, or a file that ``torch.save`` made of a ``state_dict()``.
+
+    Raises:
+        CheckpointError: the file is neither, is damaged, or asks to run code.
+        OSError: the file cannot be opened.
+    """
+    content, name = _read(source)
+    return check_state(content, name) if is_state(content) else _checked(content, name)
+
+
+def _checked(content: object, name: str) -> Checkpoint:
+    """Return a checkpoint of what its file holds."""
     return Checkpoint(**check_content(content, name))
+
+
+def _read(source: str | os.PathLike[str] | BinaryIO) -> tuple[object, str]:
+    """Return what a file holds, unchecked, and its name for messages."""
+    if not isinstance(source, str | os.PathLike):
+        return read_content(source, "<stream>"), "<stream>"
+    name = os.fspath(source)
+    with open(name, "rb") as file:
+        return read_content(file, name), name
 
 
 def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None) -> nn.Module:

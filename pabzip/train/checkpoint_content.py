@@ -108,6 +108,24 @@ def check_content(content: object, name: str) -> dict[str, Any]:
     }
 
 
+def is_state(content: object) -> bool:
+    """Return whether a file holds tensors by name, and nothing else."""
+    return (
+        isinstance(content, Mapping)
+        and bool(content)
+        and all(isinstance(value, torch.Tensor) for value in content.values())
+    )
+
+
+def check_state(content: object, name: str) -> dict[str, torch.Tensor]:
+    """Return the tensors by name that `is_state` found, all of them plain ones.
+
+    Raises:
+        CheckpointError: one is sparse, quantised or not on the CPU, or a name is no text.
+    """
+    return _state(name, content)
+
+
 def _state(place: str, state: object) -> dict[str, torch.Tensor]:
     """Return the tensors by name; refuse all but plain ones."""
     for name, value in _table(place, "state_dict", state).items():

@@ -230,3 +230,21 @@ def test_module_prefix_from_data_parallel_is_understood(project, run, altered):
     assert result.exit_code == 0, result.stderr
     with pabzip.open(project.ticket) as ticket:
         assert not any(name.startswith("module.") for name in ticket.names)
+
+
+def test_pack_ternary_takes_a_plain_state_dict(project, run):
+    signs = torch.randint(-1, 2, (6, 20), generator=torch.Generator().manual_seed(0)).float()
+    state = {"w": signs * torch.arange(1, 7)[:, None], "again": signs.clone(), "tie": signs}
+    torch.save(state, project.folder / "state.pt")
+    refused = run("pack", "state.pt")
+    assert refused.exit_code != 0
+    assert "bare state dict" in refused.stderr
+    result = run("pack", "state.pt", "--ternary")
+    assert result.exit_code == 0, result.stderr
+    found = pabzip.load_state_dict(project.folder / "state.pabz", verify=True)
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    shown = run("info", "state.pabz", "-v")
+    assert shown.exit_code == 0, shown.stderr
+    assert "as again" in shown.stdout
+    assert "scale of each row" in shown.stdout + shown.stderr
+    assert run("pack", "model.pt", "--ternary", "-f").exit_code != 0  # nothing is ternary

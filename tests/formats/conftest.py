@@ -73,7 +73,7 @@ def split(file: bytes) -> Parts:
     assert len(text) == size
     fields = json.loads(text)
     lengths = [fields["side"]] if "side" in fields else []
-    lengths += [row[7] for row in fields["tensors"] if len(row) == 8]
+    lengths += [row[7] for row in fields["tensors"] if len(row) >= 8]
     lengths += [row[2] for row in fields.get("dense", [])]
     place, payloads = 24 + length, []
     for size in lengths:

@@ -8,10 +8,12 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pabzip.errors import FormatError, LimitError
-from pabzip.ticket import Ticket
+from pabzip.seeds import InitSpec
+from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 
 CONV, BN_WEIGHT, BATCHES, FC = 0, 1, 3, 4
 NAME, SHAPE, DISTRIBUTION, SCALE, STREAM, CODER, SURVIVORS, BYTES = range(8)
@@ -103,7 +105,7 @@ def test_fault_8_duplicate_names(parts: Any) -> None:
 )
 def test_fault_8_rows_of_another_form(parts: Any, row: Any) -> None:
     parts.fields["tensors"][2] = row
-    refuse(parts, "tensor 2: expected a row of 3, 4 or 8 values")
+    refuse(parts, "tensor 2: expected a row of 2, 3, 4, 8 or 9 values")
 
 
 @pytest.mark.parametrize(
@@ -369,3 +371,90 @@ def test_any_json_that_keeps_the_rules_is_read(parts: Any) -> None:
     fields["side"] = 0
     parts.text = json.dumps(fields, indent=2, ensure_ascii=True).encode()
     assert Ticket.open(parts.sign()).verify() == parts.fields["sha256"]
+
+
+# tied tensors
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["t", "x"], "tensor 't': expected it tied to an earlier tensor, found it tied to 'x'"),
+        (["t", "t"], "tied to an earlier tensor, found it tied to 't'"),
+        (["t", "fc.bias"], "tied to an earlier tensor, found it tied to 'fc.bias'"),
+        (["t", "tie"], "'t': expected it tied to a tensor of its own, found 'tie', .* to 'conv"),
+        (["fc.weight", "conv.weight"], "expected each name once, found 'fc.weight' twice"),
+        (["t\n", "conv.weight"], "without control characters"),
+        (["", "conv.weight"], "expected a name that is not empty"),
+        (["a.running_var", "bn.weight"], "expected a variance tied to one, found 'bn.weight'"),
+        (["t", 0], "expected a row of 2, 3, 4, 8 or 9 values"),
+        ([0, "conv.weight"], "expected a row of 2, 3, 4, 8 or 9 values"),
+    ],
+)
+def test_fault_8_bad_ties(parts: Any, row: Any, message: str) -> None:
+    parts.fields["tensors"][FC + 1 : FC + 1] = [["tie", "conv.weight"], row]
+    refuse(parts, message)
+
+
+def test_fault_9_ties_count_in_full(parts: Any) -> None:
+    parts.fields["tensors"] += [[f"tie {number}", "conv.weight"] for number in range(100_000)]
+    with pytest.raises(LimitError, match="43200"):
+        Ticket.open(parts.sign(), max_bytes=2**20)
+
+
+# scales of rows
+
+
+@pytest.fixture
+def scaled_parts(make_ticket: Any, save: Any, take_apart: Any) -> Any:
+    """A file of one tensor with scales, two rows, and a dense one after it."""
+    codes = np.array([[1, 0, -1], [1, 1, 0]], dtype=np.int8)
+    scales = np.array([0.5, 3.0], dtype=np.float32)
+    tensors = [
+        SeededTensor("w", InitSpec("signed_constant", 1.0, 0), codes, scales),
+        DenseTensor("b", np.array([7.0], np.float32), "float32", "float32"),
+    ]
+    return take_apart(save(make_ticket(tensors=tensors)))
+
+
+def test_scales_are_one_more_dense_tensor(scaled_parts: Any) -> None:
+    assert scaled_parts.fields["tensors"][0][8] == 1
+    assert [row[0] for row in scaled_parts.fields["dense"]] == [2]
+    raw = np.array([0.5, 3.0, 7.0], "<f4").view(np.uint8).reshape(3, 4).T.tobytes()
+    scaled_parts.fields["dense"] = [[2, "raw", 12]]
+    scaled_parts.payloads[-1] = raw
+    with Ticket.open(scaled_parts.sign()) as ticket:
+        assert np.array_equal(np.abs(ticket.weight("w")), [[0.5, 0, 0.5], [3, 3, 0]])
+        assert ticket.weight("b") == [7]
+        ticket.verify()
+
+
+@pytest.mark.parametrize("value", [0, 2, True, 1.0, None, "1", [1]])
+def test_fault_8_ninth_values(scaled_parts: Any, value: Any) -> None:
+    scaled_parts.fields["tensors"][0][8] = value
+    refuse(scaled_parts, "tensor 0: expected a 1 for scales of its rows, found")
+
+
+def test_fault_8_scales_without_a_dense_tensor(parts: Any) -> None:
+    parts.fields["tensors"][FC][DISTRIBUTION : SCALE + 1] = ["signed_constant", 0x3F800000]
+    parts.fields["tensors"][FC].append(1)
+    refuse(parts, "expected the dense sections to hold 5 tensors, found 4")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(DISTRIBUTION, "normal"), (SCALE, 0x3F000000), (SCALE, 0x40000000)]
+)
+def test_fault_8_scales_with_another_spec(scaled_parts: Any, place: int, value: Any) -> None:
+    scaled_parts.fields["tensors"][0][place] = value
+    refuse(scaled_parts, "tensor 'w': expected signed_constant of scale 1 where rows have scales")
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.0, -1.0, 2.0**65, 2.0**-65, np.inf, np.nan])
+def test_fault_10_scales_out_of_range(scaled_parts: Any, bad: float) -> None:
+    raw = np.array([0.5, bad, 7.0], "<f4").view(np.uint8).reshape(3, 4).T.tobytes()
+    scaled_parts.fields["dense"] = [[2, "raw", 12]]
+    scaled_parts.payloads[-1] = raw
+    with Ticket.open(scaled_parts.sign()) as ticket:
+        for read in (ticket.weight, ticket.codes, ticket.scales):
+            with pytest.raises(FormatError, match="tensor 'w': expected"):
+                read("w")
