@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -63,6 +64,8 @@ def command(
     reporter = reporter.for_output(target)
     check_output(target, force=force, inputs=[source])
     require("torch", extra="torch", purpose="pabzip pack")
+    from tqdm import tqdm
+
     from pabzip.packing import to_ticket
     from pabzip.train.checkpoint import load_checkpoint, load_state
 
@@ -72,11 +75,16 @@ def command(
     ticket = to_ticket(loaded, fold_bn=fold_bn, dense_dtype=dense_dtype, ternary=ternary)
     for name in ticket.names:
         reporter.detail(f"{name}: {ticket.kind(name)}, {list(ticket.shape(name))}")
-    if is_stream(target):
-        with open_output(target) as file:
-            info = ticket.save(file, coder=coder, dense_dtype=dense_dtype)
-    else:
-        info = ticket.save(target, coder=coder, dense_dtype=dense_dtype)
+    stored = [name for name in ticket.names if ticket.tied(name) is None]
+    seeded = sum(ticket.kind(name) == "seeded" for name in stored)
+    with ExitStack() as stack:
+        file = stack.enter_context(open_output(target)) if is_stream(target) else target
+        bar = stack.enter_context(
+            tqdm(total=seeded, desc="encoding", unit="tensor", disable=not reporter.progress)
+        )
+        info = ticket.save(
+            file, coder=coder, dense_dtype=dense_dtype, on_tensor=lambda _name: bar.update()
+        )
     reporter.result(info, _summary(source, target, info))
 
 

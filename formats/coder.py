@@ -16,6 +16,9 @@ from pabzip.seeds.backends import thread_count
 
 Payload = bytes | memoryview
 
+OnTensor = Callable[[str], None]
+"""Told the name of each tensor that is encoded, for progress bars."""
+
 Task = Callable[[], None]
 """A piece of work that is independent of all others and may run on any thread."""
 
@@ -75,8 +78,16 @@ class Coder(Protocol):
             FormatError: they cannot.
         """
 
-    def encode(self, seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[bytes], bytes]:
-        """Return one payload a tensor, and the side stream (empty where nothing is shared)."""
+    def encode(
+        self,
+        seed: int,
+        tensors: Sequence[SeededTensor],
+        on_tensor: OnTensor | None = None,
+    ) -> tuple[list[bytes], bytes]:
+        """Return one payload a tensor, and the side stream (empty where nothing is shared).
+
+        ``on_tensor`` is told the name of each tensor that is done, from any thread.
+        """
 
     def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> Decoder:
         """Prepare to decode any of ``entries``: all those of the file with this coder, in order.

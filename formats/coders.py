@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats.checks import shown
-from pabzip.formats.coder import Coder
+from pabzip.formats.coder import Coder, OnTensor
 from pabzip.formats.context import Context
 from pabzip.formats.huffman import Huffman
 from pabzip.formats.tensors import SeededTensor
@@ -49,13 +49,19 @@ def coder_named(name: object, place: str) -> Coder:
     )
 
 
-def encode_codes(seed: int, tensors: Sequence[SeededTensor], coder: str = AUTO) -> CodedTensors:
+def encode_codes(
+    seed: int,
+    tensors: Sequence[SeededTensor],
+    coder: str = AUTO,
+    on_tensor: OnTensor | None = None,
+) -> CodedTensors:
     """Encode the codes of all seeded tensors of a file.
 
     Args:
         seed: the ticket's seed.
         tensors: the seeded tensors, in the order of the file.
         coder: a name in `CODERS` for every tensor, or ``"auto"``.
+        on_tensor: told the name of each tensor that is done, once, from any thread.
 
     Raises:
         PackError: no such coder.
@@ -65,17 +71,23 @@ def encode_codes(seed: int, tensors: Sequence[SeededTensor], coder: str = AUTO) 
             f"coder: expected {AUTO} or one of {', '.join(CODERS)}, found {shown(coder)}"
         )
     if coder != AUTO:
-        payloads, side = CODERS[coder].encode(seed, tensors)
+        payloads, side = CODERS[coder].encode(seed, tensors, on_tensor)
         return CodedTensors((coder,) * len(tensors), tuple(payloads), side)
-    return _smallest(seed, tensors)
+    return _smallest(seed, tensors, on_tensor)
 
 
-def _smallest(seed: int, tensors: Sequence[SeededTensor]) -> CodedTensors:
+def _smallest(
+    seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None
+) -> CodedTensors:
     """Take the smallest payload of each tensor, and the side stream of those that need it.
 
     A side stream that costs more than its coder saves leaves the file to the other coders.
     """
-    tried = {name: coder.encode(seed, tensors) for name, coder in CODERS.items()}
+    last = list(CODERS)[-1]  # whose tensors are counted: all before it are quick
+    tried = {
+        name: coder.encode(seed, tensors, on_tensor if name == last else None)
+        for name, coder in CODERS.items()
+    }
     alone = [name for name in CODERS if not CODERS[name].shares_side]
     plain = _pick(tried, alone, len(tensors))
     best = _pick(tried, list(CODERS), len(tensors))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
 from pabzip.formats.checks import shown
-from pabzip.formats.coder import Payload, Task
+from pabzip.formats.coder import OnTensor, Payload, Task
 from pabzip.formats.entries import SeededEntry
 from pabzip.formats.tensors import SeededTensor
 from pabzip.seeds import regenerate
@@ -86,9 +86,19 @@ class Huffman:
                 f"{entry.survivors} survivors, found {length}",
             )
 
-    def encode(self, seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[bytes], bytes]:
+    def encode(
+        self,
+        seed: int,
+        tensors: Sequence[SeededTensor],
+        on_tensor: OnTensor | None = None,
+    ) -> tuple[list[bytes], bytes]:
         """Return one payload a tensor, and no side stream."""
-        return [encode(tensor.codes) for tensor in tensors], b""
+        payloads = []
+        for tensor in tensors:
+            payloads.append(encode(tensor.codes))
+            if on_tensor is not None:
+                on_tensor(tensor.name)
+        return payloads, b""
 
     def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> HuffmanDecoder:
         """Return what decodes any of the file's Huffman payloads."""

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats.atomic import open_atomic
+from pabzip.formats.coder import OnTensor
 from pabzip.formats.coders import AUTO
 from pabzip.formats.digest import state_sha256
 from pabzip.formats.entries import Contents
@@ -29,6 +30,7 @@ def encode_ticket(
     *,
     coder: str = AUTO,
     dense_dtype: str | None = None,
+    on_tensor: OnTensor | None = None,
 ) -> EncodedFile:
     """Encode a ticket in memory; arguments as for `pabzip.Ticket.save`.
 
@@ -37,6 +39,7 @@ def encode_ticket(
         tensors: in the order of the network's state.
         coder: a coder's name, or ``"auto"``.
         dense_dtype: what to round wider dense tensors to, or None.
+        on_tensor: told the name of each seeded tensor that is encoded.
 
     Raises:
         PackError: the ticket breaks a rule of the format, an unknown coder or ``dense_dtype``, or
@@ -48,7 +51,8 @@ def encode_ticket(
             contents.seed, kept, contents.arch, contents.options, contents.metadata
         )
         state = resolved({tensor.name: tensor for tensor in held})
-        return encode(found, held, state_sha256(found.seed, state), coder=coder)
+        digest = state_sha256(found.seed, state)
+        return encode(found, held, digest, coder=coder, on_tensor=on_tensor)
     except FormatError as error:
         raise PackError(str(error)) from None
 

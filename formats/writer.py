@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pabzip.formats.coder import OnTensor
 from pabzip.formats.coders import AUTO, encode_codes
 from pabzip.formats.container import CHECKSUM_BYTES, checksum, encode_header
 from pabzip.formats.dense import encode_group, group_sizes
@@ -46,7 +47,12 @@ class EncodedFile:
 
 
 def encode(
-    contents: Contents, tensors: Sequence[Tensor], sha256: str, *, coder: str = AUTO
+    contents: Contents,
+    tensors: Sequence[Tensor],
+    sha256: str,
+    *,
+    coder: str = AUTO,
+    on_tensor: OnTensor | None = None,
 ) -> EncodedFile:
     """Encode a ticket.
 
@@ -55,6 +61,7 @@ def encode(
         tensors: in the order of the network's state, checked.
         sha256: of the regenerated state.
         coder: for the codes of every seeded tensor; ``"auto"`` takes the smallest for each.
+        on_tensor: told the name of each seeded tensor that is encoded, from any thread.
 
     Raises:
         FormatError: the ticket breaks a rule of the format.
@@ -62,7 +69,7 @@ def encode(
     """
     seeded = [tensor for tensor in tensors if isinstance(tensor, SeededTensor)]
     dense = list(stored_dense(tensors))
-    coded = encode_codes(contents.seed, seeded, coder)
+    coded = encode_codes(contents.seed, seeded, coder, on_tensor)
     groups, payloads = [], []
     start = 0
     for count in group_sizes(contents.dense):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -179,6 +179,7 @@ class Ticket(TicketTensors):
         *,
         coder: str = AUTO,
         dense_dtype: str | None = None,
+        on_tensor: Callable[[str], None] | None = None,
     ) -> dict[str, Any]:
         """Write the ticket as a ``.pabz`` file, open it again and verify it.
 
@@ -194,6 +195,8 @@ class Ticket(TicketTensors):
             dense_dtype: None keeps dense tensors as they are; ``"float16"`` or ``"bfloat16"``
                 stores float32 and float64 ones rounded to nearest even. They load as their own
                 type, and the SHA-256 is of the rounded values.
+            on_tensor: told the name of each seeded tensor that is encoded, from any thread; for
+                progress bars.
 
         Returns:
             The numbers of `info`, of the file that was written.
@@ -206,5 +209,7 @@ class Ticket(TicketTensors):
         """
         with naming(self._file):
             tensors = [self._tensors[name] for name in self.names]  # ties stay ties
-        encoded = encode_ticket(self._contents, tensors, coder=coder, dense_dtype=dense_dtype)
+        encoded = encode_ticket(
+            self._contents, tensors, coder=coder, dense_dtype=dense_dtype, on_tensor=on_tensor
+        )
         return save(encoded, target)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pabzip.errors import FormatError
 from pabzip.formats.checks import shown
-from pabzip.formats.coder import Decoder
+from pabzip.formats.coder import Decoder, OnTensor
 from pabzip.formats.entries import SeededEntry
 from pabzip.formats.tensors import SeededTensor
 
@@ -39,11 +39,16 @@ class Context:
                 f"expected at most {most} bytes of codes for {entry.count} weights, found {length}",
             )
 
-    def encode(self, seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[bytes], bytes]:
+    def encode(
+        self,
+        seed: int,
+        tensors: Sequence[SeededTensor],
+        on_tensor: OnTensor | None = None,
+    ) -> tuple[list[bytes], bytes]:
         """Return one payload a tensor, and the side stream."""
         from pabzip.formats.context.encoder import encode_tensors
 
-        return encode_tensors(seed, tensors)
+        return encode_tensors(seed, tensors, on_tensor)
 
     def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> Decoder:
         """Read the side stream.

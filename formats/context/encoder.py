@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pabzip.formats.coder import OnTensor
 from pabzip.formats.context.choose import describe, layouts
 from pabzip.formats.context.chunk_writer import encode_chunk
 from pabzip.formats.context.description import Description
@@ -40,12 +41,15 @@ class _Seen:
     bits: float
 
 
-def encode_tensors(seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[bytes], bytes]:
+def encode_tensors(
+    seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None = None
+) -> tuple[list[bytes], bytes]:
     """Encode the tensors of one file.
 
     Args:
         seed: the file's seed.
         tensors: those that this coder is to hold, in the order of the file.
+        on_tensor: told the name of each tensor that is done, from the thread that did it.
 
     Returns:
         One payload a tensor, and the side stream.
@@ -56,7 +60,10 @@ def encode_tensors(seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[byt
 
     def encode(index: int) -> tuple[Description, bytes]:
         tensor = tensors[index]
-        return encode_tensor(seed, tensor.spec, tensor.codes, rows_before=rows_before[index])
+        done = encode_tensor(seed, tensor.spec, tensor.codes, rows_before=rows_before[index])
+        if on_tensor is not None:
+            on_tensor(tensor.name)
+        return done
 
     # The largest first, so that no thread is left with one at the end.
     order = sorted(range(len(tensors)), key=lambda index: -tensors[index].codes.size)

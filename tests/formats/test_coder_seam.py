@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from pabzip.errors import FormatError, PackError, SeedError
 from pabzip.formats import coders
-from pabzip.formats.coder import Payload, Task, run_tasks
+from pabzip.formats.coder import OnTensor, Payload, Task, run_tasks
 from pabzip.formats.context import Context
 from pabzip.formats.entries import SeededEntry
 from pabzip.formats.huffman import Huffman
@@ -29,7 +30,9 @@ class Repeating:
         if length not in (0, entry.count):
             raise FormatError(entry.name, f"expected 0 or {entry.count} bytes, found {length}")
 
-    def encode(self, seed: int, tensors: Sequence[SeededTensor]) -> tuple[list[bytes], bytes]:
+    def encode(
+        self, seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None = None
+    ) -> tuple[list[bytes], bytes]:
         same = [tensor.codes.min() == tensor.codes.max() for tensor in tensors]
         pairs = zip(tensors, same, strict=True)
         payloads = [b"" if equal else tensor.codes.tobytes() for tensor, equal in pairs]
@@ -180,3 +183,11 @@ def test_tasks_all_run_and_the_first_fault_is_raised(threads: int | None) -> Non
 def test_threads_must_be_positive() -> None:
     with pytest.raises(SeedError, match="threads: expected None or an integer of at least 1"):
         run_tasks([], 0)
+
+
+@pytest.mark.parametrize("coder", ["huffman", "context", "auto"])
+def test_every_tensor_is_told_once(coder: str) -> None:
+    told: list[str] = []
+    ticket = ticket_of(*MIXED)
+    ticket.save(io.BytesIO(), coder=coder, on_tensor=told.append)
+    assert sorted(told) == sorted(ticket.names)
