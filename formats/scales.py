@@ -64,6 +64,29 @@ def scale_rows(weights: NDArray[np.float32], scales: NDArray[np.float32] | None)
         weights *= scales.reshape(-1, *[1] * (weights.ndim - 1))
 
 
+def scale_range(
+    weights: NDArray[np.float32], scales: NDArray[np.float32], size: int, start: int
+) -> None:
+    """Multiply a range of weights by the scales of their rows, in place.
+
+    Args:
+        weights: successive ones of a tensor in row-major order, flat.
+        scales: of all rows of the tensor.
+        size: weights a row.
+        start: index of the first weight in the tensor.
+    """
+    row, within = divmod(start, size)
+    if within:  # the rest of a row
+        head = weights[: size - within]
+        head *= scales[row]
+        weights, row = weights[len(head) :], row + 1
+    whole = len(weights) // size
+    scale_rows(weights[: whole * size].reshape(whole, size), scales[row : row + whole])
+    tail = weights[whole * size :]
+    if len(tail):
+        tail *= scales[row + whole]
+
+
 def regenerated(
     seed: int,
     tensor: SeededTensor,
@@ -89,6 +112,5 @@ def regenerated(
     codes = tensor.codes.reshape(-1)[start:stop]
     weights = regenerate(seed, tensor.spec, codes, start=start, backend=backend, threads=threads)
     if tensor.scales is not None:
-        row = tensor.codes.size // tensor.scales.size
-        weights *= tensor.scales[np.arange(start, start + codes.size) // row]
+        scale_range(weights, tensor.scales, tensor.codes.size // tensor.scales.size, start)
     return weights

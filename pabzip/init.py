@@ -49,17 +49,21 @@ def init_(
 ) -> nn.Module:
     """Draw Conv and Linear weights of ``net`` from ``seed``, in place, and remember how.
 
+    ``nn.Embedding`` weights are drawn only where ``only`` names them or chooses them.
+
     Each weight gets the next stream number in the order of ``net.named_modules()``, so the same
     network and selection always give the same weights. Biases and all other parameters stay as
     they are.
 
     Args:
         net: any module; every ``nn.Conv1d/2d/3d``, ``nn.ConvTranspose1d/2d/3d`` and ``nn.Linear``
-            in it counts. Weights may be of any floating dtype and on any device; they receive the
-            float32 values, rounded to nearest even for shorter dtypes.
+            in it counts, and every ``nn.Embedding`` that ``only`` asks for. Weights may be of any
+            floating dtype and on any device; they receive the float32 values, rounded to nearest
+            even for shorter dtypes.
         seed: ``0 <= seed < 2**64``.
         scheme: one of `pabzip.seeds.SCHEMES`.
-        only: the weights to seed; all others stay dense.
+        only: the weights to seed; all others stay dense. An embedding is among them if it is named
+            itself (its module or its weight, not one that holds it) or if the predicate takes it.
         skip: the weights to leave dense.
         mode: ``"fan_in"`` or ``"fan_out"`` for the kaiming schemes.
         gain: overrides the scheme's own gain (sqrt(2) for kaiming, 1 for xavier).
@@ -143,18 +147,23 @@ def seeded_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
 def _select(
     net: nn.Module, only: Selection | None, skip: Selection | None
 ) -> dict[str, nn.Parameter]:
-    """Return the Conv and Linear weights that ``only`` and ``skip`` leave, each tensor once."""
-    from torch.nn import Linear
+    """Return the weights that ``only`` and ``skip`` leave, each tensor once."""
+    from torch.nn import Embedding, Linear
     from torch.nn.modules.conv import _ConvNd
 
+    if only is not None and not callable(only):
+        only = [only] if isinstance(only, str) else list(only)
     chosen: dict[str, nn.Parameter] = {}
     modules: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for prefix, module in net.named_modules():
-        if isinstance(module, Linear | _ConvNd) and id(module.weight) not in seen:
+        counts = isinstance(module, Linear | _ConvNd) or (
+            isinstance(module, Embedding) and _asked_for(prefix, module, only)
+        )
+        if counts and id(module.weight) not in seen:
             seen.add(id(module.weight))
             name = f"{prefix}.weight" if prefix else "weight"
-            weight: nn.Parameter = module.weight  # type: ignore[assignment]
+            weight: nn.Parameter = module.weight
             chosen[name], modules[name] = weight, module
     if only is not None:
         keep = _named(net, modules, only, "only")
@@ -163,6 +172,14 @@ def _select(
         drop = _named(net, modules, skip, "skip")
         chosen = {name: p for name, p in chosen.items() if name not in drop}
     return chosen
+
+
+def _asked_for(prefix: str, module: nn.Module, only: Selection | None) -> bool:
+    """Return whether ``only`` asks for the embedding called ``prefix`` itself."""
+    name = f"{prefix}.weight" if prefix else "weight"
+    if only is None or callable(only):
+        return only is not None and bool(only(name, module))
+    return bool({name, prefix}.intersection(only))
 
 
 def _named(
@@ -176,9 +193,10 @@ def _named(
     for wanted in names:
         matches = {n for n in modules if n == wanted or n.startswith(f"{wanted}.")}
         if not matches:
+            itself = ", or an Embedding itself" if option == "only" else ""
             raise SeedError(
                 f"init_: {option}= names {wanted!r}, expected a Conv or Linear weight or a module "
-                f"that holds one; {type(net).__name__} has {', '.join(list(modules)[:8])}"
+                f"that holds one{itself}; {type(net).__name__} has {', '.join(list(modules)[:8])}"
             )
         found |= matches
     return found

@@ -120,10 +120,15 @@ def is_state(content: object) -> bool:
 def check_state(content: object, name: str) -> dict[str, torch.Tensor]:
     """Return the tensors by name that `is_state` found, all of them plain ones.
 
+    Where every name begins with ``module.``, as ``DataParallel`` makes them, they do without.
+
     Raises:
         CheckpointError: one is sparse, quantised or not on the CPU, or a name is no text.
     """
-    return _state(name, content)
+    state = _state(name, content)
+    if all(key.startswith(_PREFIX) for key in state):
+        return {key.removeprefix(_PREFIX): value for key, value in state.items()}
+    return state
 
 
 def _state(place: str, state: object) -> dict[str, torch.Tensor]:

@@ -18,8 +18,8 @@ import pytest
 from bitarray import bitarray, decodetree
 
 from pabzip.formats import DENSE_TYPES
-from pabzip.seeds import InitSpec
-from pabzip.ticket import DenseTensor, SeededTensor, Ticket
+from pabzip.seeds import InitSpec, weights
+from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
 
 EXPECTED = Path(__file__).parents[1] / "expected"
 TREE = decodetree({0: bitarray("0"), 1: bitarray("10"), -1: bitarray("11")})
@@ -49,7 +49,15 @@ def every_kind() -> Ticket:
             SeededTensor(
                 "constant.weight", InitSpec("signed_constant", 0.125, 2**32 - 1), codes((7,), 1)
             ),
+            SeededTensor(
+                "ternary.weight",
+                InitSpec("signed_constant", 1.0, 8),
+                codes((6, 20), 2),
+                scales=np.arange(3, 9, dtype=np.float32) / 16,
+            ),
+            TiedTensor("ternary.tied", "ternary.weight"),
             *kinds,
+            TiedTensor("dense.tied", "dense.bfloat16"),
             dense("scalar", -0.0),
         ],
         metadata={"purpose": "golden", "größe": 1.5, "n": -3, "yes": True, "nothing": None},
@@ -128,7 +136,7 @@ def test_fault_17_todays_writer_writes_the_same(
     make, options = GOLDEN[name]
     today = take_apart(save(make(), coder="huffman", **options))
     golden = take_apart((EXPECTED / f"{name}.pabz").read_bytes())
-    seeded = sum(len(row) == 8 for row in golden.fields["tensors"])
+    seeded = sum(len(row) >= 8 for row in golden.fields["tensors"])
     assert today.payloads[:seeded] == golden.payloads[:seeded]
     for parts in (today, golden):
         del parts.fields["dense"]  # lengths of deflate streams
@@ -146,13 +154,22 @@ def test_a_second_reader_reads_the_same(
     parts, ticket = take_apart(file), Ticket.open(file)
     payloads = iter(parts.payloads)
     rows = parts.fields["tensors"]
-    for row in (row for row in rows if len(row) == 8):
+    for row in (row for row in rows if len(row) >= 8):
         bits = bitarray()
         bits.frombytes(next(payloads))
         count = int(np.prod(row[1]))
         values = list(bits[: count + row[6]].decode(TREE))
         assert ticket.codes(row[0]).reshape(-1).tolist() == values
-    remaining = iter(row for row in rows if len(row) < 8)
+    for row in (row for row in rows if len(row) == 2):
+        assert rows.index(row) > [other[0] for other in rows].index(row[1])
+        assert np.array_equal(ticket.weight(row[0]), ticket.weight(row[1]))
+    # The scales of a seeded tensor take the place of a dense one.
+    scaled = {row[0] for row in rows if len(row) == 9}
+    remaining = iter(
+        [row[0], row[1][:1], "float32"] if len(row) == 9 else row
+        for row in rows
+        if len(row) in (3, 4, 9)
+    )
     for count, encoding, _ in parts.fields["dense"]:
         members = [next(remaining) for _ in range(count)]
         payload = next(payloads)
@@ -164,7 +181,18 @@ def test_a_second_reader_reads_the_same(
             values = found[row[0]]
             if row[2:] == ["float32", "bfloat16"]:
                 values = b"".join(b"\0\0" + values[at : at + 2] for at in range(0, len(values), 2))
-            assert ticket.dense(row[0]).values.tobytes() == values
+            if row[0] in scaled:
+                check_scaled(ticket, row[0], np.frombuffer(values, "<f4"))
+            else:
+                assert ticket.dense(row[0]).values.tobytes() == values
+
+
+def check_scaled(ticket: Ticket, name: str, scales: np.ndarray) -> None:
+    """A weight is the sign that the seed drew, its code, and the scale of its row."""
+    signs = weights(ticket.seed, ticket.spec(name), 0, ticket.codes(name).size, backend="numpy")
+    rows = signs.reshape(len(scales), -1) * ticket.codes(name).reshape(len(scales), -1)
+    expected = rows * scales[:, None] + np.float32(0)  # no -0.0
+    assert ticket.weight(name).reshape(rows.shape).tobytes() == expected.tobytes()
 
 
 def second_dense_reader(rows: list[Any], encoding: str, payload: bytes) -> dict[str, bytes]:
