@@ -19,6 +19,7 @@ from pabzip.packing_tensors import dense_from_torch, read_codes
 from pabzip.ternary import ternary_tensor
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
 from pabzip.tying import find_ties
+from pabzip.wrappers import unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -145,10 +146,7 @@ def _from_network(
     net: nn.Module, metadata: Metadata, fold_bn: bool, dense_dtype: str | None, ternary: bool
 ) -> Ticket:
     """Read a live network; a wrapper's ``module.`` prefix is dropped."""
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-    if isinstance(net, DataParallel | DistributedDataParallel):
-        return _from_network(net.module, metadata, fold_bn, dense_dtype, ternary)
+    net = unwrap(net)
     try:
         record = seeding(net)
     except SeedError:

@@ -20,6 +20,7 @@ from pabzip.export.parity import (
     reference_logits,
 )
 from pabzip.runtime.onnx_session import create_session, session_logits
+from pabzip.wrappers import unwrap
 
 if TYPE_CHECKING:
     from torch import nn
@@ -147,11 +148,9 @@ def build_onnx(
 def _copy(net: nn.Module) -> nn.Module:
     """Return a float32 copy of a network on the CPU, in evaluation mode."""
     import torch
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-    inner = net.module if isinstance(net, DataParallel | DistributedDataParallel) else net
     try:
-        twin = copy.deepcopy(inner)
+        twin = copy.deepcopy(unwrap(net))
     except (RuntimeError, TypeError) as error:
         raise ExportError(
             f"{type(net).__name__}: expected a network that can be copied, found: {error}; remove "

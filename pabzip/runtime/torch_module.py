@@ -12,6 +12,7 @@ from pabzip._optional import require
 from pabzip.errors import ArchitectureError, FormatError
 from pabzip.init import Seeding, attach_seeding
 from pabzip.ticket import Ticket
+from pabzip.wrappers import unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -102,8 +103,8 @@ def load_into(
     not fit.
 
     Args:
-        net: a network with exactly the ticket's tensor names and shapes; a ``DataParallel`` or
-            ``DistributedDataParallel`` wrapper is understood.
+        net: a network with exactly the ticket's tensor names and shapes; a ``DataParallel``,
+            ``DistributedDataParallel`` or ``torch.compile`` wrapper is understood.
         source: as for `load`.
         verify: as for `load`.
         max_bytes: as for `load`.
@@ -117,7 +118,7 @@ def load_into(
     """
     require("torch", extra="torch", purpose="pabzip.load_into")
     with Ticket.open(source, max_bytes=max_bytes) as ticket:
-        inner = _unwrap(net)
+        inner = unwrap(net)
         _check_fit(inner, ticket)
         state = _read_state(ticket, device="cpu", dtype=None, verify=verify)
         inner.load_state_dict(state, strict=True)
@@ -226,13 +227,6 @@ def _check_fit(net: nn.Module, ticket: Ticket) -> None:
                 f"{list(found[name])} in the file; build the network with the options it was "
                 "packed with"
             )
-
-
-def _unwrap(net: nn.Module) -> nn.Module:
-    """Return the network inside DataParallel or DistributedDataParallel."""
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-    return net.module if isinstance(net, DataParallel | DistributedDataParallel) else net
 
 
 def _file_name(source: Source) -> str | None:

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from pabzip.errors import ArchitectureError, CheckpointError
 from pabzip.formats.atomic import open_atomic
@@ -32,6 +31,7 @@ from pabzip.train.checkpoint_content import (
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import TrainResult
 from pabzip.train.toml import to_dict
+from pabzip.wrappers import unwrap
 
 _TOLD = ("data", "method", "keep_ratio", "epochs", "test_accuracy")
 
@@ -96,7 +96,7 @@ def save_checkpoint(
             something that is no plain value.
         OSError: the file cannot be written.
     """
-    net = _unwrap(net)
+    net = unwrap(net)
     record = seeding(net)
     arch, options = getattr(net, "pabzip_arch", ("custom", {}))
     if isinstance(recipe, Recipe):
@@ -204,7 +204,7 @@ def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None
                 "network yourself and pass it as net= (on the command line: --arch module:callable)"
             )
         net = build(checkpoint.arch, checkpoint.arch_options)
-    inner = _unwrap(net)
+    inner = unwrap(net)
     try:
         inner.load_state_dict(dict(checkpoint.state_dict), strict=True)
     except RuntimeError as error:
@@ -214,17 +214,6 @@ def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None
         ) from error
     attach_seeding(inner, checkpoint.seeding)
     return net.eval()
-
-
-def _unwrap(net: nn.Module) -> nn.Module:
-    """Return the network inside the wrappers that rename its parameters."""
-    while True:
-        if isinstance(net, DataParallel | DistributedDataParallel):
-            net = net.module
-        elif isinstance(getattr(net, "_orig_mod", None), nn.Module):  # torch.compile
-            net = net._orig_mod  # type: ignore[assignment]
-        else:
-            return net
 
 
 def _plain(what: str, values: Mapping[str, Any] | None) -> dict[str, Any] | None:
