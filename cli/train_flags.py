@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from pabzip.seeds import SCHEMES
-from pabzip.train.recipes import BEHAVIOURS, CLASSIFIERS, METHODS, STARTS
+from pabzip.train.methods import METHODS
+from pabzip.train.recipes import CLASSIFIERS, PRECISIONS
+from pabzip.train.search_recipe import SCHEDULES, SCOPES, SEARCH_PRECISIONS, SEARCHES
+from pabzip.train.unmask_recipes import BEHAVIOURS, STARTS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -26,6 +29,28 @@ def milestones(text: str) -> tuple[int, ...]:
         raise click.BadParameter(
             f"{text!r} is not a list of epochs; expected such as 80,120"
         ) from None
+
+
+def ratios(text: str) -> dict[str, float]:
+    """Read numbers by name, comma-separated: ``conv1.weight=0.5,fc.weight=0.1``.
+
+    Raises:
+        click.BadParameter: they are none, or a name comes twice.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, sign, number = part.strip().rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            sign = ""
+        if not sign or not name or name in found:
+            raise click.BadParameter(
+                f"{text!r} is not a list of different names with a number each; expected such as "
+                "conv1.weight=0.5,fc.weight=0.1"
+            )
+        found[name] = value
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +87,58 @@ FLAGS = (
         click.Choice(CLASSIFIERS),
         "The last Linear layer of a convolutional network: trained, or drawn from the seed too.",
     ),
-    Flag("--method", "method", click.Choice(METHODS), "How signs are learned."),
+    Flag("--method", "method", click.Choice(METHODS), "What is trained, and how."),
     Flag("--keep-ratio", "keep_ratio", click.FLOAT, "Fraction of the weights that survive."),
     Flag("--epochs", "epochs", click.INT, "Passes over the training images."),
     Flag("--batch-size", "batch_size", click.INT, "Images a step."),
     Flag("--device", "device", click.STRING, "auto, cpu, cuda, cuda:<number> or mps."),
-    Flag("--search-iterations", "search.iterations", click.INT, "Steps of SynFlow's schedule."),
+    Flag("--drop-ratio", "drop_ratio", click.FLOAT, "Fraction of the steps that are left out."),
+    Flag("--precision", "precision", click.Choice(PRECISIONS), "Of forward and backward."),
+    Flag(
+        "--channels-last/--channels-first",
+        "channels_last",
+        None,
+        "How images and convolutions lie in memory.",
+    ),
+    Flag("--search-method", "search.method", click.Choice(SEARCHES), "Search: scores weights."),
+    Flag("--search-iterations", "search.iterations", click.INT, "Search: steps of the schedule."),
+    Flag(
+        "--search-schedule",
+        "search.schedule",
+        click.Choice(SCHEDULES),
+        "Search: how the kept fraction falls over the steps.",
+    ),
+    Flag(
+        "--search-scope",
+        "search.scope",
+        click.Choice(SCOPES),
+        "Search: one threshold for all weights, or one a layer.",
+    ),
+    Flag("--search-epoch", "search.epoch", click.INT, "Search: epoch after which the last is."),
+    Flag("--search-shots", "search.shots", click.INT, "Search: how many, over these epochs."),
+    Flag(
+        "--search-precision",
+        "search.precision",
+        click.Choice(SEARCH_PRECISIONS),
+        "Search: in which SynFlow computes.",
+    ),
+    Flag("--search-samples", "search.samples", click.INT, "Search: images for snip and grasp."),
+    Flag(
+        "--search-ratios",
+        "search.ratios",
+        ratios,
+        "Search: what layerwise-random keeps, such as conv1.weight=0.5,fc.weight=0.1.",
+    ),
     Flag("--adaptivity-rate", "bop.adaptivity_rate", click.FLOAT, "Bop: weight of a gradient."),
     Flag("--threshold", "bop.threshold", click.FLOAT, "Bop: average that flips a sign."),
     Flag("--bop-start", "bop.start", click.Choice(STARTS), "Bop: where the average begins."),
     Flag("--bop-decay-every", "bop.decay_every", click.INT, "Bop: epochs between decays."),
     Flag("--bop-decay-ratio", "bop.decay_ratio", click.FLOAT, "Bop: factor of each decay."),
+    Flag("--flip-cost", "bop.flip_cost", click.FLOAT, "Bop: threshold a bit of the file."),
+    Flag("--latent-learning-rate", "latent.learning_rate", click.FLOAT, "Latent: step size."),
+    Flag("--latent-momentum", "latent.momentum", click.FLOAT, "Latent: momentum."),
+    Flag("--latent-weight-decay", "latent.weight_decay", click.FLOAT, "Latent: weight decay."),
+    Flag("--latent-start", "latent.start", click.FLOAT, "Latent: weights begin below this."),
     Flag("--psg-input-bits", "psg.input_bits", click.INT, "PSG: bits of a layer's inputs."),
     Flag("--psg-weight-bits", "psg.weight_bits", click.INT, "PSG: bits of the weights."),
     Flag("--psg-gradient-bits", "psg.gradient_bits", click.INT, "PSG: bits of the gradients."),
@@ -89,11 +155,14 @@ FLAGS = (
         click.Choice(BEHAVIOURS),
         "PSG: what becomes of gradients below the threshold.",
     ),
-    Flag("--learning-rate", "sgd.learning_rate", click.FLOAT, "SGD: of the dense parameters."),
+    Flag("--learning-rate", "sgd.learning_rate", click.FLOAT, "SGD: step size."),
     Flag("--momentum", "sgd.momentum", click.FLOAT, "SGD: momentum."),
     Flag("--weight-decay", "sgd.weight_decay", click.FLOAT, "SGD: weight decay."),
-    Flag("--milestones", "sgd.milestones", milestones, "SGD: epochs after which it decays."),
-    Flag("--learning-rate-decay", "sgd.decay", click.FLOAT, "SGD: factor of each decay."),
+    Flag("--milestones", "sgd.milestones", milestones, "Epochs after which step sizes decay."),
+    Flag("--learning-rate-decay", "sgd.decay", click.FLOAT, "Factor of each such decay."),
+    Flag("--signsgd-learning-rate", "signsgd.learning_rate", click.FLOAT, "SignSGD: step size."),
+    Flag("--signsgd-momentum", "signsgd.momentum", click.FLOAT, "SignSGD: momentum."),
+    Flag("--signsgd-weight-decay", "signsgd.weight_decay", click.FLOAT, "SignSGD: weight decay."),
 )
 """Every value of a recipe but the architecture and its options, which are flags of their own."""
 

@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from pabzip.train.defaults import default_recipe
     from pabzip.train.evaluation import Evaluation, evaluate
     from pabzip.train.loop import train
+    from pabzip.train.methods import Method, method_of
     from pabzip.train.network import build_network, classifier_name, seed_network
     from pabzip.train.observers import JsonLog, Observer, Progress, ProgressBar
-    from pabzip.train.recipes import BopRecipe, PsgRecipe, Recipe, SearchRecipe, SgdRecipe
+    from pabzip.train.recipes import (
+        BopRecipe,
+        LatentRecipe,
+        PsgRecipe,
+        Recipe,
+        SearchRecipe,
+        SgdRecipe,
+        SignSgdRecipe,
+    )
     from pabzip.train.results import EpochStats, TrainResult
     from pabzip.train.toml import from_dict, merge, read_recipe, to_dict
 
@@ -32,7 +41,9 @@ _HOMES = {
     "EpochStats": "results",
     "Evaluation": "evaluation",
     "JsonLog": "observers",
+    "LatentRecipe": "recipes",
     "LayerCost": "bitops",
+    "Method": "methods",
     "Observer": "observers",
     "Progress": "observers",
     "ProgressBar": "observers",
@@ -40,6 +51,7 @@ _HOMES = {
     "Recipe": "recipes",
     "SearchRecipe": "recipes",
     "SgdRecipe": "recipes",
+    "SignSgdRecipe": "recipes",
     "TrainResult": "results",
     "bit_operations": "bitops",
     "build_network": "network",
@@ -50,6 +62,7 @@ _HOMES = {
     "layer_costs": "bitops",
     "load_checkpoint": "checkpoint",
     "merge": "toml",
+    "method_of": "methods",
     "network_from_checkpoint": "checkpoint",
     "read_recipe": "toml",
     "save_checkpoint": "checkpoint",
@@ -64,7 +77,9 @@ __all__ = [
     "EpochStats",
     "Evaluation",
     "JsonLog",
+    "LatentRecipe",
     "LayerCost",
+    "Method",
     "Observer",
     "Progress",
     "ProgressBar",
@@ -72,6 +87,7 @@ __all__ = [
     "Recipe",
     "SearchRecipe",
     "SgdRecipe",
+    "SignSgdRecipe",
     "TrainResult",
     "bit_operations",
     "build_network",
@@ -82,6 +98,7 @@ __all__ = [
     "layer_costs",
     "load_checkpoint",
     "merge",
+    "method_of",
     "network_from_checkpoint",
     "read_recipe",
     "save_checkpoint",

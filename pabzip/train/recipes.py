@@ -14,145 +14,35 @@ from typing import Any
 from pabzip.errors import RecipeError
 from pabzip.models import names
 from pabzip.seeds import SCHEMES
+from pabzip.train.methods import METHODS
+from pabzip.train.search_recipe import SearchRecipe
+from pabzip.train.sgd_recipes import SgdRecipe, SignSgdRecipe
+from pabzip.train.unmask_recipes import BopRecipe, LatentRecipe, PsgRecipe
 from pabzip.train.validation import (
     check_boolean,
     check_choice,
     check_integer,
-    check_milestones,
     check_number,
     check_text,
 )
 
+__all__ = [
+    "CLASSIFIERS",
+    "PRECISIONS",
+    "BopRecipe",
+    "LatentRecipe",
+    "PsgRecipe",
+    "Recipe",
+    "SearchRecipe",
+    "SgdRecipe",
+    "SignSgdRecipe",
+]
+
 CLASSIFIERS = ("dense", "seeded")
-METHODS = ("pab-bop", "pab-bop-psg")
-STARTS = ("first-gradient", "zero")
-BEHAVIOURS = ("remove", "all", "correct")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-
-
-@dataclass(frozen=True, slots=True)
-class SearchRecipe:
-    """How the mask is searched (SynFlow).
-
-    Attributes:
-        iterations: pruning steps of the exponential schedule, 1 or more. Few iterations prune much
-            at once and risk layer collapse; 100 is the published number.
-
-    Raises:
-        RecipeError: a value out of range.
-
-    Source: Tanaka et al. 2020; Peek-a-Boo, Section 4.1 (100 iterations).
-    """
-
-    iterations: int = 100
-
-    def __post_init__(self) -> None:
-        check_integer("search.iterations", self.iterations, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class BopRecipe:
-    """How the signs of the seeded weights are learned (Bop).
-
-    Attributes:
-        adaptivity_rate: weight of the new gradient in the moving average, above 0, at most 1. Too
-            high and single batches flip signs; too low and nothing ever flips.
-        threshold: a sign flips where the moving average reaches this magnitude and agrees with the
-            weight, 0 or more. Too high freezes the signs; too low makes them flicker.
-        start: the moving average begins at the ``"first-gradient"`` (the published code) or at
-            ``"zero"``.
-        decay_every: epochs between decays of the adaptivity rate, 1 or more.
-        decay_ratio: factor of each decay, above 0, at most 1 (1 never decays).
-
-    Raises:
-        RecipeError: a value out of range.
-
-    Source: Peek-a-Boo, Appendix A, equations 5 and 6, and Section 4.1 for the defaults.
-    """
-
-    adaptivity_rate: float = 1e-3
-    threshold: float = 1e-6
-    start: str = "first-gradient"
-    decay_every: int = 45
-    decay_ratio: float = 0.15
-
-    def __post_init__(self) -> None:
-        check_number("bop.adaptivity_rate", self.adaptivity_rate, above=0, most=1)
-        check_number("bop.threshold", self.threshold, least=0)
-        check_choice("bop.start", self.start, STARTS)
-        check_integer("bop.decay_every", self.decay_every, 1)
-        check_number("bop.decay_ratio", self.decay_ratio, above=0, most=1)
-
-
-@dataclass(frozen=True, slots=True)
-class PsgRecipe:
-    """Low-precision gradients (predictive sign gradient), used by the method ``pab-bop-psg``.
-
-    Attributes:
-        input_bits: bits of a layer's inputs in the backward pass, 2 to 32.
-        weight_bits: bits of its weights, 2 to 32.
-        gradient_bits: bits of its output gradients, 2 to 32. The most sensitive of the three.
-        threshold: weight gradients of a smaller magnitude are not trusted, 0 or more.
-        adaptive: whether ``threshold`` is relative to the largest magnitude of each layer's
-            gradient (the paper) or absolute (the published command).
-        behaviour: what becomes of those: ``"remove"`` (zero), ``"all"`` (kept as they are) or
-            ``"correct"`` (replaced by the precise ones).
-
-    Raises:
-        RecipeError: a value out of range.
-
-    Source: Peek-a-Boo, Section 3.3 and Table 5 (bit widths); the published command for the
-    threshold.
-    """
-
-    input_bits: int = 8
-    weight_bits: int = 8
-    gradient_bits: int = 16
-    threshold: float = 1e-7
-    adaptive: bool = True
-    behaviour: str = "remove"
-
-    def __post_init__(self) -> None:
-        check_integer("psg.input_bits", self.input_bits, 2, 32)
-        check_integer("psg.weight_bits", self.weight_bits, 2, 32)
-        check_integer("psg.gradient_bits", self.gradient_bits, 2, 32)
-        check_number("psg.threshold", self.threshold, least=0)
-        check_boolean("psg.adaptive", self.adaptive)
-        check_choice("psg.behaviour", self.behaviour, BEHAVIOURS)
-
-
-@dataclass(frozen=True, slots=True)
-class SgdRecipe:
-    """How the dense parameters train: biases, batch norm and a dense classifier.
-
-    Attributes:
-        learning_rate: 0 or more (0 leaves them as they were drawn).
-        momentum: at least 0, below 1.
-        weight_decay: 0 or more, on all dense parameters.
-        milestones: epochs after which the learning rate is multiplied by ``decay``.
-        decay: above 0, at most 1.
-
-    Raises:
-        RecipeError: a value out of range.
-
-    Source: Peek-a-Boo, Section 4.1 (rate 0.1, decayed by 0.1 at epochs 80 and 120). Momentum and
-    weight decay are not in the paper; the defaults are the field's usual ones.
-    """
-
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    milestones: tuple[int, ...] = (80, 120)
-    decay: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_number("sgd.learning_rate", self.learning_rate, least=0)
-        check_number("sgd.momentum", self.momentum, least=0, below=1)
-        check_number("sgd.weight_decay", self.weight_decay, least=0)
-        check_milestones("sgd.milestones", self.milestones)
-        check_number("sgd.decay", self.decay, above=0, most=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,20 +61,29 @@ class Recipe:
         classifier: ``"dense"`` leaves the classifier (the last Linear) of a convolutional network
             to SGD, ``"seeded"`` draws it from the seed too. A network of Linear layers alone is
             seeded throughout either way.
-        method: ``"pab-bop"`` or ``"pab-bop-psg"``.
-        keep_ratio: fraction of the seeded weights that survive, above 0, at most 1.
+        method: how it is trained, one of `pabzip.train.methods.METHODS`.
+        keep_ratio: fraction of the seeded weights that survive, above 0, at most 1. Not used by
+            ``dense-sgd``; ``dense-sgd-short`` takes it for the cost that it is cut to.
         epochs: 1 or more.
         batch_size: samples a step, 1 or more.
+        drop_ratio: fraction of the steps that are left out, at random (stochastic mini-batch
+            dropping), at least 0, below 1.
+        precision: of the products of the forward and backward pass: ``"float32"``, or
+            ``"bfloat16"`` or ``"float16"`` by autocast. Weights and their updates stay float32.
+        channels_last: whether images and convolutions lie in memory channel by channel
+            (False) or pixel by pixel (True), which some devices compute faster.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         search: see `SearchRecipe`.
         bop: see `BopRecipe`.
+        latent: see `LatentRecipe`.
         psg: see `PsgRecipe`.
         sgd: see `SgdRecipe`.
+        signsgd: see `SignSgdRecipe`.
 
     Raises:
         RecipeError: a value out of range; the message names the key, the value and the choices.
 
-    Source: Peek-a-Boo, Algorithm 1 and Section 4.1.
+    Source: Peek-a-Boo, Algorithm 1 and Sections 4.1 and 4.2 (``drop_ratio``).
     """
 
     arch: str = "lenet-300-100"
@@ -199,11 +98,16 @@ class Recipe:
     keep_ratio: float = 0.1
     epochs: int = 20
     batch_size: int = 64
+    drop_ratio: float = 0.0
+    precision: str = "float32"
+    channels_last: bool = False
     device: str = "auto"
-    search: SearchRecipe = SearchRecipe()
-    bop: BopRecipe = BopRecipe()
-    psg: PsgRecipe = PsgRecipe()
-    sgd: SgdRecipe = SgdRecipe()
+    search: SearchRecipe = field(default_factory=SearchRecipe)
+    bop: BopRecipe = field(default_factory=BopRecipe)
+    latent: LatentRecipe = field(default_factory=LatentRecipe)
+    psg: PsgRecipe = field(default_factory=PsgRecipe)
+    sgd: SgdRecipe = field(default_factory=SgdRecipe)
+    signsgd: SignSgdRecipe = field(default_factory=SignSgdRecipe)
 
     def __post_init__(self) -> None:
         _check_architecture(self.arch)
@@ -219,9 +123,17 @@ class Recipe:
         check_number("keep_ratio", self.keep_ratio, above=0, most=1)
         check_integer("epochs", self.epochs, 1)
         check_integer("batch_size", self.batch_size, 1)
+        check_number("drop_ratio", self.drop_ratio, least=0, below=1)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_boolean("channels_last", self.channels_last)
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise RecipeError(
                 f"device: expected auto, cpu, cuda or cuda:<number>, found {self.device!r}"
+            )
+        if self.search.epoch >= self.epochs:
+            raise RecipeError(
+                f"search.epoch: expected less than the {self.epochs} epochs of the run, found "
+                f"{self.search.epoch}; what the last search leaves has to be trained"
             )
 
     @property

@@ -20,12 +20,14 @@ _Part = TypeVar("_Part")
 def read_recipe(path: str | os.PathLike[str] | None, overrides: Table | None = None) -> Recipe:
     """Read a recipe from a TOML file, with flags on top.
 
-    Whatever neither the file nor the flags name follows the defaults of their architecture and
-    data (`pabzip.train.default_recipe`).
+    Whatever neither the file nor the flags name follows the defaults of their architecture, data
+    and method (`pabzip.train.default_recipe`). Values are checked together, so a flag may set right
+    what the file alone would contradict.
 
     Args:
         path: the TOML file, or None for the defaults alone. Keys are those of `Recipe`;
-            ``[search]``, ``[bop]``, ``[psg]``, ``[sgd]`` and ``[arch_options]`` are tables.
+            ``[search]``, ``[search.ratios]``, ``[bop]``, ``[latent]``, ``[psg]``, ``[sgd]``,
+            ``[signsgd]`` and ``[arch_options]`` are tables.
         overrides: as for `merge`; they win over the file.
 
     Raises:
@@ -35,16 +37,17 @@ def read_recipe(path: str | os.PathLike[str] | None, overrides: Table | None = N
     """
     values = {} if path is None else _read_toml(path)
     flags = overrides or {}
-    chosen = {key: flags.get(key) or values.get(key) for key in ("arch", "data")}
+    chosen = {key: flags.get(key) or values.get(key) for key in ("arch", "data", "method")}
     for key, value in chosen.items():
         if value is not None and not isinstance(value, str):
             raise RecipeError(f"{key}: expected a text, found {value!r}")
-    recipe = default_recipe(chosen["arch"], chosen["data"])
     try:
-        recipe = merge(recipe, values)
+        return merge(default_recipe(**chosen), _laid_over(values, flags))
     except RecipeError as error:
-        raise RecipeError(f"{os.fspath(path or '')}: {error}") from error
-    return merge(recipe, flags)
+        if path is None:
+            raise
+        read_recipe(None, flags)  # raises where the flags alone are at fault
+        raise RecipeError(f"{os.fspath(path)}: {error}") from error
 
 
 def merge(recipe: Recipe, overrides: Table) -> Recipe:
@@ -108,6 +111,18 @@ def _refuse_import(values: Table) -> None:
         )
 
 
+def _laid_over(values: Table, flags: Table) -> dict[str, Any]:
+    """Return the file's values with the flags on top, table by table."""
+    laid = dict(values)
+    for key, flag in flags.items():
+        under = laid.get(key)
+        if key != "arch_options" and isinstance(flag, Mapping) and isinstance(under, Mapping):
+            laid[key] = _laid_over(under, flag)
+        elif flag is not None:
+            laid[key] = flag
+    return laid
+
+
 def _merge(base: _Part, values: Table, prefix: str) -> _Part:
     """Replace the values of one dataclass, level by level."""
     known = {field.name for field in dataclasses.fields(base)}  # type: ignore[arg-type]
@@ -134,11 +149,13 @@ def _merge(base: _Part, values: Table, prefix: str) -> _Part:
 
 
 def _nearest(key: str) -> str:
-    """Return the valid key closest to ``key``, counting its last part in any table."""
+    """Return the valid key closest to ``key``: in its own table, by its last part, or at all."""
     keys = list(_keys(Recipe(), ""))
-    last = key.rpartition(".")[2]
+    table, _, last = key.rpartition(".")
+    own = [valid for valid in keys if valid.rpartition(".")[0] == table]
+    close = difflib.get_close_matches(key, own, n=1, cutoff=0.8)
     same = [valid for valid in keys if valid.rpartition(".")[2] == last]
-    return (same or difflib.get_close_matches(key, keys, n=1, cutoff=0.0))[0]
+    return (close or same or difflib.get_close_matches(key, keys, n=1, cutoff=0.0))[0]
 
 
 def _keys(part: Any, prefix: str) -> Iterator[str]:

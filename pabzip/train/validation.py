@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TypeGuard
 
@@ -101,6 +101,24 @@ def check_milestones(key: str, value: object) -> None:
     raise RecipeError(
         f"{key}: expected increasing whole numbers of 1 or more, such as [80, 120], found {found!r}"
     )
+
+
+def check_ratios(key: str, value: object) -> None:
+    """Refuse ``value`` unless it maps names to numbers above 0 and at most 1.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{key}: expected a table of numbers by name, found {value!r}")
+    for name, ratio in value.items():
+        check_text(f"{key}: name", name)
+        if isinstance(ratio, Mapping):
+            raise RecipeError(
+                f"{key}.{name}: expected a number, found a table; quote a name that has dots, as "
+                'in "layer1.conv.weight" = 0.1'
+            )
+        check_number(f"{key}.{name}", ratio, above=0, most=1)
 
 
 def _is_integer(value: object) -> TypeGuard[int]:

@@ -90,6 +90,8 @@ def test_flags_win_over_the_recipe_and_the_rest_stays(folder, run):
         (("--arch", "resnet19"), "resnet18"),
         (("--scheme", "lecun"), "kaiming_normal"),
         (("--milestones", "one"), "80,120"),
+        (("--search-ratios", "fc.weight"), "conv1.weight=0.5"),
+        (("--search-ratios", "a=1,a=1"), "different names"),
         (("--arch-option", "width"), "KEY=VALUE"),
         (("--arch-option", "width=1", "--arch-option", "width=2"), "twice"),
         (("-o", "-"), "name them"),

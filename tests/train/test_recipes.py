@@ -15,16 +15,20 @@ from hypothesis import strategies as st
 from pabzip.errors import RecipeError
 from pabzip.train import (
     BopRecipe,
+    LatentRecipe,
     PsgRecipe,
     Recipe,
     SearchRecipe,
     SgdRecipe,
+    SignSgdRecipe,
     default_recipe,
     from_dict,
     merge,
+    method_of,
     read_recipe,
     to_dict,
 )
+from pabzip.train.methods import METHODS
 
 
 @pytest.mark.parametrize(
@@ -41,7 +45,10 @@ from pabzip.train import (
         ({"seed": 2**64}, r"seed: .*found 18446744073709551616"),
         ({"scheme": "he"}, r"scheme: expected one of kaiming_normal, .*found 'he'"),
         ({"classifier": "none"}, r"classifier: expected one of dense, seeded, found 'none'"),
-        ({"method": "bop"}, r"method: expected one of pab-bop, pab-bop-psg, found 'bop'"),
+        ({"method": "bop"}, r"method: expected one of pab-bop, .*-short, found 'bop'"),
+        ({"drop_ratio": 1}, r"drop_ratio: expected a number at least 0 and below 1, found 1"),
+        ({"precision": "int8"}, r"precision: expected one of float32, .*found 'int8'"),
+        ({"channels_last": 1}, r"channels_last: expected true or false, found 1"),
         ({"keep_ratio": 0}, r"keep_ratio: expected a number above 0 and at most 1, found 0"),
         ({"keep_ratio": 1.5}, r"keep_ratio: .*at most 1, found 1\.5"),
         ({"keep_ratio": float("nan")}, r"keep_ratio: .*found nan"),
@@ -50,6 +57,24 @@ from pabzip.train import (
         ({"batch_size": 0}, r"batch_size: .*found 0"),
         ({"device": "tpu"}, r"device: expected auto, cpu, cuda or cuda:<number>, found 'tpu'"),
         ({"search": {"iterations": 0}}, r"search\.iterations: .*found 0"),
+        ({"search": {"method": "rare"}}, r"search\.method: expected one of synflow, .*'rare'"),
+        ({"search": {"schedule": "cosine"}}, r"search\.schedule: expected one of exponential"),
+        ({"search": {"scope": "row"}}, r"search\.scope: expected one of global, layer"),
+        ({"search": {"precision": "half"}}, r"search\.precision: expected one of float64, fl"),
+        ({"search": {"samples": 0}}, r"search\.samples: .*found 0"),
+        ({"search": {"epoch": -1}}, r"search\.epoch: .*found -1"),
+        ({"search": {"epoch": 20}}, r"search\.epoch: expected less than the 20 epochs.*found 20"),
+        ({"search": {"epoch": 1, "shots": 3}}, r"search\.shots: expected at most 2.*found 3"),
+        ({"search": {"ratios": 3}}, r"search\.ratios: expected a table of numbers.*found 3"),
+        ({"search": {"ratios": {"a": 0.1}}}, r"search\.ratios: expected none for .*'synflow'"),
+        ({"search": {"method": "layerwise-random", "ratios": {"a": 0}}},
+         r"search\.ratios\.a: expected a number above 0 and at most 1, found 0"),
+        ({"search": {"method": "layerwise-random", "ratios": {"a": {"weight": 0.1}}}},
+         r"search\.ratios\.a: expected a number, found a table; quote a name that has dots"),
+        ({"latent": {"start": 0}}, r"latent\.start: expected a number above 0"),
+        ({"latent": {"momentum": 1}}, r"latent\.momentum: .*below 1, found 1"),
+        ({"signsgd": {"learning_rate": -1}}, r"signsgd\.learning_rate: .*found -1"),
+        ({"bop": {"flip_cost": -1}}, r"bop\.flip_cost: .*at least 0, found -1"),
         ({"bop": {"adaptivity_rate": 0}}, r"bop\.adaptivity_rate: .*above 0 and at most 1"),
         ({"bop": {"threshold": float("inf")}}, r"bop\.threshold: .*at least 0, found inf"),
         ({"bop": {"threshold": 10**400}}, r"bop\.threshold: .*found 1000"),
@@ -107,12 +132,42 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) 
     assert recipe.sgd == default.sgd
 
 
+def test_values_of_file_and_flags_are_checked_together(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("[search]\nepoch = 50\nshots = 5\n")
+    recipe = read_recipe(file, {"epochs": 200, "search": {"iterations": 3}})
+    assert (recipe.search.epoch, recipe.search.shots, recipe.search.iterations) == (50, 5, 3)
+    with pytest.raises(RecipeError, match=r"^epochs: .*found 0"):
+        read_recipe(file, {"epochs": 0})
+
+
+def test_ratios_come_from_a_table_of_quoted_names(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('[search]\nmethod = "layerwise-random"\n[search.ratios]\n"fc.weight" = 0.25\n')
+    assert read_recipe(file).search.ratios == {"fc.weight": 0.25}
+
+
+def test_what_each_method_is() -> None:
+    methods = {name: method_of(Recipe(method=name)) for name in METHODS}
+    assert [name for name, method in methods.items() if method.seeded] == [
+        "pab-bop", "pab-bop-psg", "pab-latent", "pab-latent-psg"
+    ]  # fmt: skip
+    assert [name for name, method in methods.items() if not method.masked] == [
+        "dense-sgd", "dense-sgd-short"
+    ]  # fmt: skip
+    assert [name for name, method in methods.items() if method.psg] == [
+        "pab-bop-psg", "pab-latent-psg"
+    ]  # fmt: skip
+
+
 def test_defaults_follow_architecture_and_data() -> None:
     assert read_recipe(None) == default_recipe()
     assert default_recipe().data == "digits"
     paper = read_recipe(None, {"data": "cifar10"})
     assert (paper.arch, paper.epochs, paper.augment) == ("resnet18", 200, True)
     assert (paper.bop, paper.sgd, paper.psg) == (BopRecipe(), SgdRecipe(), PsgRecipe())
+    assert default_recipe(method="sgd").method == "sgd"
+    assert default_recipe(None, "cifar10", "signsgd").signsgd == SignSgdRecipe()
     assert default_recipe("conv4", "cifar100").arch == "conv4"
 
 
@@ -121,6 +176,7 @@ def test_defaults_follow_architecture_and_data() -> None:
     [
         ("epochs = \nseed = 1", r"recipe\.toml: expected a TOML file: .*line 1"),
         ("epochs = 0", r"recipe\.toml: epochs: .*found 0"),
+        ("[search]\nepoch = 40", r"recipe\.toml: search\.epoch: expected less than the 40"),
         ("[bopp]\nstart = 1", r"recipe\.toml: bopp: .*did you mean bop"),
         ("arch = 3", r"arch: expected a text, found 3"),
         ('arch = "os:system"', r"recipe\.toml: arch: .*nothing is imported.*--arch"),
@@ -158,7 +214,17 @@ recipes = st.builds(
     seed=st.integers(0, 2**64 - 1),
     keep_ratio=unit,
     epochs=st.integers(1, 300),
-    search=st.builds(SearchRecipe, st.integers(1, 200)),
+    method=st.sampled_from(METHODS),
+    drop_ratio=st.floats(0, 0.9),
+    channels_last=st.booleans(),
+    search=st.builds(
+        SearchRecipe,
+        st.just("layerwise-random"),
+        st.integers(1, 200),
+        ratios=st.dictionaries(st.text(min_size=1), unit, max_size=3),
+    ),
+    latent=st.builds(LatentRecipe, st.floats(0, 1)),
+    signsgd=st.builds(SignSgdRecipe, st.floats(0, 1)),
     bop=st.builds(BopRecipe, unit, st.floats(0, 1), st.sampled_from(["zero", "first-gradient"])),
     psg=st.builds(PsgRecipe, st.integers(2, 32), threshold=st.floats(0, 1)),
     sgd=st.builds(SgdRecipe, milestones=st.sets(st.integers(1, 99)).map(sorted).map(tuple)),
