@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from pabzip.train.defaults import default_recipe
     from pabzip.train.evaluation import Evaluation, evaluate
+    from pabzip.train.expected_bytes import ExpectedBytes
     from pabzip.train.loop import train
     from pabzip.train.methods import Method, method_of
     from pabzip.train.network import build_network, classifier_name, seed_network
@@ -40,6 +41,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "EpochStats": "results",
     "Evaluation": "evaluation",
+    "ExpectedBytes": "expected_bytes",
     "JsonLog": "observers",
     "LatentRecipe": "recipes",
     "LayerCost": "bitops",
@@ -76,6 +78,7 @@ __all__ = [
     "Checkpoint",
     "EpochStats",
     "Evaluation",
+    "ExpectedBytes",
     "JsonLog",
     "LatentRecipe",
     "LayerCost",
