@@ -1,21 +1,45 @@
-"""Search: finding the mask of a ticket at initialisation.
+"""Search: finding the mask of a ticket.
 
-A search is three parts that know nothing of each other: a scorer (one a file, scores only), a
-schedule (how many weights survive after each iteration) and the mask selection. `iterative_search`
-joins them; `synflow` is the search of the paper.
+A search is four parts that know nothing of each other: a scorer (one a file, scores only), the
+budgets (which weights compete, and how many survive), a schedule (how many after each iteration)
+and the mask selection. `iterative_search` joins them. `synflow` is the search of the paper;
+`snip`, `grasp`, `magnitude`, `random` and `layerwise_random` stand beside it. All of them apply
+the mask they return, and go on from weights that are pruned already.
 """
 
+from pabzip.search.budgets import SCOPES, Budget, layer_budgets, scoped_budgets
 from pabzip.search.driver import Scorer, iterative_search
+from pabzip.search.grasp import GraspScorer, grasp
+from pabzip.search.loss import LossNetwork
+from pabzip.search.magnitude import MagnitudeScorer, magnitude
 from pabzip.search.masks import apply_masks, keep_largest
-from pabzip.search.schedule import exponential_schedule
+from pabzip.search.random_scores import RandomScorer, layerwise_random, random
+from pabzip.search.schedule import SCHEDULES, exponential_schedule, linear_schedule
+from pabzip.search.snip import SnipScorer, snip
 from pabzip.search.synflow import SynFlowScorer, synflow
 
 __all__ = [
+    "SCHEDULES",
+    "SCOPES",
+    "Budget",
+    "GraspScorer",
+    "LossNetwork",
+    "MagnitudeScorer",
+    "RandomScorer",
     "Scorer",
+    "SnipScorer",
     "SynFlowScorer",
     "apply_masks",
     "exponential_schedule",
+    "grasp",
     "iterative_search",
     "keep_largest",
+    "layer_budgets",
+    "layerwise_random",
+    "linear_schedule",
+    "magnitude",
+    "random",
+    "scoped_budgets",
+    "snip",
     "synflow",
 ]

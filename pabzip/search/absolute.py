@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
+from pabzip.search.isolation import call, isolated
 
 
 class AbsoluteNetwork:
@@ -36,16 +36,10 @@ class AbsoluteNetwork:
         input_shape: Sequence[int],
         dtype: torch.dtype,
     ):
-        sizes = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
-        if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise SearchError(
-                "input_shape: expected the sizes of one input without the batch dimension, such "
-                f"as (3, 32, 32), found {input_shape!r}"
-            )
+        self._input_shape = check_input_shape(input_shape)
         if not dtype.is_floating_point:
             raise SearchError(f"dtype: expected a floating dtype, found {dtype}")
         self._net = net
-        self._input_shape = sizes
         self._dtype = dtype
         self._names = {id(parameter): name for name, parameter in net.named_parameters()}
         self._state = {
@@ -80,36 +74,14 @@ class AbsoluteNetwork:
         Raises:
             SearchError: the network refuses the input, or does not give one floating tensor.
         """
-        with _isolated(self._net, self._device):
+        with isolated(self._net, self._device, training=lambda _: False):
             ones = torch.ones(
                 (1, *self._input_shape), dtype=self._dtype, device=self._device, requires_grad=True
             )
-            total = self._forward(ones)
+            total = call(self._net, self._state, ones).sum()
             wanted = [*self._weights.values(), ones]
             found = torch.autograd.grad(total, wanted, materialize_grads=True)
         return dict(zip(self._weights, found[:-1], strict=True)), found[-1]
-
-    def _forward(self, ones: Tensor) -> Tensor:
-        """Return the sum of the outputs, and turn a misfit into an error that says so."""
-        where = f"{type(self._net).__name__} on ones of shape {tuple(ones.shape)}"
-        try:
-            output = torch.func.functional_call(self._net, self._state, (ones,))
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            raise SearchError(
-                f"{where}: the forward pass failed ({error}); expected an input_shape, without "
-                f"the batch dimension, that the network takes, found {self._input_shape}"
-            ) from error
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-            raise SearchError(f"{where}: expected one floating tensor as output, found {kind}")
-        if not output.requires_grad:
-            raise SearchError(
-                f"{where}: expected an output that depends on the weights, found one without a "
-                "gradient; does the network detach it, or run under no_grad?"
-            )
-        return output.sum()
 
     def _absolute(self, tensor: Tensor) -> Tensor:
         """Return a detached copy: absolute values if floating, else the values themselves."""
@@ -119,22 +91,16 @@ class AbsoluteNetwork:
             return tensor.detach().clone()
 
 
-@contextmanager
-def _isolated(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run in evaluation mode with gradients; put modes and random state back whatever happens."""
-    # The flag is set by hand: a module's own eval() may do more than can be undone.
-    modes = [(module, module.training) for module in net.modules()]
-    accelerators = [device] if device.type == "cuda" else []
-    try:
-        for module, _ in modes:
-            module.training = False
-        with (
-            torch.random.fork_rng(accelerators),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def check_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one input as a tuple.
+
+    Raises:
+        SearchError: it is not a sequence of positive integers.
+    """
+    sizes = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise SearchError(
+            "input_shape: expected the sizes of one input without the batch dimension, such "
+            f"as (3, 32, 32), found {input_shape!r}"
+        )
+    return sizes

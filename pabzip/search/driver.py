@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from pabzip.errors import SearchError
+from pabzip.search.budgets import Budget
+from pabzip.search.collapse import refuse_collapse
 from pabzip.search.masks import apply_masks, keep_largest
-from pabzip.search.schedule import exponential_schedule
+
+OnIteration = Callable[[int, int], None]
+"""Called as ``on_iteration(i, iterations)`` after each round, i from 1."""
 
 
 class Scorer(Protocol):
     """Scores the weights of one network; the seam at which methods differ."""
 
-    def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a floating tensor for each mask, by name and of its shape; higher is kept."""
-        ...
+    def scores(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a floating tensor for each mask, by name and of its shape; higher is kept.
 
-    def connected(self, masks: Mapping[str, Tensor]) -> bool:
-        """Say whether the survivors still lead from the input to the output."""
+        What it says of weights that ``masks`` has pruned does not matter.
+        """
         ...
 
 
@@ -29,57 +30,54 @@ def iterative_search(
     net: nn.Module,
     weights: Mapping[str, nn.Parameter],
     scorer: Scorer,
-    keep_ratio: float,
-    iterations: int,
+    budgets: Sequence[Budget],
+    input_shape: Sequence[int],
+    iterations: int = 1,
     *,
-    on_iteration: Callable[[int, int], None] | None = None,
+    schedule: str = "exponential",
+    on_iteration: OnIteration | None = None,
 ) -> dict[str, Tensor]:
-    """Prune ``net`` to ``keep_ratio`` in ``iterations`` rounds of scoring and masking.
+    """Prune ``net`` to its budgets in ``iterations`` rounds of scoring and masking.
 
     Weights that are zero before the search count as pruned already, so a search can follow an
-    earlier one. The weights of ``net`` change only at the very end, when the masks are final.
+    earlier one; the schedule then begins at what is left. The weights of ``net`` change only at
+    the very end, when the masks are final.
 
     Args:
         net: the network, pruned in place.
         weights: the weights to decide on, by name.
         scorer: gives the scores of each round.
-        keep_ratio: fraction of ``weights`` that survives, in (0, 1].
+        budgets: which weights compete, and which fraction of them survives; each weight belongs
+            to exactly one.
+        input_shape: shape of one input, without the batch dimension.
         iterations: rounds; scores that depend on the mask need many.
+        schedule: one of `pabzip.search.SCHEDULES`.
         on_iteration: called as ``on_iteration(i, iterations)`` after round i, from 1.
 
     Returns:
-        The masks, bool tensors by name, with exactly ``round(keep_ratio * N)`` True together.
+        The masks, bool tensors by name, with exactly ``round(keep_ratio * N)`` True in each
+        budget of N weights.
 
     Raises:
         SearchError: an argument out of range, more survivors asked for than weights are left,
             scores that are not finite, or layer collapse: a tensor with nothing left, and no path
             left from the input to the output. ``net`` is then as it was.
     """
-    counts = exponential_schedule(
-        keep_ratio, iterations, sum(parameter.numel() for parameter in weights.values())
-    )
     masks = {name: parameter.detach() != 0 for name, parameter in weights.items()}
-    alive = sum(int(mask.sum()) for mask in masks.values())
-    if counts[-1] > alive:
-        raise SearchError(
-            f"keep_ratio: {keep_ratio!r} asks for {counts[-1]} survivors, found only {alive} "
-            "weights that are not zero already; lower keep_ratio"
-        )
-    for iteration, count in enumerate(counts, 1):
-        masks = keep_largest(scorer.scores(masks), masks, count)
+    plans = [(budget.names, budget.counts(masks, iterations, schedule)) for budget in budgets]
+    for iteration in range(iterations):
+        scores = scorer.scores(masks)
+        masks = {
+            name: mask
+            for names, counts in plans
+            for name, mask in keep_largest(
+                {name: scores[name] for name in names},
+                {name: masks[name] for name in names},
+                counts[iteration],
+            ).items()
+        }
         if on_iteration is not None:
-            on_iteration(iteration, iterations)
-    _refuse_collapse(masks, scorer, keep_ratio)
+            on_iteration(iteration + 1, iterations)
+    refuse_collapse(net, weights, masks, input_shape)
     apply_masks(net, masks)
     return masks
-
-
-def _refuse_collapse(masks: Mapping[str, Tensor], scorer: Scorer, keep_ratio: float) -> None:
-    """Raise if tensors are empty and the network is cut by it; a bypassed empty one is harmless."""
-    empty = [name for name, mask in masks.items() if not bool(torch.any(mask))]
-    if empty and not scorer.connected(masks):
-        raise SearchError(
-            f"layer collapse: nothing is left of {', '.join(repr(name) for name in empty)}, and "
-            f"no path leads from the input to the output; expected survivors in every layer, "
-            f"raise keep_ratio (found {keep_ratio!r}) or use more iterations"
-        )

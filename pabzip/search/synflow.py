@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.search.absolute import AbsoluteNetwork
-from pabzip.search.driver import iterative_search
+from pabzip.search.budgets import scoped_budgets
+from pabzip.search.driver import OnIteration, iterative_search
 from pabzip.search.targets import search_weights
 
 
@@ -56,12 +57,6 @@ class SynFlowScorer:
                 for name, weight in self._network.weights.items()
             }
 
-    def connected(self, masks: Mapping[str, Tensor]) -> bool:
-        """Say whether any input still reaches the outputs through the survivors."""
-        self._network.prune(masks)
-        _, from_input = self._network.gradients()
-        return bool(torch.any(from_input != 0))
-
 
 def synflow(
     net: nn.Module,
@@ -70,8 +65,10 @@ def synflow(
     iterations: int = 100,
     *,
     weights: Mapping[str, nn.Parameter] | None = None,
+    schedule: str = "exponential",
+    scope: str = "global",
     dtype: torch.dtype = torch.float64,
-    on_iteration: Callable[[int, int], None] | None = None,
+    on_iteration: OnIteration | None = None,
 ) -> dict[str, Tensor]:
     """Find a mask by SynFlow and apply it: pruned weights become +0.0, survivors keep their bits.
 
@@ -84,9 +81,13 @@ def synflow(
         keep_ratio: fraction of the weights that survives, in (0, 1]; 0.1 is the paper's 90 %
             pruning. Exactly ``round(keep_ratio * N)`` of N weights survive.
         input_shape: shape of one input, without the batch dimension, such as ``(3, 32, 32)``.
-        iterations: rounds of scoring and pruning on the exponential schedule. One round prunes by
-            the dense network's scores and is prone to layer collapse; 100 is the published choice.
+        iterations: rounds of scoring and pruning. One round prunes by the dense network's scores
+            and is prone to layer collapse; 100 is the published choice.
         weights: the weights to decide on, by name; the seeded ones by default.
+        schedule: how the number of survivors falls, one of `pabzip.search.SCHEDULES`; the
+            exponential one is published.
+        scope: ``"global"`` for one threshold, as published; ``"layer"`` for one of each weight
+            tensor, so that each keeps the same fraction.
         dtype: of the scores; see `SynFlowScorer`.
         on_iteration: called as ``on_iteration(i, iterations)`` after each round, i from 1.
 
@@ -104,4 +105,7 @@ def synflow(
     """
     chosen = search_weights(net, weights)
     scorer = SynFlowScorer(net, chosen, input_shape, dtype=dtype)
-    return iterative_search(net, chosen, scorer, keep_ratio, iterations, on_iteration=on_iteration)
+    return iterative_search(
+        net, chosen, scorer, scoped_budgets(chosen, keep_ratio, scope), input_shape, iterations,
+        schedule=schedule, on_iteration=on_iteration,
+    )  # fmt: skip

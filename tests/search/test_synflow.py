@@ -319,7 +319,7 @@ def test_input_shape_that_does_not_fit_restores_everything():
     net = trained_residual_net()
     before = snapshot(net)
     with pytest.raises(
-        SearchError, match=r"ResidualNet on ones of shape \(1, 4, 8, 8\): .* input_"
+        SearchError, match=r"ResidualNet on inputs of shape \(1, 4, 8, 8\): .* input_"
     ):
         synflow(net, 0.5, (4, 8, 8))
     assert_same(before, snapshot(net))
