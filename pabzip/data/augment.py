@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-_PADDING = 4
 
+@dataclass(frozen=True, slots=True)
+class RandomCrop:
+    """Shift every image by some pixels each way and, if told to, mirror half of them.
 
-def crop_and_flip(images: torch.Tensor, words: npt.NDArray[np.uint32]) -> torch.Tensor:
-    """Shift every image by up to 4 pixels each way and mirror half of them.
+    Equals padding with black pixels on each side, a random crop of the old size, and a horizontal
+    flip with probability 1/2.
 
-    Equals padding with 4 black pixels on each side, a random crop of the old size, and a
-    horizontal flip with probability 1/2.
+    Attributes:
+        padding: largest shift in pixels, 0 or more.
+        mirror: whether images are mirrored; never right for digits and letters.
 
-    Args:
-        images: ``[N, C, H, W]`` of any dtype, on any device; left as they are.
-        words: ``uint32[N]``, a uniform 31-bit integer for each image.
-
-    Returns:
-        A new tensor of the shape, dtype and device of ``images``.
-
-    Source: He et al. 2016, Section 4.2.
+    Source: He et al. 2016, Section 4.2 (4 pixels and mirrored, for images of 32x32).
     """
-    count, channels, height, width = images.shape
-    offsets = 2 * _PADDING + 1
-    choice = torch.from_numpy(words.astype(np.int64)).to(images.device)
-    top = choice % offsets
-    left = choice // offsets % offsets
-    flip = (choice // offsets**2 % 2).bool()
 
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device).expand(count, width)
-    columns = left[:, None] + torch.where(flip[:, None], columns.flip(1), columns)
-    padded = F.pad(images, (_PADDING,) * 4)
-    which = torch.arange(count, device=images.device)
-    return padded[
-        which[:, None, None, None],
-        torch.arange(channels, device=images.device)[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+    padding: int
+    mirror: bool
+
+    def __call__(self, images: torch.Tensor, words: npt.NDArray[np.uint32]) -> torch.Tensor:
+        """Change a batch.
+
+        Args:
+            images: ``[N, C, H, W]`` of any dtype, on any device; left as they are.
+            words: ``uint32[N]``, a uniform 31-bit integer for each image.
+
+        Returns:
+            A new tensor of the shape, dtype and device of ``images``.
+        """
+        count, channels, height, width = images.shape
+        device = images.device
+        offsets = 2 * self.padding + 1
+        choice = torch.from_numpy(words.astype(np.int64)).to(device)
+        top = choice % offsets
+        left = choice // offsets % offsets
+
+        rows = top[:, None] + torch.arange(height, device=device)
+        columns = torch.arange(width, device=device).expand(count, width)
+        if self.mirror:
+            flip = (choice // offsets**2 % 2).bool()
+            columns = torch.where(flip[:, None], columns.flip(1), columns)
+        columns = left[:, None] + columns
+        padded = F.pad(images, (self.padding,) * 4)
+        which = torch.arange(count, device=device)
+        return padded[
+            which[:, None, None, None],
+            torch.arange(channels, device=device)[None, :, None, None],
+            rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]
+
+
+crop_and_flip = RandomCrop(padding=4, mirror=True)
+"""The field's augmentation for CIFAR."""
+
+crop_and_flip_widely = RandomCrop(padding=8, mirror=True)
+"""The same for images of 64x64 pixels."""
+
+crop = RandomCrop(padding=2, mirror=False)
+"""For images that mean something else, or nothing, when mirrored: digits."""

@@ -10,7 +10,7 @@ from pabzip.errors import DataError
 if TYPE_CHECKING:
     from pabzip.data.splits import Splits
 
-_NAMES = ("digits", "cifar10", "cifar100")
+_NAMES = ("digits", "cluttered-digits", "cifar10", "cifar100")
 
 
 def names() -> tuple[str, ...]:
@@ -24,7 +24,8 @@ def load(
     """Load a dataset into memory.
 
     Args:
-        name: one of `names`. ``"digits"`` comes with scikit-learn and needs no folder.
+        name: one of `names`. ``"digits"`` comes with scikit-learn and needs no folder, and
+            ``"cluttered-digits"`` is painted from it.
         root: the folder that holds, or is to hold, downloaded datasets; by default
             ``$XDG_CACHE_HOME/pabzip`` or ``~/.cache/pabzip``.
         download: fetch what is missing. Nothing is ever fetched without it.
@@ -41,6 +42,10 @@ def load(
         from pabzip.data.digits import load_digits
 
         return load_digits()
+    if name == "cluttered-digits":
+        from pabzip.data.cluttered_digits import load_cluttered_digits
+
+        return load_cluttered_digits()
     if name in ("cifar10", "cifar100"):
         from pabzip.data.cifar import load_cifar
 
