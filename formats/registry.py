@@ -22,6 +22,17 @@ ARCHITECTURES = (
     "resnet20",
     "resnet34",
     "resnet50",
+    "wideresnet28",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "vgg-small",
+    "mobilenetv2",
+    "resnet18-imagenet",
+    "resnet34-imagenet",
+    "resnet50-imagenet",
+    "wideresnet50-imagenet",
     "custom",
 )
 """Names of network families; ``custom`` leaves the network to whoever loads the file."""

@@ -15,6 +15,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "in_channels": (1, 2**12),
     "image_size": (1, 2**12),
     "width": (1, 2**14),
+    "widen": (1, 2**6),
 }
 
 

@@ -42,8 +42,8 @@ def defaults(name: str) -> dict[str, OptionValue]:
 def input_shape(name: str, options: Mapping[str, Any] | None = None) -> tuple[int, int, int]:
     """Return the shape ``(channels, height, width)`` of one input image. Does not load torch.
 
-    Residual networks take any height and width; for them the option ``image_size`` records the
-    size that the network was made for.
+    Networks with global average pooling take any height and width; for them the option
+    ``image_size`` records the size that the network was made for.
 
     Args:
         name: an architecture.
@@ -75,8 +75,9 @@ def build(
     Args:
         name: one of `names`.
         options: any of `defaults`: ``num_classes``, ``in_channels``, ``image_size`` (pixels),
-            ``width`` (of the first layer or stage; the others follow in proportion), and for the
-            Conv family ``batch_norm``. Options that come from a file belong here.
+            ``width`` (of the first layer or stage; the others follow in proportion) but for the
+            ImageNet forms, ``batch_norm`` of the Conv family, and ``widen`` and ``late_stride`` of
+            WideResNet-28. Options that come from a file belong here.
         dense_seed: seed of torch's CPU generator for the initial dense parameters (biases),
             ``0 <= dense_seed < 2**64``.
         device: where the network ends up; None takes torch's default device. ``"meta"`` allocates
@@ -86,6 +87,7 @@ def build(
     Raises:
         ArchitectureError: unknown name or option, or a value out of range.
         SeedError: ``dense_seed`` out of range.
+        MissingDependencyError: an ImageNet form, and no torchvision that matches torch.
     """
     import torch
 
@@ -135,16 +137,59 @@ def _conv(blocks: int) -> _Architecture:
 
 
 def _resnet(*depths: int, width: int = 64, bottleneck: bool = False) -> _Architecture:
-    """Return the entry of a residual network."""
+    """Return the entry of a residual network.
+
+    It takes any image size, as all with global average pooling do: the option ``image_size`` is
+    kept for the record alone.
+    """
 
     def construct(*, image_size: int, **options: Any) -> nn.Module:
         from pabzip.models.resnet import BasicBlock, Bottleneck, ResNet
 
-        # Global average pooling takes any size: image_size is kept for the record alone.
         del image_size
         return ResNet(block=Bottleneck if bottleneck else BasicBlock, depths=depths, **options)
 
     return _Architecture(construct, {**_IMAGES, "width": width})
+
+
+def _wide_resnet28(*, image_size: int, **options: Any) -> nn.Module:
+    """Construct WideResNet-28; any image size will do."""
+    from pabzip.models.wide_resnet import WideResNet
+
+    del image_size
+    return WideResNet(depth=4, **options)
+
+
+def _vgg(*depths: int, width: int = 64, growth: int = 8) -> _Architecture:
+    """Return the entry of a VGG network."""
+
+    def construct(**options: Any) -> nn.Module:
+        from pabzip.models.vgg import VGG
+
+        return VGG(depths=depths, growth=growth, **options)
+
+    options = {**_IMAGES, "width": width}
+    return _Architecture(construct, options, least={"image_size": 2 ** len(depths)})
+
+
+def _mobilenet(*, image_size: int, **options: Any) -> nn.Module:
+    """Construct MobileNetV2; any image size will do."""
+    from pabzip.models.mobilenet import MobileNetV2
+
+    del image_size
+    return MobileNetV2(**options)
+
+
+def _imagenet(constructor: str) -> _Architecture:
+    """Return the entry of a network of torchvision's; any image size will do."""
+
+    def construct(*, image_size: int, **options: Any) -> nn.Module:
+        from pabzip.models.imagenet import imagenet_resnet
+
+        del image_size
+        return imagenet_resnet(constructor, **options)
+
+    return _Architecture(construct, {"num_classes": 1000, "in_channels": 3, "image_size": 224})
 
 
 _IMAGES: dict[str, OptionValue] = {"num_classes": 10, "in_channels": 3, "image_size": 32}
@@ -159,4 +204,17 @@ _ARCHITECTURES: dict[str, _Architecture] = {
     "resnet20": _resnet(3, 3, 3, width=16),
     "resnet34": _resnet(3, 4, 6, 3),
     "resnet50": _resnet(3, 4, 6, 3, bottleneck=True),
+    "wideresnet28": _Architecture(
+        _wide_resnet28, {**_IMAGES, "width": 16, "widen": 10, "late_stride": False}
+    ),
+    "vgg11": _vgg(1, 1, 2, 2, 2),
+    "vgg13": _vgg(2, 2, 2, 2, 2),
+    "vgg16": _vgg(2, 2, 3, 3, 3),
+    "vgg19": _vgg(2, 2, 4, 4, 4),
+    "vgg-small": _vgg(2, 2, 2, width=128, growth=4),
+    "mobilenetv2": _Architecture(_mobilenet, {**_IMAGES, "width": 32}),
+    "resnet18-imagenet": _imagenet("resnet18"),
+    "resnet34-imagenet": _imagenet("resnet34"),
+    "resnet50-imagenet": _imagenet("resnet50"),
+    "wideresnet50-imagenet": _imagenet("wide_resnet50_2"),
 }

@@ -29,10 +29,10 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, channels: int, stride: int, device: Device = None):
         super().__init__()
-        self.conv1 = _conv(inputs, channels, 3, stride, device)
-        self.bn1 = _norm(channels, device)
-        self.conv2 = _conv(channels, channels, 3, 1, device)
-        self.bn2 = _norm(channels, device)
+        self.conv1 = conv(inputs, channels, 3, stride, device)
+        self.bn1 = norm(channels, device)
+        self.conv2 = conv(channels, channels, 3, 1, device)
+        self.bn2 = norm(channels, device)
         self.shortcut = _shortcut(inputs, channels, stride, device)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -62,12 +62,12 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, channels: int, stride: int, device: Device = None):
         super().__init__()
         outputs = self.expansion * channels
-        self.conv1 = _conv(inputs, channels, 1, 1, device)
-        self.bn1 = _norm(channels, device)
-        self.conv2 = _conv(channels, channels, 3, stride, device)
-        self.bn2 = _norm(channels, device)
-        self.conv3 = _conv(channels, outputs, 1, 1, device)
-        self.bn3 = _norm(outputs, device)
+        self.conv1 = conv(inputs, channels, 1, 1, device)
+        self.bn1 = norm(channels, device)
+        self.conv2 = conv(channels, channels, 3, stride, device)
+        self.bn2 = norm(channels, device)
+        self.conv3 = conv(channels, outputs, 1, 1, device)
+        self.bn3 = norm(outputs, device)
         self.shortcut = _shortcut(inputs, outputs, stride, device)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -110,8 +110,8 @@ class ResNet(nn.Module):
         device: Device = None,
     ):
         super().__init__()
-        self.conv1 = _conv(in_channels, width, 3, 1, device)
-        self.bn1 = _norm(width, device)
+        self.conv1 = conv(in_channels, width, 3, 1, device)
+        self.bn1 = norm(width, device)
         stages: list[nn.Module] = []
         inputs = width
         for stage, depth in enumerate(depths):
@@ -133,7 +133,9 @@ class ResNet(nn.Module):
         return logits
 
 
-def _conv(inputs: int, outputs: int, size: int, stride: int, device: Device) -> nn.Conv2d:
+def conv(
+    inputs: int, outputs: int, size: int, stride: int, device: Device, *, groups: int = 1
+) -> nn.Conv2d:
     """Return a convolution without bias, padded so that stride 1 keeps height and width."""
     return nn.Conv2d(
         inputs,
@@ -141,13 +143,14 @@ def _conv(inputs: int, outputs: int, size: int, stride: int, device: Device) -> 
         size,
         stride=stride,
         padding=size // 2,
+        groups=groups,
         bias=False,
         device=device,
         dtype=torch.float32,
     )
 
 
-def _norm(channels: int, device: Device) -> nn.BatchNorm2d:
+def norm(channels: int, device: Device) -> nn.BatchNorm2d:
     """Return batch norm with torch's defaults."""
     return nn.BatchNorm2d(channels, device=device, dtype=torch.float32)
 
@@ -156,4 +159,4 @@ def _shortcut(inputs: int, outputs: int, stride: int, device: Device) -> nn.Modu
     """Return the identity where the shape stays, else a 1x1 convolution with batch norm."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
-    return nn.Sequential(_conv(inputs, outputs, 1, stride, device), _norm(outputs, device))
+    return nn.Sequential(conv(inputs, outputs, 1, stride, device), norm(outputs, device))

@@ -9,12 +9,14 @@ import sys
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from pabzip import models
-from pabzip.errors import ArchitectureError, SeedError
+from pabzip.errors import ArchitectureError, MissingDependencyError, SeedError
+from pabzip.models.wide_resnet import WideBlock
 
 SMALL = {
     "lenet-300-100": {"width": 9},
@@ -26,7 +28,22 @@ SMALL = {
     "resnet20": {"width": 4},
     "resnet34": {"width": 2},
     "resnet50": {"width": 2},
+    "wideresnet28": {"width": 2, "widen": 2},
+    "vgg11": {"width": 2, "image_size": 32},
+    "vgg13": {"width": 2, "image_size": 33},
+    "vgg16": {"width": 2, "image_size": 32},
+    "vgg19": {"width": 2, "image_size": 32},
+    "vgg-small": {"width": 2},
+    "mobilenetv2": {"width": 3},
+    "resnet18-imagenet": {"num_classes": 5, "image_size": 32},
+    "resnet34-imagenet": {"num_classes": 5, "image_size": 32},
+    "resnet50-imagenet": {"num_classes": 5, "image_size": 32},
+    "wideresnet50-imagenet": {"num_classes": 5, "image_size": 32},
 }
+"""Options that keep each network small, or as small as it gets."""
+
+PLAIN = [name for name in models.names() if not name.endswith("-imagenet")]
+IMAGENET = [name for name in models.names() if name.endswith("-imagenet")]
 
 
 def weight_count(net: nn.Module) -> int:
@@ -64,6 +81,33 @@ def test_number_of_weights(name, options, weights):
     assert weight_count(models.build(name, device="meta", **options)) == weights
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "parameters"),
+    [
+        # Zagoruyko & Komodakis 2016, Table 4: 36.5 M.
+        ("wideresnet28", {}, 36_479_194),
+        # As they are quoted for CIFAR: 9.2, 9.4, 14.7 and 20.0 M.
+        ("vgg11", {}, 9_228_362),
+        ("vgg13", {}, 9_413_066),
+        ("vgg16", {}, 14_724_042),
+        ("vgg19", {}, 20_035_018),
+        # 4.6 M, as the binary networks quote it.
+        ("vgg-small", {}, 4_660_106),
+        # torchvision's documentation gives 3,504,872 for the ImageNet form, which has as many.
+        ("mobilenetv2", {"num_classes": 1000}, 3_504_872),
+        ("mobilenetv2", {}, 2_236_682),
+        # torchvision's documentation.
+        ("resnet18-imagenet", {}, 11_689_512),
+        ("resnet34-imagenet", {}, 21_797_672),
+        ("resnet50-imagenet", {}, 25_557_032),
+        ("wideresnet50-imagenet", {}, 68_883_240),
+    ],
+)
+def test_number_of_parameters(name, options, parameters):
+    net = models.build(name, device="meta", **options)
+    assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+
+
 def test_resnet50_convolutions_and_the_papers_size():
     net = models.build("resnet50", device="meta")
     assert weight_count(net) - net.fc.weight.numel() == 23_447_232
@@ -71,12 +115,12 @@ def test_resnet50_convolutions_and_the_papers_size():
     assert weight_count(net) * 4 / 2**20 == pytest.approx(89.54, abs=0.05)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [*PLAIN, "resnet18-imagenet"])
 def test_forward_and_backward(name):
-    options = {"num_classes": 7, "in_channels": 2, "image_size": 16, **SMALL[name]}
+    options = {"image_size": 16, **SMALL[name], "num_classes": 7, "in_channels": 2}
     net = models.build(name, **options)
     shape = models.input_shape(name, options)
-    assert shape == (2, 16, 16)
+    assert shape == (2, options["image_size"], options["image_size"])
     logits = net(torch.ones(3, *shape))
     assert logits.shape == (3, 7)
     assert logits.dtype == torch.float32
@@ -84,13 +128,14 @@ def test_forward_and_backward(name):
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [*PLAIN, "resnet18-imagenet"])
 def test_the_net_remembers_what_it_is(name):
     net = models.build(name, **SMALL[name])
     remembered, options = net.pabzip_arch
     assert remembered == name
     assert options == {**models.defaults(name), **SMALL[name]}
-    assert {"num_classes", "in_channels", "image_size", "width"} <= set(options)
+    assert {"num_classes", "in_channels", "image_size"} <= set(options)
+    assert ("width" in options) == (name in PLAIN)
     assert json.loads(json.dumps(options)) == options
     again = models.build(name, **options)
     assert again.state_dict().keys() == net.state_dict().keys()
@@ -99,11 +144,73 @@ def test_the_net_remembers_what_it_is(name):
     assert "pabzip_arch" not in net.state_dict()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet20", "resnet50", "wideresnet28", "mobilenetv2"]
+)
 @pytest.mark.parametrize("size", [5, 8, 33])
-def test_residual_networks_take_any_size(name, size):
+def test_networks_with_global_pooling_take_any_size(name, size):
     net = models.build(name, **SMALL[name]).eval()
     assert net(torch.ones(1, 3, size, size)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_late_stride_costs_more_and_weighs_the_same(late):
+    net = models.build("wideresnet28", width=2, widen=1, late_stride=late)
+    block = net.stages[1][0]
+    assert block.conv1.stride == ((1, 1) if late else (2, 2))
+    assert block.conv2.stride == ((2, 2) if late else (1, 1))
+    assert block(torch.ones(1, 2, 7, 7)).shape == (1, 4, 4, 4)
+    assert net(torch.ones(1, 3, 8, 8)).shape == (1, 10)
+
+
+def test_a_wide_block_activates_before_the_shortcut():
+    block = WideBlock(2, 3, 1, late_stride=False).eval()
+    with torch.no_grad():
+        block.conv2.weight.zero_()
+        images = torch.randn(1, 2, 4, 4)
+        expected = block.shortcut(torch.relu(images / (1 + 1e-5) ** 0.5))
+        torch.testing.assert_close(block(images), expected)
+        same = WideBlock(2, 2, 1, late_stride=False).eval()
+        same.conv2.weight.zero_()
+        assert torch.equal(same(images), images)
+
+
+def test_mobilenet_blocks_are_depthwise_and_add_where_the_shape_stays():
+    blocks = models.build("mobilenetv2", device="meta").blocks
+    depthwise = [m for m in blocks.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    assert len(blocks) == len(depthwise) == 17
+    assert all(m.groups == m.in_channels == m.out_channels for m in depthwise)
+    assert [m.out_channels for m in depthwise][:3] == [32, 96, 144]
+    assert sum(m.stride == (2, 2) for m in depthwise) == 3
+    assert [block.adds for block in blocks].count(True) == 10
+
+
+def test_vgg_small_has_the_widths_of_the_binary_networks():
+    net = models.build("vgg-small", device="meta")
+    widths = [m.out_channels for m in net.features if isinstance(m, nn.Conv2d)]
+    assert widths == [128, 128, 256, 256, 512, 512]
+    assert net.fc.in_features == 512 * 4 * 4
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_forms_are_torchvisions(name):
+    net = models.build(name, device="meta")
+    constructor = {"wideresnet50-imagenet": "wide_resnet50_2"}.get(name, name.partition("-")[0])
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, constructor)()
+    ours = {key: value.shape for key, value in net.state_dict().items()}
+    assert ours == {key: value.shape for key, value in theirs.state_dict().items()}
+    assert net(torch.ones(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+
+
+def test_torchvision_that_does_not_match_torch(monkeypatch):
+    def broken(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("pabzip._torchvision.importlib.import_module", broken)
+    message = r"architecture resnet18: expected a torchvision that matches torch .*nms.*reinstall"
+    with pytest.raises(MissingDependencyError, match=message):
+        models.build("resnet18-imagenet", device="meta")
 
 
 def test_batch_norm_is_an_option_of_the_conv_networks():
@@ -133,17 +240,18 @@ def test_same_dense_seed_same_parameters(seed):
     assert not torch.equal(one.fc1.bias, other.fc1.bias)
 
 
-def test_global_state_is_left_alone():
+@pytest.mark.parametrize("name", ["conv2", "wideresnet28", "mobilenetv2", "resnet18-imagenet"])
+def test_global_state_is_left_alone(name):
     before = torch.get_rng_state()
     torch.set_default_dtype(torch.float64)
     try:
-        net = models.build("conv2", width=4, image_size=8)
+        net = models.build(name, SMALL[name])
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.dtype == torch.float32 for p in net.parameters())
-    plain = models.build("conv2", width=4, image_size=8)
+    plain = models.build(name, SMALL[name])
     assert all(torch.equal(plain.state_dict()[k], v) for k, v in net.state_dict().items())
 
 
@@ -191,6 +299,10 @@ def test_unknown_architecture(name):
         ("conv2", {"batch_norm": 1}, r"option batch_norm: expected true or false, found 1"),
         ("conv8", {"image_size": 15}, r"option image_size: .* from 16 to 4096, found 15"),
         ("lenet-300-100", {"width": 2}, r"option width: .* from 3 to 16384, found 2"),
+        ("vgg16", {"image_size": 31}, r"option image_size: .* from 32 to 4096, found 31"),
+        ("wideresnet28", {"widen": 65}, r"option widen: .* from 1 to 64, found 65"),
+        ("wideresnet28", {"late_stride": 1}, r"option late_stride: expected true or false"),
+        ("resnet18-imagenet", {"width": 32}, r"options among .*image_size, found 'width'"),
     ],
 )
 def test_bad_options(name, options, message):
@@ -208,10 +320,10 @@ def test_bad_dense_seed(seed):
 
 @settings(max_examples=20, deadline=None)
 @given(
-    name=st.sampled_from(models.names()),
+    name=st.sampled_from(PLAIN),
     num_classes=st.integers(1, 12),
     in_channels=st.integers(1, 4),
-    image_size=st.integers(16, 20),
+    image_size=st.integers(32, 36),
     width=st.integers(3, 5),
 )
 def test_any_valid_options_build(name, num_classes, in_channels, image_size, width):
@@ -221,6 +333,8 @@ def test_any_valid_options_build(name, num_classes, in_channels, image_size, wid
         "image_size": image_size,
         "width": width,
     }
+    if name == "wideresnet28":
+        options["widen"] = 1
     net = models.build(name, **options).eval()
     with torch.no_grad():
         logits = net(torch.zeros(1, *models.input_shape(name, options)))

@@ -1,0 +1,109 @@
+"""MobileNetV2 in its CIFAR form: depthwise convolutions between narrow layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pabzip.models.resnet import Device, conv, norm
+
+# Expansion, channels (for a stem of 32), blocks, stride of the first block.
+_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+_STEM, _HEAD = 32, 1280
+
+
+class InvertedResidual(nn.Module):
+    """A widening 1x1, a depthwise 3x3 and a narrowing 1x1 convolution, each with batch norm.
+
+    ``float[N, inputs, H, W] -> float[N, channels, ceil(H / stride), ceil(W / stride)]``. The last
+    convolution is linear: no activation follows it. The input is added where the shape stays.
+
+    Args:
+        inputs: channels that come in.
+        channels: channels of the output.
+        stride: stride of the depthwise convolution.
+        expansion: the depthwise convolution has ``expansion * inputs`` channels; for 1 there is no
+            widening convolution.
+        device: where the parameters are made.
+
+    Source: Sandler et al. 2018, Table 1 and Figure 4 (d). Deviation: ReLU in place of ReLU6, whose
+    gradient is zero above 6, where a search by synaptic flow looks.
+    """
+
+    def __init__(
+        self, inputs: int, channels: int, stride: int, expansion: int, device: Device = None
+    ):
+        super().__init__()
+        hidden = expansion * inputs
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers += [conv(inputs, hidden, 1, 1, device), norm(hidden, device), nn.ReLU()]
+        layers += [
+            conv(hidden, hidden, 3, stride, device, groups=hidden),
+            norm(hidden, device),
+            nn.ReLU(),
+            conv(hidden, channels, 1, 1, device),
+            norm(channels, device),
+        ]
+        self.layers = nn.Sequential(*layers)
+        self.adds = stride == 1 and inputs == channels
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the block's output."""
+        hidden: torch.Tensor = self.layers(inputs)
+        return inputs + hidden if self.adds else hidden
+
+
+class MobileNetV2(nn.Module):
+    """A 3x3 stem, 17 blocks in 7 stages, a 1x1 head, global average pooling, one Linear ``fc``.
+
+    Input ``float[N, in_channels, H, W]`` of any size, output ``float[N, num_classes]`` (logits);
+    height and width are halved three times.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        width: channels of the stem, 32 in the paper; all others follow in proportion, rounded down
+            to whole channels, at least 1.
+        device: where the parameters are made.
+
+    Source: Sandler et al. 2018, Table 2, with stride 1 in the stem and in the second stage, the
+    common form on CIFAR.
+    """
+
+    def __init__(self, *, num_classes: int, in_channels: int, width: int, device: Device = None):
+        super().__init__()
+        blocks: list[nn.Module] = []
+        inputs = width
+        for expansion, published, depth, first in _STAGES:
+            channels = _scaled(published, width)
+            for index in range(depth):
+                stride = first if index == 0 else 1
+                blocks.append(InvertedResidual(inputs, channels, stride, expansion, device))
+                inputs = channels
+        head = _scaled(_HEAD, width)
+        self.stem = nn.Sequential(
+            conv(in_channels, width, 3, 1, device), norm(width, device), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(conv(inputs, head, 1, 1, device), norm(head, device), nn.ReLU())
+        self.fc = nn.Linear(head, num_classes, device=device, dtype=torch.float32)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits ``float[N, num_classes]``."""
+        hidden = self.head(self.blocks(self.stem(images))).mean(dim=(2, 3))
+        logits: torch.Tensor = self.fc(hidden)
+        return logits
+
+
+def _scaled(channels: int, width: int) -> int:
+    """Return the channels of a layer for a stem of ``width``."""
+    return max(1, channels * width // _STEM)

@@ -1,0 +1,63 @@
+"""VGG networks in their CIFAR form, and the VGG-Small of the binary networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pabzip.models.resnet import Device, conv, norm
+
+
+class VGG(nn.Module):
+    """Stages of 3x3 convolutions with batch norm and ReLU, a 2x2 max pool each, one Linear ``fc``.
+
+    Stage ``i`` has ``width * min(2**i, growth)`` channels. Input
+    ``float[N, in_channels, image_size, image_size]``, output ``float[N, num_classes]`` (logits).
+
+    Args:
+        depths: convolutions of each stage.
+        growth: the widest stage has ``growth * width`` channels.
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        image_size: height and width of the input in pixels, at least ``2**len(depths)``; ``fc``
+            depends on it. Every pool drops an odd row and column.
+        width: channels of the first stage.
+        device: where the parameters are made.
+
+    Source: Simonyan & Zisserman 2015, Table 1, columns A, B, D and E (VGG-11, 13, 16, 19: width 64,
+    growth 8), with batch norm, and with one Linear layer in place of three, the common form on
+    CIFAR. VGG-Small (depths 2, 2, 2; width 128, growth 4) is the network of Zhang et al. 2018
+    (LQ-Nets), Section 5, after Courbariaux et al. 2016. The biases of the convolutions, which batch
+    norm undoes, are left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int],
+        growth: int,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        width: int,
+        device: Device = None,
+    ):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for stage, depth in enumerate(depths):
+            outputs = width * min(2**stage, growth)
+            for _ in range(depth):
+                layers += [conv(channels, outputs, 3, 1, device), norm(outputs, device), nn.ReLU()]
+                channels = outputs
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        inputs = channels * (image_size // 2 ** len(depths)) ** 2
+        self.fc = nn.Linear(inputs, num_classes, device=device, dtype=torch.float32)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits ``float[N, num_classes]``."""
+        logits: torch.Tensor = self.fc(self.features(images).flatten(1))
+        return logits
