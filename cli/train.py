@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -11,8 +12,10 @@ from pabzip.cli.architectures import parse_options
 from pabzip.cli.files import STANDARD, check_output
 from pabzip.cli.options import arch_options_option, output_option, reporting
 from pabzip.cli.output import Reporter, to_json
+from pabzip.cli.recipe_list import show_recipes
 from pabzip.cli.train_flags import overrides, recipe_flags
 from pabzip.formats.registry import ARCHITECTURES
+from pabzip.train.published import find_recipe
 
 _NAMES = ", ".join(name for name in ARCHITECTURES if name != "custom")
 
@@ -21,9 +24,10 @@ _NAMES = ", ".join(name for name in ARCHITECTURES if name != "custom")
 @click.option(
     "--recipe",
     "recipe_file",
-    metavar="FILE.toml",
+    metavar="NAME|FILE.toml",
     help="A recipe; flags win over it, and what neither names follows the defaults.",
 )
+@click.option("--list-recipes", is_flag=True, help="List the recipes that come with pabzip.")
 @click.option("--arch", metavar="NAME", help=f"One of {_NAMES}, or your own module:callable.")
 @arch_options_option
 @recipe_flags
@@ -33,6 +37,7 @@ _NAMES = ", ".join(name for name in ARCHITECTURES if name != "custom")
 @reporting
 def command(
     recipe_file: str | None,
+    list_recipes: bool,
     arch: str | None,
     arch_options: tuple[str, ...],
     download: bool,
@@ -47,6 +52,11 @@ def command(
     Without flags it trains a small network on the embedded handwritten digits in well under a
     minute. Writes a checkpoint (model.pt) that `pabzip pack` turns into a .pabz file.
     """
+    if list_recipes:
+        show_recipes(reporter)
+        return
+    if recipe_file is not None:
+        recipe_file = os.fspath(find_recipe(recipe_file))
     target = output or "model.pt"
     _check_files(target, log, recipe_file, force=force)
     options = parse_options(arch_options)

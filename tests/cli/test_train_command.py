@@ -153,3 +153,21 @@ def test_missing_data_is_named(folder, run):
     assert "cifar10" in result.stderr
     assert "--download" in result.stderr
     assert list(folder.iterdir()) == []
+
+
+def test_list_recipes_names_every_published_one(folder, run):
+    result = run("train", "--list-recipes", "--json")
+    assert result.exit_code == 0, result.stderr
+    names = [entry["name"] for entry in json.loads(result.stdout)["recipes"]]
+    assert "table1-resnet18-pab-bop-psg" in names
+    text = run("train", "--list-recipes").stdout
+    assert all(name in text for name in names)
+    assert "The paper: 92.71 %" in text
+    assert list(folder.iterdir()) == []
+
+
+def test_an_unknown_recipe_name_is_refused_with_the_nearest(folder, run):
+    result = run("train", "--recipe", "table1-resnet18-pab-bop-pgs")
+    assert result.exit_code == 2
+    assert "expected a TOML file or a recipe that comes with pabzip" in result.stderr
+    assert "table1-resnet18-pab-bop-psg" in result.stderr
