@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pabzip.train.bitops import LayerCost, bit_operations, layer_costs
+    from pabzip.train.cadence import SaveEvery
     from pabzip.train.checkpoint import (
         Checkpoint,
         load_checkpoint,
@@ -51,6 +52,7 @@ _HOMES = {
     "ProgressBar": "observers",
     "PsgRecipe": "recipes",
     "Recipe": "recipes",
+    "SaveEvery": "cadence",
     "SearchRecipe": "recipes",
     "SgdRecipe": "recipes",
     "SignSgdRecipe": "recipes",
@@ -88,6 +90,7 @@ __all__ = [
     "ProgressBar",
     "PsgRecipe",
     "Recipe",
+    "SaveEvery",
     "SearchRecipe",
     "SgdRecipe",
     "SignSgdRecipe",

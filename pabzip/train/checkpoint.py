@@ -88,7 +88,7 @@ def save_checkpoint(
             ``DistributedDataParallel``, ``torch.compile``) are understood.
         target: path of the file, usually ``model.pt``, or a binary stream.
         recipe: how it was trained, a `Recipe` or plain values.
-        results: how well, a `TrainResult` or plain values.
+        results: how well, a `TrainResult` (all of it that is the same each time) or plain values.
 
     Raises:
         SeedError: ``net`` has no record of its seed.
@@ -102,7 +102,7 @@ def save_checkpoint(
     if isinstance(recipe, Recipe):
         recipe = to_dict(recipe)
     if isinstance(results, TrainResult):
-        results = results.to_dict()
+        results = results.lasting()
     state = net.state_dict()
     extra = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if extra:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
@@ -24,37 +25,38 @@ class Meter:
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
         # The first step that went wrong (0: none so far) and its loss.
         self._failure = torch.zeros(2, dtype=torch.float64, device=device)
-        self._steps = 0
+        self._step = 0
+        self._taken = 0
         self._samples = 0
 
-    def check(self, loss: torch.Tensor, gradients: Iterable[torch.Tensor]) -> None:
-        """Take note if the loss or a gradient is not finite; counts the step.
+    def check(self, step: int, loss: torch.Tensor, gradients: Iterable[torch.Tensor]) -> None:
+        """Take note if the loss or a gradient is not finite.
 
         Args:
+            step: counted from 1 in the epoch.
             loss: the mean loss of the step, a scalar.
             gradients: those of all parameters.
         """
-        self._steps += 1
+        self._step = step
         largest = torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)
         loss = loss.detach().double()
         sound = torch.isfinite(loss) & torch.isfinite(largest) | (self._failure[0] > 0)
-        here = torch.stack([torch.full_like(loss, self._steps), loss])
+        here = torch.stack([torch.full_like(loss, step), loss])
         self._failure = torch.where(sound, self._failure, here)
 
     def add(
-        self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, flips: torch.Tensor
+        self, loss: torch.Tensor, correct: torch.Tensor, samples: int, flips: torch.Tensor
     ) -> None:
         """Add one step.
 
         Args:
             loss: mean loss of its samples, a scalar.
-            logits: ``[B, classes]``.
-            labels: ``int64[B]``.
+            correct: how many of them were classified rightly, a scalar.
+            samples: how many there were.
             flips: signs flipped, a scalar.
         """
-        samples = len(labels)
+        self._taken += 1
         self._samples += samples
-        correct = (logits.detach().argmax(1) == labels).sum()
         self._sums += torch.stack(
             [loss.detach().double() * samples, correct.double(), flips.double()]
         )
@@ -65,14 +67,30 @@ class Meter:
         Raises:
             TrainingError: a loss or gradient was not finite; the message names epoch and step.
         """
-        loss, correct, flips, step, failed = torch.cat([self._sums, self._failure]).tolist()
-        if step:
-            finite = math.isfinite(failed)
-            found = f"a loss of {failed:g}{' with an infinite gradient' if finite else ''}"
+        loss, correct, flips, failed, found = torch.cat([self._sums, self._failure]).tolist()
+        if failed:
+            finite = math.isfinite(found)
             raise TrainingError(
-                f"epoch {self._epoch}, step {int(step)}: expected a finite loss and finite "
-                f"gradients, found {found}; nothing was written. Lower sgd.learning_rate, or use "
-                "an architecture with batch norm"
+                f"epoch {self._epoch}, step {int(failed)}: expected a finite loss and finite "
+                f"gradients, found a loss of {found:g}"
+                f"{' with an infinite gradient' if finite else ''}; lower sgd.learning_rate, or "
+                "use an architecture with batch norm"
             )
-        samples, steps = max(self._samples, 1), max(self._steps, 1)
-        return Progress(self._epoch, self._steps, loss / samples, correct / samples, flips / steps)
+        samples, taken = max(self._samples, 1), max(self._taken, 1)
+        return Progress(self._epoch, self._step, loss / samples, correct / samples, flips / taken)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums as plain values; read first, so that no failure is kept."""
+        return {
+            "sums": self._sums.tolist(),
+            "step": self._step,
+            "taken": self._taken,
+            "samples": self._samples,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the sums of `state_dict`, to the bit."""
+        self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self._step = int(state["step"])
+        self._taken = int(state["taken"])
+        self._samples = int(state["samples"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
@@ -55,3 +59,24 @@ class Optimisers:
         """Advance both schedules by an epoch."""
         for schedule in self._schedules:
             schedule.step()
+
+    @property
+    def flips(self) -> torch.Tensor:
+        """How many signs the last step flipped: a scalar on the weights' device."""
+        return self.bop.flips
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return optimisers and schedules as nested plain values and tensors."""
+        return {
+            "bop": self.bop.state_dict(),
+            "sgd": None if self.sgd is None else self.sgd.state_dict(),
+            "schedules": [schedule.state_dict() for schedule in self._schedules],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a `state_dict`, to the bit."""
+        self.bop.load_state_dict(state["bop"])
+        if self.sgd is not None:
+            self.sgd.load_state_dict(state["sgd"])
+        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)

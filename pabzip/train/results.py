@@ -80,3 +80,12 @@ class TrainResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the results by name, as ``pabzip train --json`` prints them."""
         return dataclasses.asdict(self)
+
+    def lasting(self) -> dict[str, Any]:
+        """Return what travels in the checkpoint: all but where it was written and how long it took.
+
+        So the same recipe gives the same file, byte for byte, wherever and whenever it runs.
+        """
+        values = self.to_dict()
+        del values["output"], values["seconds"]
+        return values

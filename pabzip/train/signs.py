@@ -9,26 +9,29 @@ from torch import nn
 
 
 class SignRecord:
-    """Remembers the signs of a ticket's survivors and counts those that differ later.
+    """Remembers the signs that weights were drawn with and counts those that differ later.
 
-    Costs one byte a weight, on the weights' device.
+    Costs one byte a weight, on the weights' device. It is made of the freshly drawn network, so a
+    run that is continued makes the same record again.
 
     Args:
-        weights: the seeded weights by name, pruned but not yet unmasked.
-        masks: bool tensors by the same names and of the same shapes, True for a survivor.
+        weights: the seeded weights by name, as they were drawn.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]):
+    def __init__(self, weights: Mapping[str, nn.Parameter]):
         self._weights = dict(weights)
-        self._masks = dict(masks)
         self._negative = {name: weight.detach().signbit() for name, weight in weights.items()}
-        self.total = sum(mask.numel() for mask in masks.values())
-        self.survivors = sum(int(mask.sum()) for mask in masks.values())
+        self.total = sum(weight.numel() for weight in weights.values())
 
-    def flipped(self) -> float:
-        """Return the fraction of the survivors whose sign is not the recorded one."""
+    def flipped(self, masks: Mapping[str, torch.Tensor]) -> float:
+        """Return the fraction of the survivors whose sign is not the recorded one.
+
+        Args:
+            masks: bool tensors by the weights' names and of their shapes, True for a survivor.
+        """
         counts = [
-            ((weight.detach().signbit() != self._negative[name]) & self._masks[name]).sum()
+            ((weight.detach().signbit() != self._negative[name]) & masks[name]).sum()
             for name, weight in self._weights.items()
         ]
-        return sum(int(count) for count in counts) / max(self.survivors, 1)
+        survivors = sum(int(mask.sum()) for mask in masks.values())
+        return sum(int(count) for count in counts) / max(survivors, 1)

@@ -156,7 +156,7 @@ def test_a_short_run_on_the_digits_learns_and_tells_the_truth(tmp_path: Path) ->
     pabzip.pack(file, tmp_path / "model.pabz")
     packed = evaluate(pabzip.load(tmp_path / "model.pabz"), test)
     assert (packed.accuracy, packed.loss) == (result.test_accuracy, result.test_loss)
-    assert checkpoint.results == result.to_dict()
+    assert checkpoint.results == result.lasting()
     assert checkpoint.metadata()["test_accuracy"] == result.test_accuracy
 
 

@@ -1,0 +1,136 @@
+"""The gradient of one batch: in one piece, or in shards over one or several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pabzip.train.sharding import bounds, shards_of, step_seed, tree_sum
+from pabzip.train.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNumbers:
+    """What a step learns about its batch, the whole of it, on every process.
+
+    Attributes:
+        loss: mean cross-entropy, a scalar.
+        correct: samples classified rightly, a scalar.
+        samples: how many there were.
+    """
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    samples: int
+
+
+class BatchGradients:
+    """Leaves the gradient of a batch's mean loss in the parameters' ``grad``.
+
+    With one shard this is one forward and one backward pass. With several, each shard has its own
+    forward and backward pass from the same state: batch norm normalises by the shard's own
+    statistics, and its running statistics become the mean of the shards'. Gradients, losses and
+    statistics are added in the order of `pabzip.train.sharding`, before anything decides on them.
+
+    Args:
+        net: the network, on its final device.
+        seed: the recipe's; with epoch, step and shard it decides what dropout draws.
+        shards: parts of a batch, a power of two that the number of processes divides.
+        world: the processes.
+    """
+
+    def __init__(self, net: nn.Module, seed: int, shards: int, world: World):
+        self._net = net
+        self._seed = seed
+        self._shards = shards
+        self._world = world
+        self._parameters = [p for p in net.parameters() if p.requires_grad]
+        self._statistics = [b for b in net.buffers() if b.is_floating_point()]
+        self._counters = [b for b in net.buffers() if not b.is_floating_point()]
+
+    def __call__(
+        self, inputs: torch.Tensor, labels: torch.Tensor, epoch: int, step: int
+    ) -> BatchNumbers:
+        """Compute one batch.
+
+        Args:
+            inputs: ``float32[B, C, H, W]``, the whole batch, of which this process takes its part.
+            labels: ``int64[B]``.
+            epoch: counted from 1.
+            step: counted from 1 in the epoch.
+        """
+        if self._shards == 1:
+            _seed_generators(step_seed(self._seed, epoch, step, 0), labels.device)
+            loss, correct = _forward(self._net, inputs, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return BatchNumbers(loss.detach(), correct, len(labels))
+        before = [counter.clone() for counter in self._counters]
+        start = [values.clone() for values in self._statistics]
+        total = tree_sum(self._parts(inputs, labels, epoch, step, before, start))
+        self._world.add_up(total)
+        return self._spread(total, len(labels))
+
+    def _parts(
+        self,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        epoch: int,
+        step: int,
+        counters: list[torch.Tensor],
+        statistics: list[torch.Tensor],
+    ) -> Iterator[torch.Tensor]:
+        """Yield for each shard of this process one vector of all that is to be added."""
+        samples = len(labels)
+        for shard in shards_of(self._world.rank, self._world.ranks, self._shards):
+            _restore(self._counters, counters)
+            _restore(self._statistics, statistics)
+            begin, end = bounds(samples, self._shards, shard)
+            _seed_generators(step_seed(self._seed, epoch, step, shard), labels.device)
+            loss, correct = _forward(self._net, inputs[begin:end], labels[begin:end])
+            share = loss * ((end - begin) / samples)
+            gradients = torch.autograd.grad(share, self._parameters, allow_unused=True)
+            pieces = [
+                torch.zeros_like(parameter) if gradient is None else gradient
+                for parameter, gradient in zip(self._parameters, gradients, strict=True)
+            ]
+            # A mean of a power of two of shards: the division is exact.
+            pieces += [values / self._shards for values in self._statistics]
+            pieces += [share.detach(), correct.to(share.dtype)]
+            yield torch.cat([piece.reshape(-1).float() for piece in pieces])
+
+    def _spread(self, total: torch.Tensor, samples: int) -> BatchNumbers:
+        """Hand the sums back to gradients and statistics."""
+        targets = [*self._parameters, *self._statistics]
+        parts = torch.split(total, [*(target.numel() for target in targets), 1, 1])
+        for parameter, part in zip(self._parameters, parts, strict=False):
+            parameter.grad = part.view(parameter.shape)
+        with torch.no_grad():
+            for values, part in zip(self._statistics, parts[len(self._parameters) :], strict=False):
+                values.copy_(part.view(values.shape))
+        return BatchNumbers(parts[-2][0], parts[-1][0], samples)
+
+
+def _forward(
+    net: nn.Module, inputs: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean loss and the number of samples classified rightly."""
+    logits = net(inputs)
+    return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).sum()
+
+
+def _restore(buffers: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    """Put buffers back to what they were before the step."""
+    with torch.no_grad():
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.copy_(value)
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a network on ``device`` draws from."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -1,0 +1,303 @@
+"""Long runs: what is saved, what a resumption gives, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pabzip import data
+from pabzip.data import Images, Splits
+from pabzip.errors import CheckpointError, RecipeError, TrainingError
+from pabzip.train import EpochStats, Observer, Recipe, SaveEvery, load_checkpoint, merge, train
+from pabzip.train.cadence import Cadence
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    """A tenth of the digits."""
+    whole = data.load("digits")
+
+    def part(images: Images, count: int) -> Images:
+        return dataclasses.replace(
+            images, images=images.images[:count], labels=images.labels[:count]
+        )
+
+    return dataclasses.replace(
+        whole, train=part(whole.train, 130), test=part(whole.test, 50), augmentation=None
+    )
+
+
+def tiny(**changes: Any) -> Recipe:
+    """Three epochs of five steps, with both schedules decaying on the way."""
+    recipe = Recipe(arch="conv2", arch_options={"width": 4}, keep_ratio=0.5, epochs=3,
+                    batch_size=32, device="cpu")  # fmt: skip
+    few = {"search": {"iterations": 5}, "bop": {"decay_every": 1}, "sgd": {"milestones": [1]}}
+    return merge(merge(recipe, few), changes)
+
+
+class Stop(Observer):
+    """Interrupts a run where an epoch's numbers are first read, at its last step."""
+
+    def __init__(self, epoch: int, error: BaseException | None = None):
+        self.epoch = epoch
+        self.error = error or KeyboardInterrupt()
+        self.past: list[Any] = []
+
+    def resumed(self, history: Sequence[EpochStats], step: int) -> None:
+        self.past.append((len(history), step))
+
+    def stepped(self, progress: Any) -> None:
+        if progress.epoch == self.epoch:
+            raise self.error
+
+
+def interrupted(recipe: Recipe, output: Path, splits: Splits, epoch: int, **how: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, output=output, splits=splits, observers=[Stop(epoch)], **how)
+
+
+@pytest.mark.parametrize("method", ["pab-bop", "pab-bop-psg"])
+@pytest.mark.parametrize("every", ["1epoch", "3steps", "0.00001min"])
+def test_a_resumed_run_writes_the_same_bytes(
+    tmp_path: Path, splits: Splits, method: str, every: str
+) -> None:
+    recipe = tiny(method=method)
+    whole, file = tmp_path / "whole.pt", tmp_path / "model.pt"
+    train(recipe, output=whole, splits=splits)
+    interrupted(recipe, file, splits, 2, save_every=every)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.pt.progress", "whole.pt"]
+    interrupted(recipe, file, splits, 3, save_every=every, resume=True)
+    watcher = Stop(-1)
+    train(recipe, output=file, splits=splits, resume=True, observers=[watcher])
+    assert watcher.past == [(2, {"1epoch": 0, "3steps": 2, "0.00001min": 4}[every])]
+    assert file.read_bytes() == whole.read_bytes()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.pt", "whole.pt"]
+
+
+class Dropping(nn.Module):
+    """Draws at random, and changes a buffer that no checkpoint holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(64, 20), nn.Linear(20, 10)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen += 0.01
+        hidden = torch.relu(self.fc1(x.flatten(1)))
+        return self.fc2(torch.nn.functional.dropout(hidden, 0.3, self.training)) * (1 + self.seen)
+
+
+def test_dropout_and_buffers_go_on_where_they_were(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = type(sys)("dropping_network")
+    module.Net = Dropping  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dropping_network", module)
+    recipe = tiny(arch="dropping_network:Net", arch_options={})
+    train(recipe, output=tmp_path / "whole.pt", splits=splits)
+    interrupted(recipe, tmp_path / "model.pt", splits, 2, save_every="3steps")
+    torch.rand(99)
+    train(recipe, output=tmp_path / "model.pt", splits=splits, resume=True)
+    assert (tmp_path / "model.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+
+
+def test_resume_without_a_state_begins(tmp_path: Path, splits: Splits) -> None:
+    train(tiny(), output=tmp_path / "a.pt", splits=splits)
+    train(tiny(), output=tmp_path / "b.pt", splits=splits, resume=True)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+def test_a_finished_run_that_was_not_yet_written_is_written(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pabzip.train.loop
+
+    recipe = tiny(epochs=1)
+    whole = train(recipe, output=tmp_path / "whole.pt", splits=splits)
+    with monkeypatch.context() as patch:
+        patch.setattr(pabzip.train.loop, "save_checkpoint", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            train(recipe, output=tmp_path / "model.pt", splits=splits, save_every="1epoch")
+    assert not (tmp_path / "model.pt").exists()
+    result = train(recipe, output=tmp_path / "model.pt", splits=splits, resume=True)
+    assert (tmp_path / "model.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+    assert result.lasting() == whole.lasting()
+    assert load_checkpoint(tmp_path / "model.pt").results == whole.lasting()
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_keeps_the_last_state(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.pt"
+    interrupted(tiny(), file, splits, 2, save_every="3steps")
+    before = Path(f"{file}.progress").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            train(tiny(), output=file, splits=splits, save_every="1steps", resume=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt.progress"]
+    assert Path(f"{file}.progress").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
+    tmp_path: Path, splits: Splits
+) -> None:
+    recipe = tiny(sgd={"learning_rate": 1e30})
+    file = tmp_path / "model.pt"
+    with pytest.raises(
+        TrainingError,
+        match=r"epoch 1, step [2-4]: expected a finite loss.*; the state after (the search|epoch "
+        r"1, step 1) is kept in .*model\.pt\.progress, --resume continues from it",
+    ):
+        train(recipe, output=file, splits=splits, save_every="1steps")
+    state = torch.load(f"{file}.progress", weights_only=True)["content"]
+    assert all(bool(value.isfinite().all()) for value in state["tensors"].values())
+    with pytest.raises(TrainingError, match=r"epoch 1, step [2-4]: .*; the state after"):
+        train(recipe, output=file, splits=splits, resume=True)
+    with pytest.raises(TrainingError, match="; nothing was written"):
+        train(recipe, output=tmp_path / "other.pt", splits=splits)
+
+
+def test_another_recipe_is_refused_with_the_differences(tmp_path: Path, splits: Splits) -> None:
+    file = tmp_path / "model.pt"
+    interrupted(tiny(), file, splits, 2, save_every="3steps")
+    other = tiny(epochs=9, bop={"threshold": 0.5})
+    with pytest.raises(
+        RecipeError,
+        match=r"model\.pt\.progress: expected the recipe that the run was begun with, found "
+        r"another: bop\.threshold = 1e-06 then and 0\.5 now; epochs = 3 then and 9 now",
+    ):
+        train(other, output=file, splits=splits, resume=True)
+    assert Path(f"{file}.progress").exists()
+
+
+def test_another_torch_or_thread_count_is_told(tmp_path: Path, splits: Splits) -> None:
+    file = tmp_path / "model.pt"
+    interrupted(tiny(), file, splits, 2, save_every="3steps")
+    torch.set_num_threads(2)
+    with pytest.warns(UserWarning, match=r"threads was 1 when the state was saved and is 2 now"):
+        interrupted(tiny(), file, splits, 2, resume=True)
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tiny(), output=file, splits=splits, resume=True)
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path, splits: Splits) -> None:
+    file, state = tmp_path / "model.pt", tmp_path / "model.pt.progress"
+    interrupted(tiny(), file, splits, 2, save_every="3steps")
+    good, whole = state.read_bytes(), tmp_path / "whole.pt"
+    train(tiny(), output=whole, splits=splits)
+
+    def refused(content: bytes, message: str) -> None:
+        state.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"model\.pt\.progress: .*{message}"):
+            train(tiny(), output=file, splits=splits, resume=True)
+        assert state.read_bytes() == content
+
+    for length in range(0, len(good), len(good) // 7):
+        refused(good[:length], "found a damaged file .*remove it and begin again without --resume")
+    for place in range(9, len(good), len(good) // 60):
+        spoilt = bytearray(good)
+        spoilt[place] ^= 16
+        state.write_bytes(spoilt)
+        # A bit that no value depends on may pass; then the result is that of the good state.
+        with contextlib.suppress(CheckpointError):
+            train(tiny(), output=file, splits=splits, resume=True)
+            assert file.read_bytes() == whole.read_bytes()
+    torch.save({"weights": torch.zeros(3)}, state)
+    refused(state.read_bytes(), "expected the state of an unfinished run, found something else")
+    torch.save({"format": "pabzip-progress", "version": 2}, state)
+    refused(state.read_bytes(), r"version: expected 1, found 2; continue with the pabzip that")
+
+
+def test_the_log_has_each_epoch_once(tmp_path: Path, splits: Splits) -> None:
+    file, log = tmp_path / "model.pt", tmp_path / "log.jsonl"
+    interrupted(tiny(), file, splits, 3, save_every="2epochs", log=log)
+    first = log.read_text()
+    log.write_text(first + '{"event": "epo')
+    interrupted(tiny(), file, splits, 3, resume=True, log=log)
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:2], lines[1]]))  # an epoch is lost, the last line is cut
+    train(tiny(), output=file, splits=splits, resume=True, log=log)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    names = [event["event"] for event in events]
+    assert names == ["start", "epoch", "epoch", "resume", "epoch", "result"]
+    assert [event["epoch"] for event in events[1:5]] == [1, 2, 3, 3]
+    assert events[3]["torch"] == str(torch.__version__)
+
+
+def test_a_lost_log_begins_again_with_the_past(tmp_path: Path, splits: Splits) -> None:
+    file, log = tmp_path / "model.pt", tmp_path / "log.jsonl"
+    interrupted(tiny(), file, splits, 2, save_every="1epoch", log=log)
+    log.unlink()
+    train(tiny(), output=file, splits=splits, resume=True, log=log)
+    names = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert names == ["start", "epoch", "resume", "epoch", "epoch", "result"]
+
+
+def test_when_a_save_is_due() -> None:
+    now = [0.0]
+    cadence = Cadence(SaveEvery(steps=3, epochs=2, minutes=1), lambda: now[0])
+    assert [cadence.step_due() for _ in range(3)] == [False, False, True]
+    cadence.saved()
+    assert [cadence.epoch_due() for _ in range(2)] == [False, True]
+    cadence.saved()
+    now[0] = 60
+    assert cadence.step_due()
+    cadence.saved()
+    assert not cadence.step_due()
+    assert not Cadence(None).step_due()
+    assert not Cadence(None).epoch_due()
+
+
+@pytest.mark.parametrize(("text", "every"), [
+    ("10min", SaveEvery(minutes=10.0)),
+    ("0.5 minutes", SaveEvery(minutes=0.5)),
+    ("500 steps", SaveEvery(steps=500)),
+    ("1epoch, 10min", SaveEvery(epochs=1, minutes=10.0)),
+])  # fmt: skip
+def test_how_often_is_read(text: str, every: SaveEvery) -> None:
+    assert SaveEvery.parse(text) == every
+
+
+@pytest.mark.parametrize("text", ["", "10", "ten min", "1.5steps", "1min,2min", "-1epoch", "0min"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="save_every"):
+        SaveEvery.parse(text)
+
+
+def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("killed_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "7", "5"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["kills"] >= 3
+    assert report["saved"] >= 1
+    assert (tmp_path / "killed.pt").read_bytes() == (tmp_path / "warm" / "killed.pt").read_bytes()
+    events = [
+        json.loads(line)["event"] for line in (tmp_path / "killed.jsonl").read_text().splitlines()
+    ]
+    assert events.count("epoch") == 3
+    left = [entry.name for entry in tmp_path.iterdir()]
+    assert sorted(left) == ["killed.jsonl", "killed.pt", "seconds", "warm"]
