@@ -20,7 +20,7 @@ from pabzip.train.recipes import Recipe
 from pabzip.train.results import TrainResult
 from pabzip.train.resumption import check_resumption
 from pabzip.train.run import Run
-from pabzip.train.world import joined
+from pabzip.train.world import joined, local_rank
 
 
 def train(
@@ -42,6 +42,12 @@ def train(
     threads), however often the run was interrupted and resumed. The caller's random states, default
     dtype, gradient mode and threads are left as they were.
 
+    Where ``torchrun`` started several processes, or a process group of torch's exists, they train
+    together: each computes its part of ``recipe.shards`` of every batch, gradients are averaged
+    before anything is decided by them, and the result is that of one process with the same recipe,
+    bit for bit on a CPU. The first process alone searches, writes, logs and tells its observers;
+    all return the results.
+
     Args:
         recipe: what to do.
         output: path of the checkpoint, written whole at the very end; an existing file stays as it
@@ -60,7 +66,8 @@ def train(
         The results; all but ``output`` and ``seconds`` also travel in the checkpoint.
 
     Raises:
-        TrainingError: a loss or gradient is not finite; names epoch and step, and what is kept.
+        TrainingError: a loss or gradient is not finite; names epoch and step, and what is kept. Or
+            the processes disagree, or one is gone; names the ranks.
         SearchError: the search found no usable mask.
         ArchitectureError: the architecture does not fit the data.
         DataError: the dataset is unknown or missing.
@@ -74,7 +81,7 @@ def train(
     if isinstance(save_every, str):
         save_every = SaveEvery.parse(save_every)
     with joined(recipe.device) as world, ExitStack() as stack:
-        device = pick_device(recipe.device)
+        device = pick_device(recipe.device, local_rank())
         watchers = [*observers, *([] if log is None else [JsonLog(log)])]
         stack.enter_context(isolated(recipe.seed, device))
         for watcher in watchers:
@@ -89,7 +96,7 @@ def train(
             if state is not None:
                 check_resumption(state, recipe, device, keeper.path)
                 run.take_up(state)
-            run.check_ranks("the network and the recipe at the start")
+            run.check_start()
             try:
                 run.run()
             except TrainingError as error:

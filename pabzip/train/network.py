@@ -14,14 +14,21 @@ from pabzip.train.modes import evaluation_mode
 from pabzip.train.recipes import Recipe
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return the device that a recipe names; ``"auto"`` takes CUDA where there is one.
+
+    Args:
+        name: as in a recipe.
+        local_rank: which process of this machine asks: with ``"auto"`` and ``"cuda"`` each takes
+            the device of its number.
 
     Raises:
         RecipeError: a CUDA device that this machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     device = torch.device(name)
     if device.type != "cuda":
         return device

@@ -25,6 +25,12 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     }
 
 
+def comparable(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe does, by dotted key, without where it does it."""
+    values = _flat(to_dict(recipe))
+    return {key: value for key, value in values.items() if key not in _ELSEWHERE}
+
+
 def check_resumption(
     saved: Mapping[str, Any], recipe: Recipe, device: torch.device, place: str
 ) -> None:
@@ -39,11 +45,11 @@ def check_resumption(
     Raises:
         RecipeError: the recipes differ; the message shows each difference.
     """
-    before, now = _flat(saved["recipe"]), _flat(to_dict(recipe))
+    before, now = _flat(saved["recipe"]), comparable(recipe)
     differences = [
         f"{key} = {before.get(key)!r} then and {now.get(key)!r} now"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and key not in _ELSEWHERE
+        for key in sorted({*before, *now} - set(_ELSEWHERE))
+        if before.get(key) != now.get(key)
     ]
     if differences:
         raise RecipeError(

@@ -30,7 +30,7 @@ from pabzip.train.observers import Observer
 from pabzip.train.optimisers import Optimisers
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import EpochStats, TrainResult
-from pabzip.train.resumption import surroundings
+from pabzip.train.resumption import comparable, surroundings
 from pabzip.train.signs import SignRecord
 from pabzip.train.toml import to_dict
 from pabzip.train.world import World
@@ -87,14 +87,15 @@ class Run:
         self.test_images = _on_device(splits.test, device)
         self.net = build_network(recipe, splits).to(device)
         self.input_shape = tuple(splits.train.images.shape[1:])
-        self.steps = steps_of(len(splits.train), recipe.batch_size)
+        self.steps = steps_of(len(splits.train), recipe.batch_size, recipe.shards)
+        _check_shards(recipe, len(splits.train), world)
         self.weights = seeded_parameters(self.net)
         self.signs = SignRecord(self.weights)
         self.masks = {
             name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()
         }
         self.optimisers = Optimisers(self.net, recipe)
-        self.gradients = BatchGradients(self.net, recipe.seed, 1, world)
+        self.gradients = BatchGradients(self.net, recipe.seed, recipe.shards, world)
         self.history: list[EpochStats] = []
         self.step = 0
         self.searches = 0
@@ -178,6 +179,16 @@ class Run:
         self._begun, self._epoch_begun = now - state["seconds"], now - state["epoch_seconds"]
         for observer in self.observers:
             observer.resumed(tuple(self.history), self.step)
+
+    def check_start(self) -> None:
+        """Make sure that all processes are about to do the same.
+
+        Raises:
+            TrainingError: they are not; the message names the ranks.
+        """
+        self.world.check_same("the recipe", digest(comparable(self.recipe)))
+        self.world.check_same("the number of training images", digest(len(self.train_images)))
+        self.check_ranks("the network before the training")
 
     def check_ranks(self, what: str) -> None:
         """Make sure that all processes have the same network and masks.
@@ -288,6 +299,20 @@ class Run:
         """Yield parameters and buffers by name, also buffers that no checkpoint holds."""
         yield from self.net.named_parameters()
         yield from self.net.named_buffers()
+
+
+def _check_shards(recipe: Recipe, images: int, world: World) -> None:
+    """Refuse shards that the processes cannot share out, or that may be empty."""
+    if recipe.shards % world.ranks:
+        raise RecipeError(
+            f"shards: expected a multiple of the {world.ranks} processes, which must be a power of "
+            f"two, found {recipe.shards}; set --shards {1 << (world.ranks - 1).bit_length()}, or "
+            "start torchrun with --nproc-per-node of 1, 2, 4, ... processes"
+        )
+    if images < recipe.shards:
+        raise RecipeError(
+            f"shards: expected at most the {images} training images, found {recipe.shards}"
+        )
 
 
 def _fill(target: torch.Tensor, value: torch.Tensor) -> None:

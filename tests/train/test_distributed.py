@@ -1,0 +1,168 @@
+"""Several processes train as one does: the same bits, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pabzip
+from pabzip.errors import RecipeError
+from pabzip.train import Recipe, merge
+from pabzip.train.sharding import bounds, shards_of, step_seed, tree_sum
+
+SCRIPT = Path(__file__).with_name("distributed_runs.py")
+TINY = {
+    "arch": "conv2", "arch_options": {"width": 4}, "keep_ratio": 0.5, "epochs": 2,
+    "batch_size": 350, "shards": 4, "search": {"iterations": 5},
+    "bop": {"adaptivity_rate": 0.01, "threshold": 1e-4},
+}  # fmt: skip
+
+
+def run(
+    ranks: int, output: Path, changes: dict[str, Any], fault: str = ""
+) -> list[tuple[int, dict[str, Any], str]]:
+    """Start ``ranks`` processes as torchrun does; return exit code, result and stderr of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(SCRIPT), str(output), json.dumps(changes), fault]
+    processes = []
+    for rank in range(ranks):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks,
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        plain = {name: value for name, value in os.environ.items() if name != "RANK"}
+        if ranks > 1:
+            plain |= {name: str(value) for name, value in environment.items()}
+        processes.append(
+            subprocess.Popen(
+                command, env=plain, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        lines = [line for line in out.splitlines() if line.startswith("{")]
+        found.append((process.returncode, json.loads(lines[-1]) if lines else {}, err))
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of the recipe."""
+    file = tmp_path_factory.mktemp("alone") / "model.pt"
+    assert [code for code, *_ in run(1, file, TINY)] == [0]
+    return file
+
+
+def test_two_processes_write_what_one_writes(tmp_path: Path, alone: Path) -> None:
+    file = tmp_path / "model.pt"
+    found = run(2, file, TINY)
+    assert [code for code, *_ in found] == [0, 0], found
+    assert found[0][1] == found[1][1]
+    assert file.read_bytes() == alone.read_bytes()
+    digests = [pabzip.pack(source, tmp_path / "model.pabz")["sha256"] for source in (file, alone)]
+    assert digests[0] == digests[1]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "model.pabz", "model.pt", "model.pt.jsonl"
+    ]  # fmt: skip
+    logs = [Path(f"{source}.jsonl").read_text().splitlines() for source in (file, alone)]
+    steps = [[json.loads(line).get("flips_per_step") for line in log] for log in logs]
+    assert steps[0] == steps[1]
+    assert steps[0][1] > 0
+
+
+@pytest.mark.slow
+def test_four_processes_and_an_interruption_change_nothing(tmp_path: Path, alone: Path) -> None:
+    file = tmp_path / "model.pt"
+    found = run(4, file, TINY, "interrupt")
+    assert all(code != 0 for code, *_ in found)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "model.pt.jsonl", "model.pt.progress"
+    ]  # fmt: skip
+    assert [code for code, *_ in run(2, file, TINY)] == [0, 0]
+    assert file.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize(("fault", "message"), [
+    ("seed", "the recipe: expected the same on all 2 ranks, found another than rank 0's on rank 1"),
+    ("mask", "the ticket after the search: expected the same on all 2 ranks, found another than "
+     "rank 0's on rank 1"),
+])  # fmt: skip
+def test_ranks_that_differ_are_named(tmp_path: Path, fault: str, message: str) -> None:
+    found = run(2, tmp_path / "model.pt", TINY, fault)
+    assert [code for code, *_ in found] == [4, 4]
+    assert all(message in result["error"] for _, result, _ in found)
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_crashed_rank_ends_the_run(tmp_path: Path) -> None:
+    (first, result, _), (second, *_) = run(2, tmp_path / "model.pt", TINY, "crash")
+    assert (first, second) == (4, 9)
+    assert "rank 0, adding gradients: expected an answer from every other rank" in result["error"]
+    assert "the state after the search is kept in" in result["error"]
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_processes_must_divide_the_shards(tmp_path: Path) -> None:
+    found = run(2, tmp_path / "model.pt", {**TINY, "shards": 1})
+    assert all(
+        "shards: expected a multiple of the 2 processes, which must be a power of two, found 1; "
+        "set --shards 2" in result["error"]
+        for _, result, _ in found
+    )
+
+
+@pytest.mark.parametrize("samples", [4, 5, 9, 100, 350])
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_shards_cover_a_batch_and_nest_in_those_of_a_rank(samples: int, shards: int) -> None:
+    ends = [bounds(samples, shards, shard) for shard in range(shards)]
+    assert ends[0][0] == 0
+    assert ends[-1][1] == samples
+    assert all(first[1] == second[0] for first, second in pairwise(ends))
+    sizes = [end - begin for begin, end in ends]
+    assert max(sizes) - min(sizes) <= 1
+    for ranks in (ranks for ranks in (1, 2, 4, 8) if shards % ranks == 0):
+        for rank in range(ranks):
+            own = [bounds(samples, shards, shard) for shard in shards_of(rank, ranks, shards)]
+            assert (own[0][0], own[-1][1]) == bounds(samples, ranks, rank)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_the_sum_is_a_tree(count: int) -> None:
+    values = torch.rand(8, 3, generator=torch.Generator().manual_seed(0))[:count] * 1e8 + 0.1
+
+    def copies() -> Iterator[torch.Tensor]:
+        yield from (value.clone() for value in values)
+
+    def expected(part: torch.Tensor) -> torch.Tensor:
+        half = len(part) // 2
+        return part[0] if len(part) == 1 else expected(part[:half]) + expected(part[half:])
+
+    assert torch.equal(tree_sum(copies()), expected(values))
+
+
+def test_every_place_has_a_seed_of_its_own() -> None:
+    places = {step_seed(7, epoch, step, shard)
+              for epoch in range(5) for step in range(50) for shard in range(4)}  # fmt: skip
+    assert len(places) == 1000
+    assert all(0 <= seed < 2**63 for seed in places)
+
+
+@pytest.mark.parametrize(("shards", "message"), [
+    (3, "shards: expected a power of two, such as 2, 4 or 8, found 3"),
+    (0, "shards: expected a whole number from 1 to 64, found 0"),
+    (128, "shards: expected a whole number from 1 to 64, found 128"),
+])  # fmt: skip
+def test_shards_out_of_range_are_refused(shards: int, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        merge(Recipe(batch_size=64), {"shards": shards})
