@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 from pabzip.train.validation import check_boolean, check_choice, check_integer, check_number
 
 STARTS = ("first-gradient", "zero")
@@ -59,7 +60,8 @@ class LatentRecipe:
             ``start``: the larger, the sooner a sign flips, and flips back.
         momentum: at least 0, below 1.
         weight_decay: 0 or more; pulls latent weights towards a flip.
-        start: latent weights begin between 0 and this, on the side of the seed's sign; above 0.
+        start: latent weights begin between 0 and this, on the side of the seed's sign; from 2^-64
+            to 2^64.
 
     Raises:
         RecipeError: a value out of range.
@@ -77,7 +79,7 @@ class LatentRecipe:
         check_number("latent.learning_rate", self.learning_rate, least=0)
         check_number("latent.momentum", self.momentum, least=0, below=1)
         check_number("latent.weight_decay", self.weight_decay, least=0)
-        check_number("latent.start", self.start, above=0, most=1e30)
+        check_number("latent.start", self.start, least=MIN_SCALE, most=MAX_SCALE)
 
 
 @dataclass(frozen=True, slots=True)

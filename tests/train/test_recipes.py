@@ -71,7 +71,7 @@ from pabzip.train.methods import METHODS
          r"search\.ratios\.a: expected a number above 0 and at most 1, found 0"),
         ({"search": {"method": "layerwise-random", "ratios": {"a": {"weight": 0.1}}}},
          r"search\.ratios\.a: expected a number, found a table; quote a name that has dots"),
-        ({"latent": {"start": 0}}, r"latent\.start: expected a number above 0"),
+        ({"latent": {"start": 0}}, r"latent\.start: expected a number at least 5"),
         ({"latent": {"momentum": 1}}, r"latent\.momentum: .*below 1, found 1"),
         ({"signsgd": {"learning_rate": -1}}, r"signsgd\.learning_rate: .*found -1"),
         ({"bop": {"flip_cost": -1}}, r"bop\.flip_cost: .*at least 0, found -1"),

@@ -1,0 +1,195 @@
+"""Latent signs: a number for each weight, trained by SGD, whose sign is the weight's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pabzip.errors import RecipeError
+from pabzip.init import seeded_parameters, seeding
+from pabzip.seeds import InitSpec, weights
+from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
+
+# Each latent weight's stream of the generator is its weight's with this bit turned; weights take
+# streams from 0 upwards.
+_STREAM_BIT = 2**30
+
+
+class LatentSigns(torch.optim.Optimizer):
+    r"""Trains a latent number u for each seeded weight w, which has the sign of u.
+
+    The sign is a step, whose gradient is taken to be 1 (the straight-through estimator). With
+    gradient g of the weight, learning rate eta, momentum mu and weight decay lambda, each step is::
+
+        d <- |w| * g + lambda * u
+        b <- mu * b + d                          (b = d in the first step)
+        u <- u - eta * b
+        w <- |w| * sign(u)
+
+    Magnitudes never change, to the bit; a weight of zero (pruned) stays +0.0, and so does its
+    latent. A latent of exactly zero leaves the weight's sign as it is. The network computes with
+    its own weights, so predictive gradients (`pabzip.unmask.apply_psg`) work as for `Bop`.
+
+    What the parameters do: only the size of ``learning_rate`` next to ``start`` matters to the
+    order in which signs flip; too high and signs flicker, too low and none ever flips. Weights of a
+    small magnitude get small gradients and flip late.
+
+    The group holds the learning rate as ``"lr"``, where torch's schedulers find it.
+
+    Args:
+        net: a network drawn from a seed and pruned, whose seeded weights are float32.
+        learning_rate: eta, zero or more.
+        momentum: mu, at least 0, below 1.
+        weight_decay: lambda, zero or more.
+        start: latents begin in (0, ``start``], times the sign of their weight, uniformly drawn
+            from the network's seed.
+
+    Raises:
+        RecipeError: a value out of range, or a weight that is not float32.
+        SeedError: a network that was not drawn from a seed.
+
+    Source: Ivan & Florian 2020, Sections 2 (the estimator and the start) and 3 (sign flipping);
+    Peek-a-Boo, Section 4.1. Deviations: they write the weight as w0 * sign(t) with t = u * sign(w0)
+    and Adam; this is the same in u, with SGD as in Peek-a-Boo. The published code of Peek-a-Boo
+    starts in [0.01, 0.1).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        learning_rate: float = 0.1,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        start: float = 0.1,
+    ):
+        _check(learning_rate, momentum, weight_decay, start)
+        parameters = seeded_parameters(net)
+        for name, weight in parameters.items():
+            if weight.dtype != torch.float32:
+                raise RecipeError(
+                    f"LatentSigns: {name}: expected a float32 weight, found {weight.dtype}; "
+                    "train in float32, under torch.autocast where speed matters"
+                )
+        defaults = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(list(parameters.values()), defaults)
+        self._flips: Tensor | None = None
+        record = seeding(net)
+        for name, weight in parameters.items():
+            stream = record.specs[name].stream ^ _STREAM_BIT
+            self.state[weight]["latent"] = _drawn(weight.detach(), record.seed, stream, start)
+
+    @property
+    def flips(self) -> Tensor:
+        """How many weights the last step flipped: int64 scalar on the weights' device.
+
+        Zero before the first step. Reading it costs nothing; ``int(latent.flips)`` waits for the
+        device.
+        """
+        if self._flips is None:
+            device = self.param_groups[0]["params"][0].device
+            return torch.zeros((), dtype=torch.int64, device=device)
+        return self._flips
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move the latents and flip; ``closure`` recomputes the loss, and is optional.
+
+        Weights without a gradient are left out.
+
+        Returns:
+            What ``closure`` returns, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        counts: list[Tensor] = []
+        for group in self.param_groups:
+            moved = [weight for weight in group["params"] if weight.grad is not None]
+            if moved:
+                latents = self._latents(moved, group)
+                counts += _follow(moved, latents)
+        self._flips = None
+        if counts:
+            self._flips = torch.stack([count.to(counts[0].device) for count in counts]).sum()
+        return loss
+
+    def _latents(self, moved: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Take the step of SGD and return the latents."""
+        latents = [self.state[weight]["latent"] for weight in moved]
+        steps = list(torch._foreach_abs(moved))
+        torch._foreach_mul_(steps, [weight.grad for weight in moved])  # type: ignore[misc]
+        if group["weight_decay"]:
+            torch._foreach_add_(steps, latents, alpha=group["weight_decay"])
+        if group["momentum"]:
+            steps = self._momentum(moved, steps, group["momentum"])
+        torch._foreach_add_(latents, steps, alpha=-group["lr"])
+        return latents
+
+    def _momentum(self, moved: list[Tensor], steps: list[Tensor], momentum: float) -> list[Tensor]:
+        """Add the steps to their running sums and return those."""
+        buffers = []
+        for weight, step in zip(moved, steps, strict=True):
+            buffer = self.state[weight].get("momentum_buffer")
+            if buffer is None:
+                buffer = step
+            else:
+                buffer.mul_(momentum).add_(step)
+            self.state[weight]["momentum_buffer"] = buffer
+            buffers.append(buffer)
+        return buffers
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._flips = None
+
+
+def _drawn(weight: Tensor, seed: int, stream: int, start: float) -> Tensor:
+    """Draw the latents of one weight: in (0, start] on the side of its sign; zero where pruned."""
+    spec = InitSpec("uniform", float(np.float32(start)), stream)
+    drawn = torch.from_numpy(np.abs(weights(seed, spec, 0, weight.numel())))
+    latent = torch.sign(weight)
+    latent *= drawn.view(weight.shape).to(weight.device)
+    return latent
+
+
+def _follow(moved: list[Tensor], latents: list[Tensor]) -> list[Tensor]:
+    """Give each weight the sign of its latent, in place; return the number of flips of each."""
+    # sign(w) * u is negative where they disagree, and zero where either is zero.
+    factors = list(torch._foreach_sign(moved))
+    torch._foreach_mul_(factors, latents)
+    for factor in factors:
+        factor.lt_(0)
+    counts = [torch.count_nonzero(factor) for factor in factors]
+    # Factors of +1 and -1 leave every magnitude, and +0.0, as it is.
+    torch._foreach_mul_(factors, -2)
+    torch._foreach_add_(factors, 1)
+    torch._foreach_mul_(moved, factors)
+    return counts
+
+
+def _check(learning_rate: float, momentum: float, weight_decay: float, start: float) -> None:
+    """Raise unless the values are in range."""
+    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if not 0.0 <= value < math.inf:
+            raise RecipeError(
+                f"LatentSigns: {name}: expected zero or more, and finite, found {value!r}"
+            )
+    if not 0.0 <= momentum < 1.0:
+        raise RecipeError(f"LatentSigns: momentum: expected 0 <= momentum < 1, found {momentum!r}")
+    if not MIN_SCALE <= start <= MAX_SCALE:
+        raise RecipeError(
+            f"LatentSigns: start: expected a number from {MIN_SCALE:g} to {MAX_SCALE:g}, found "
+            f"{start!r}"
+        )
