@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters
+from pabzip.unmask.bop_update import update
+from pabzip.unmask.rate import seed_signs
 
 STARTS = ("first-gradient", "zero")
 """What the moving average is before the first step; see `Bop`."""
@@ -34,19 +36,29 @@ class Bop(torch.optim.Optimizer):
     over the epochs without being zero from the start. Gradients scale with the loss, and the
     threshold with them.
 
+    With a ``flip_cost`` above 0 the rule is ours, and trades loss against the bytes of the file:
+    every weight is pulled back to the sign that its seed gave, by what a flip costs in bits there.
+    A flip that does not lower the loss by ``flip_cost`` for each bit is not made, or taken back
+    (`pabzip.unmask.rate` derives it). The optimiser then remembers the seed's signs, one byte a
+    weight, in its state.
+
     A gradient that is NaN makes the moving average of its weight NaN for good, and that weight
     never flips again: comparisons with NaN are false. The weights themselves stay sound; check the
     loss and stop, as `pabzip.train` does.
 
     Args:
         params: a network (its seeded weights are taken), or parameters or parameter groups as for
-            any torch optimiser. A group may carry its own ``adaptivity_rate``, ``threshold`` and
-            ``start``. Parameters without a gradient are left out of a step.
+            any torch optimiser. A group may carry its own ``adaptivity_rate``, ``threshold``,
+            ``start`` and ``flip_cost``. Parameters without a gradient are left out of a step.
         adaptivity_rate: gamma, in (0, 1].
         threshold: tau, zero or more, in the units of the gradient.
         start: ``"first-gradient"`` begins with e equal to the first gradient, as the published code
             does, so that weights can flip from the first steps on; ``"zero"`` begins with e = 0, as
             Helwegen et al. do, so that the first flips take a while.
+        flip_cost: lambda, the loss that a bit of the file is worth, zero or more; 0 is the paper's
+            rule. Best with ``start="zero"``: the first gradient alone says little of what a flip is
+            worth. The seed's signs are drawn again if ``params`` is a network; parameters are taken
+            to have them at their first step.
 
     Raises:
         RecipeError: a value out of range, a parameter claimed twice, or one that is not floating.
@@ -56,6 +68,7 @@ class Bop(torch.optim.Optimizer):
     decision takes the average that holds the current gradient, as both published codes do, where
     (6) as printed takes the one before it. The published code's very first average is
     ``(1 + gamma) * g``; here it is ``g``. For half-precision weights the average is float32.
+    ``flip_cost`` is ours.
     """
 
     def __init__(
@@ -64,13 +77,21 @@ class Bop(torch.optim.Optimizer):
         adaptivity_rate: float = 1e-3,
         threshold: float = 1e-6,
         start: str = "first-gradient",
+        flip_cost: float = 0.0,
     ):
-        if isinstance(params, nn.Module):
-            params = list(seeded_parameters(params).values())
+        seeded = seeded_parameters(params) if isinstance(params, nn.Module) else {}
         self._flips: Tensor | None = None
-        defaults = {"adaptivity_rate": adaptivity_rate, "threshold": threshold, "start": start}
+        defaults = {
+            "adaptivity_rate": adaptivity_rate,
+            "threshold": threshold,
+            "start": start,
+            "flip_cost": flip_cost,
+        }
         _check_group(defaults)
-        super().__init__(params, defaults)
+        super().__init__(seeded.values() if isinstance(params, nn.Module) else params, defaults)
+        if isinstance(params, nn.Module) and flip_cost > 0:
+            for name, sign in seed_signs(params).items():
+                self.state[seeded[name]]["home"] = sign.to(seeded[name].device)
 
     @property
     def flips(self) -> Tensor:
@@ -130,80 +151,78 @@ class Bop(torch.optim.Optimizer):
         counts = []
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
-            if weights:
-                averages = self._averages(weights, group["adaptivity_rate"], group["start"])
-                counts += _flip(weights, averages, group["threshold"])
+            fresh, known = self._split(weights)
+            # An average that begins at the first gradient moves all the way to it.
+            begin = 1.0 if group["start"] == "first-gradient" else group["adaptivity_rate"]
+            counts += self._update(fresh, group, begin)
+            counts += self._update(known, group, group["adaptivity_rate"])
         self._flips = None
         if counts:
             self._flips = torch.stack([count.to(counts[0].device) for count in counts]).sum()
         return loss
 
-    def _averages(self, weights: list[Tensor], rate: float, start: str) -> list[Tensor]:
-        """Apply equation (5) and return the moving averages."""
-        averages, moving, gradients = [], [], []
+    def _split(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Tell weights without a moving average from those with one; the former get zeros."""
+        fresh: list[Tensor] = []
+        known: list[Tensor] = []
         for weight in weights:
             state = self.state[weight]
-            gradient = weight.grad
-            assert gradient is not None
-            dtype = torch.promote_types(weight.dtype, torch.float32)
-            average = state.get("moving_average")
-            if average is None and start == "first-gradient":
-                average = gradient.to(dtype, copy=True)
-            else:
-                if average is None:
-                    average = torch.zeros_like(weight, dtype=dtype)
-                moving.append(average)
-                gradients.append(gradient.to(dtype))
-            state["moving_average"] = average
-            averages.append(average)
-        if moving:
-            torch._foreach_mul_(moving, 1 - rate)
-            torch._foreach_add_(moving, gradients, alpha=rate)
-        return averages
+            (known if "moving_average" in state else fresh).append(weight)
+            if "moving_average" not in state:
+                dtype = torch.promote_types(weight.dtype, torch.float32)
+                state["moving_average"] = torch.zeros_like(weight, dtype=dtype)
+        return fresh, known
+
+    def _homes(self, weights: list[Tensor]) -> list[Tensor]:
+        """Return the signs that the seed gave; where nothing is known, those of now."""
+        homes = []
+        for weight in weights:
+            state = self.state[weight]
+            if "home" not in state:
+                state["home"] = weight.detach().sign().to(torch.int8)
+            homes.append(state["home"])
+        return homes
+
+    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: float) -> list[Tensor]:
+        """Update the averages and signs of some weights; return the number of flips of each."""
+        if not weights:
+            return []
+        flip_cost = group["flip_cost"]
+        return update(
+            weights,
+            [self.state[weight]["moving_average"] for weight in weights],
+            [weight.grad for weight in weights if weight.grad is not None],
+            self._homes(weights) if flip_cost > 0 else None,
+            rate=rate,
+            threshold=group["threshold"],
+            flip_cost=flip_cost,
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a `state_dict`; the moving averages come back to the bit."""
+        """Restore a `state_dict`; moving averages and signs come back to the bit."""
         super().load_state_dict(state_dict)
-        # torch casts state to the weight's dtype, which would round the average of a half weight.
+        # torch casts state to the weight's dtype, which would round the average of a half weight
+        # and widen the signs.
         saved = state_dict["state"]
         for group, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for weight, key in zip(group["params"], stored["params"], strict=True):
-                if key in saved:
-                    average = saved[key]["moving_average"]
-                    self.state[weight]["moving_average"] = average.detach().to(
-                        weight.device, copy=True
-                    )
+                for name, value in saved.get(key, {}).items():
+                    self.state[weight][name] = value.detach().to(weight.device, copy=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._flips = None
 
 
-def _flip(weights: list[Tensor], averages: list[Tensor], threshold: float) -> list[Tensor]:
-    """Apply equation (6) in place; return the number of flips of each tensor."""
-    # e * sign(w) is |e| where both agree in sign, -|e| where they do not, and 0 where w is 0: one
-    # comparison decides, and no product of two small numbers can underflow.
-    flips = [
-        sign.to(average.dtype)
-        for sign, average in zip(torch._foreach_sign(weights), averages, strict=True)
-    ]
-    torch._foreach_mul_(flips, averages)
-    for flip in flips:
-        _ = flip.ge_(threshold) if threshold > 0 else flip.gt_(0)
-    counts = [torch.count_nonzero(flip) for flip in flips]
-    # Factors of +1 and -1 leave every magnitude, and +0.0, as it is; torch.where is far slower.
-    torch._foreach_mul_(flips, -2)
-    torch._foreach_add_(flips, 1)
-    torch._foreach_mul_(weights, flips)
-    return counts
-
-
 def _check_group(group: dict[str, Any]) -> None:
     """Raise unless the values of a parameter group are in range."""
     rate, threshold, start = group["adaptivity_rate"], group["threshold"], group["start"]
+    flip_cost = group["flip_cost"]
     if not 0.0 < rate <= 1.0:
         raise RecipeError(f"Bop: adaptivity_rate: expected 0 < rate <= 1, found {rate!r}")
     if not 0.0 <= threshold < math.inf:
         raise RecipeError(f"Bop: threshold: expected zero or more, and finite, found {threshold!r}")
+    if not 0.0 <= flip_cost < math.inf:
+        raise RecipeError(f"Bop: flip_cost: expected zero or more, and finite, found {flip_cost!r}")
     if start not in STARTS:
         raise RecipeError(f"Bop: start: expected one of {', '.join(STARTS)}, found {start!r}")

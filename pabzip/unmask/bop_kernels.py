@@ -1,0 +1,108 @@
+"""Bop's step on a CPU in one pass over memory, compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from pabzip.seeds.compiled import compiled
+
+
+def _fused_code(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """Tell numba how ``a * b + c`` is computed with one rounding."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.fma(*values)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+_fused: Any = intrinsic(_fused_code)
+# torch's vectorised update rounds once, too; so a kernel's step and a step by lists are the same.
+
+
+@compiled
+def plain_step(
+    weights: NDArray[np.float32],
+    averages: NDArray[np.float32],
+    gradients: NDArray[np.float32],
+    keep: np.float32,
+    rate: np.float32,
+    threshold: np.float32,
+) -> int:
+    """Take equations (5) and (6) for one tensor, in place.
+
+    Args:
+        weights: float32, flat.
+        averages: float32, of the same length.
+        gradients: likewise.
+        keep: 1 - rate, rounded from float64.
+        rate: the adaptivity rate.
+        threshold: the least average that flips; the smallest positive number for a threshold of 0.
+
+    Returns:
+        The number of flips.
+    """
+    flips = 0
+    for at in range(weights.size):
+        average = _fused(rate, gradients[at], keep * averages[at])
+        averages[at] = average
+        weight = weights[at]
+        agreed = average if weight > 0 else -average
+        flip = (agreed >= threshold) & (weight != 0)
+        weights[at] = -weight if flip else weight
+        flips += flip
+    return flips
+
+
+@compiled
+def priced_step(
+    weights: NDArray[np.float32],
+    averages: NDArray[np.float32],
+    gradients: NDArray[np.float32],
+    homes: NDArray[np.int8],
+    keep: np.float32,
+    rate: np.float32,
+    threshold: np.float32,
+    pull: np.float32,
+) -> int:
+    """Take one step as `plain_step` does, with a pull towards the seed's signs.
+
+    Args:
+        weights: as there.
+        averages: as there.
+        gradients: as there.
+        homes: int8, the sign that the seed gave.
+        keep: as there.
+        rate: as there.
+        threshold: as there.
+        pull: half of what a flip away from home costs, in units of the loss.
+
+    Returns:
+        The number of flips.
+    """
+    flips = 0
+    for at in range(weights.size):
+        average = _fused(rate, gradients[at], keep * averages[at])
+        averages[at] = average
+        weight = weights[at]
+        pulled = average - pull / abs(weight) * np.float32(homes[at])
+        agreed = pulled if weight > 0 else -pulled
+        flip = (agreed >= threshold) & (weight != 0)
+        weights[at] = -weight if flip else weight
+        flips += flip
+    return flips
+
+
+@compiled
+def count_flipped(weights: NDArray[np.float32], homes: NDArray[np.int8]) -> tuple[int, int]:
+    """Return how many survivors are not at home, and how many there are."""
+    flipped, survivors = 0, 0
+    for at in range(weights.size):
+        survivors += weights[at] != 0
+        flipped += (weights[at] > 0) & (homes[at] < 0) | (weights[at] < 0) & (homes[at] > 0)
+    return flipped, survivors

@@ -1,0 +1,165 @@
+"""One step of Bop for many tensors at once: a pure function of its arguments, all in place.
+
+On a CPU a compiled kernel passes once over memory; elsewhere, and for other dtypes than float32,
+torch's own operations over lists of tensors do the same arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from pabzip.unmask.bop_kernels import count_flipped, plain_step, priced_step
+from pabzip.unmask.rate import price
+
+_SMALLEST = np.finfo(np.float32).smallest_subnormal
+
+
+def update(
+    weights: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    homes: Sequence[Tensor] | None = None,
+    *,
+    rate: float,
+    threshold: float,
+    flip_cost: float = 0.0,
+) -> list[Tensor]:
+    """Move the averages by equation (5), then flip the weights by equation (6).
+
+    Both paths give the same bits.
+
+    Args:
+        weights: floating tensors; their signs change in place, pruned ones stay +0.0.
+        averages: of the weights' shapes and devices, float32 for half-precision weights; updated
+            in place.
+        gradients: of the weights' shapes and devices.
+        homes: the signs that the seed gave, int8, of the weights' shapes and devices; None for
+            plain Bop.
+        rate: the adaptivity rate.
+        threshold: tau.
+        flip_cost: what a bit costs in units of the loss (`pabzip.unmask.rate`); needs ``homes``.
+
+    Returns:
+        The number of flips of each tensor: int64 scalars, on the weights' devices. Nothing waits
+        for a device.
+    """
+    fits = [_fits_kernel(*pair) for pair in zip(weights, averages, strict=True)]
+    counts: dict[int, Tensor] = {}
+    for step, wanted in ((_in_one_pass, True), (_by_lists, False)):
+        places = [at for at, found in enumerate(fits) if found is wanted]
+        if places:
+            found = step(
+                [weights[at] for at in places],
+                [averages[at] for at in places],
+                [gradients[at] for at in places],
+                [homes[at] for at in places] if homes is not None else None,
+                rate,
+                threshold,
+                flip_cost,
+            )
+            counts.update(zip(places, found, strict=True))
+    return [counts[at] for at in range(len(weights))]
+
+
+def _fits_kernel(weight: Tensor, average: Tensor) -> bool:
+    """Return whether the kernel can run: float32 on a CPU, both alike in memory, without gaps."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.stride() == average.stride()
+        and (
+            weight.is_contiguous()
+            or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+        )
+    )
+
+
+def _in_one_pass(
+    weights: list[Tensor],
+    averages: list[Tensor],
+    gradients: list[Tensor],
+    homes: list[Tensor] | None,
+    rate: float,
+    threshold: float,
+    flip_cost: float,
+) -> list[Tensor]:
+    """Take the step with the compiled kernel."""
+    keep, gamma = np.float32(1 - rate), np.float32(rate)
+    tau = max(np.float32(threshold), _SMALLEST)
+    counts = []
+    strides = [weight.stride() for weight in weights]
+    flat = [_flat(weight, stride) for weight, stride in zip(weights, strides, strict=True)]
+    if homes is None:
+        for at, (average, gradient) in enumerate(zip(averages, gradients, strict=True)):
+            counts.append(
+                plain_step(
+                    flat[at], _flat(average, strides[at]), _flat(gradient, strides[at]),
+                    keep, gamma, tau,
+                )
+            )  # fmt: skip
+    else:
+        signs = [_flat(home, stride) for home, stride in zip(homes, strides, strict=True)]
+        found = torch.tensor([count_flipped(*pair) for pair in zip(flat, signs, strict=True)])
+        pulls = (price(found[:, 0], found[:, 1]) * (flip_cost / 2)).numpy()
+        for at, (average, gradient) in enumerate(zip(averages, gradients, strict=True)):
+            counts.append(
+                priced_step(
+                    flat[at], _flat(average, strides[at]), _flat(gradient, strides[at]),
+                    signs[at], keep, gamma, tau, pulls[at],
+                )
+            )  # fmt: skip
+    increment_version(weights)
+    increment_version(averages)
+    return list(torch.tensor(counts).unbind())
+
+
+def _flat(tensor: Tensor, stride: tuple[int, ...]) -> NDArray[np.generic]:
+    """Return the elements as they lie in memory, of a copy if ``stride`` is another."""
+    if tensor.stride() != stride:
+        other = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
+        tensor = other.copy_(tensor)
+    return tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
+
+
+def _by_lists(
+    weights: list[Tensor],
+    averages: list[Tensor],
+    gradients: list[Tensor],
+    homes: list[Tensor] | None,
+    rate: float,
+    threshold: float,
+    flip_cost: float,
+) -> list[Tensor]:
+    """Take the step with torch's operations over lists of tensors."""
+    dtypes = [average.dtype for average in averages]
+    torch._foreach_mul_(averages, 1 - rate)
+    torch._foreach_add_(
+        averages, [g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True)], alpha=rate
+    )
+    # e * sign(w) is |e| where both agree in sign, -|e| where they do not, and 0 where w is 0: one
+    # comparison decides, and no product of two small numbers can underflow.
+    signs = torch._foreach_sign(weights)
+    flips = [sign.to(dtype) for sign, dtype in zip(signs, dtypes, strict=True)]
+    codes = None if homes is None else torch._foreach_mul(flips, homes)
+    torch._foreach_mul_(flips, averages)
+    if codes is not None:
+        flipped = torch.stack([torch.count_nonzero(code < 0) for code in codes])
+        survivors = torch.stack([torch.count_nonzero(code) for code in codes])
+        pulls = (price(flipped, survivors) * (flip_cost / 2)).unbind()
+        for weight, flip, code, pull in zip(weights, flips, codes, pulls, strict=True):
+            # Not a number where the weight is 0; such comparisons are false, and nothing flips.
+            flip.sub_(code.mul_(pull).div_(weight.abs()))
+    for flip in flips:
+        _ = flip.ge_(threshold) if threshold > 0 else flip.gt_(0)
+    counts = [torch.count_nonzero(flip) for flip in flips]
+    # Factors of +1 and -1 leave every magnitude, and +0.0, as it is; torch.where is far slower.
+    torch._foreach_mul_(flips, -2)
+    torch._foreach_add_(flips, 1)
+    torch._foreach_mul_(weights, flips)
+    return counts
