@@ -24,8 +24,9 @@ class BopRecipe:
             ``"zero"``.
         decay_every: epochs between decays of the adaptivity rate, 1 or more.
         decay_ratio: factor of each decay, above 0, at most 1 (1 never decays).
-        flip_cost: by how much each bit that a flip costs the file raises the threshold, in the
-            threshold's units, 0 or more; 0 is the paper's rule.
+        flip_cost: the loss that a bit of the packed file is worth, 0 or more; 0 is the paper's
+            rule. A flip that does not lower the loss by that much for each bit that it adds is not
+            made, or taken back. Best with a start of ``"zero"``.
 
     Raises:
         RecipeError: a value out of range.
