@@ -34,7 +34,7 @@ class Optimisers:
         seeded = list(seeded_parameters(net).values())
         claimed = {id(weight) for weight in seeded}
         dense = [p for p in net.parameters() if p.requires_grad and id(p) not in claimed]
-        self.bop = Bop(seeded, bop.adaptivity_rate, bop.threshold, bop.start)
+        self.bop = Bop(net, bop.adaptivity_rate, bop.threshold, bop.start, bop.flip_cost)
         self.sgd: SGD | None = None
         self._schedules: list[AdaptivityDecay | MultiStepLR] = [
             AdaptivityDecay(self.bop, bop.decay_every, bop.decay_ratio)
