@@ -87,6 +87,22 @@ def interleaved(
     *,
     clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict[str, float]:
+    """Time several things as `turns` does.
+
+    Returns:
+        The median of each, seconds.
+    """
+    taken = turns(runs, repeats, clock=clock)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def turns(
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    clock: Callable[[Callable[[], object]], float] | None = None,
+    on_turn: Callable[[], None] | None = None,
+) -> dict[str, list[float]]:
     """Time several things in turns (A B C A B C ...), so that a slow moment hits all of them.
 
     Each runs once untimed first: compilers and caches warm up.
@@ -95,9 +111,10 @@ def interleaved(
         runs: what to time, by name.
         repeats: timed runs of each.
         clock: returns the seconds that one call takes; wall clock by default.
+        on_turn: called after every turn, the untimed one as well.
 
     Returns:
-        The median of each, seconds.
+        The seconds of each in the order of the turns.
     """
     clock = clock or wall_clock
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -110,10 +127,12 @@ def interleaved(
                 took = clock(run)
                 if turn:
                     seconds[name].append(took)
+            if on_turn is not None:
+                on_turn()
     finally:
         if collecting:
             gc.enable()
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+    return seconds
 
 
 def wall_clock(run: Callable[[], object]) -> float:

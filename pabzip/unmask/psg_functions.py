@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pabzip.unmask.psg_config import PsgConfig
-from pabzip.unmask.quantise import quantise
+from pabzip.unmask.quantise import largest_magnitude, quantise
 
 
 class PsgConvolution(torch.autograd.Function):
@@ -120,8 +120,8 @@ def _predict(
     )
     if of_weight is None or config.behaviour == "all":
         return of_input, of_weight
+    limit = config.threshold * largest_magnitude(of_weight) if config.adaptive else config.threshold
     size = of_weight.abs()
-    limit = config.threshold * size.amax() if config.adaptive else config.threshold
     if config.behaviour == "remove":
         # A factor of 0 or 1 is several times faster on a CPU than filling through a mask.
         return of_input, of_weight.mul_(size.ge_(limit))

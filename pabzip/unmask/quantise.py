@@ -30,10 +30,20 @@ def quantise(values: Tensor, bits: int) -> Tensor:
     values = values.detach()
     if bits >= 32 or values.numel() == 0:
         return values
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    levels = 2 ** (bits - 1) - 1
-    smallest, largest = torch.aminmax(wide)
-    step = torch.maximum(smallest.neg(), largest) / levels
+    wide = torch.promote_types(values.dtype, torch.float32)
+    step = largest_magnitude(values).to(wide) / (2 ** (bits - 1) - 1)
     # An all-zero tensor has no scale of its own; any positive step maps it to zeros.
-    step = torch.where(step == 0, 1.0, step)
-    return wide.div(step).round_().mul_(step).to(values.dtype)
+    step += step == 0
+    # One new tensor, then in place: fresh memory costs more than the arithmetic on it.
+    scaled = values.div(step) if values.dtype == wide else values.to(wide).div_(step)
+    return scaled.round_().mul_(step).to(values.dtype)
+
+
+def largest_magnitude(values: Tensor) -> Tensor:
+    """Return max|values| as a scalar tensor, NaN if there is one, in a single reading pass.
+
+    Args:
+        values: floating tensor that is not empty.
+    """
+    smallest, largest = torch.aminmax(values)
+    return torch.maximum(smallest.neg(), largest)

@@ -125,6 +125,18 @@ def test_regenerate(bench):
         assert rate == pytest.approx(5000 / row["seconds"]["weights"])
 
 
+def test_train_speed(bench):
+    stdout, stderr, found = bench("train_speed", "--json", "--threads", 1)
+    check_machine(found["machine"])
+    assert json.loads(stdout) == found
+    assert "training steps" in stderr
+    assert set(found["seconds"]) == set(found["fastest"]) == {
+        "dense SGD", "Bop", "Bop with PSG", "Bop with PSG as published"
+    }  # fmt: skip
+    for name in ("psg_over_dense", "bop_over_dense", "published_over_dense"):
+        assert found[name] > 0
+
+
 def test_forms_hold_the_codes():
     module = load("_compressors")
     rng = np.random.default_rng(0)
