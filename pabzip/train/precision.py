@@ -1,0 +1,119 @@
+"""In which arithmetic a network is trained, and how its tensors lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Precision:
+    """Forward passes and losses in the precision of a recipe; gradients come out in float32.
+
+    In half precision, products run under autocast. Weights, batch norm's statistics, the loss, the
+    gradients of the weights and all that decides on signs stay float32, so a ticket trained this
+    way packs as exactly as any other.
+
+    Args:
+        name: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        channels_last: whether images are handed to the network with their channels last.
+        device: where the network is.
+    """
+
+    def __init__(self, name: str, channels_last: bool, device: torch.device):
+        self._dtype = _DTYPES[name]
+        self._channels_last = channels_last
+        self._device = device
+        self._scale = LossScale(device) if self._dtype is torch.float16 else None
+
+    def arrange(self, net: nn.Module) -> None:
+        """Lay out the weights of convolutions as the recipe says, in place; no value changes."""
+        if self._channels_last:
+            net.to(memory_format=torch.channels_last)
+
+    def logits(self, net: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the network's logits, ``float32[B, classes]``.
+
+        Args:
+            net: on the device.
+            inputs: ``float32[B, ...]``, on the device.
+        """
+        if self._channels_last and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if self._dtype is None:
+            logits: Tensor = net(inputs)
+            return logits
+        with torch.autocast(self._device.type, dtype=self._dtype):
+            logits = net(inputs)
+        return logits.float()
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return what to differentiate in place of ``loss``; see `LossScale`."""
+        return loss if self._scale is None else self._scale.scaled(loss)
+
+    def unscale(self, gradients: Sequence[Tensor]) -> None:
+        """Turn gradients of `scaled` into those of the loss, in place, once a step."""
+        if self._scale is not None:
+            self._scale.unscale(gradients)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        return {} if self._scale is None else self._scale.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a `state_dict` of the same precision."""
+        if self._scale is not None:
+            self._scale.load_state_dict(state)
+
+
+class LossScale:
+    """Keeps the small gradients of float16 from vanishing: scales the loss, and gradients back.
+
+    The scale is a power of two. Where gradients overflow it is halved, and after 2000 sound steps
+    in a row doubled. A step that overflows sees gradients of zero, so Bop's moving averages only
+    fade a little. It is all decided on the device; nothing waits for it, where torch's
+    ``GradScaler`` waits in every step. Once the scale is below 1 an overflow is no longer the
+    scale's fault, and stays to be seen.
+
+    Args:
+        device: of the gradients.
+
+    Source: Micikevicius et al. 2018, Section 3.2; first scale, factors and interval are those of
+    torch's ``GradScaler``.
+    """
+
+    def __init__(self, device: torch.device):
+        self._scale = torch.full((), 2.0**16, device=device)
+        self._sound_steps = torch.zeros((), dtype=torch.int32, device=device)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return the scaled loss."""
+        return loss * self._scale
+
+    def unscale(self, gradients: Sequence[Tensor]) -> None:
+        """Divide by the scale, in place; where one overflowed, all become zero. Adapts the scale.
+
+        Args:
+            gradients: float32 tensors on the device.
+        """
+        overflow = torch.zeros((), device=self._scale.device)
+        torch._amp_foreach_non_finite_check_and_unscale_(
+            list(gradients), overflow, self._scale.reciprocal()
+        )
+        dropped = (overflow > 0) & (self._scale >= 1)
+        for gradient in gradients:
+            gradient.masked_fill_(dropped, 0.0)
+        torch._amp_update_scale_(self._scale, self._sound_steps, overflow, 2.0, 0.5, 2000)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scale and the number of sound steps since it changed."""
+        return {"scale": float(self._scale), "sound_steps": int(self._sound_steps)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a `state_dict`."""
+        self._scale.fill_(float(state["scale"]))
+        self._sound_steps.fill_(int(state["sound_steps"]))
