@@ -146,7 +146,7 @@ def _state(place: str, state: object) -> dict[str, torch.Tensor]:
 
 
 def _specs(place: str, init: object) -> dict[str, InitSpec]:
-    """Return the init specs by name."""
+    """Return the init specs by name; none where training moved magnitudes."""
     specs = {}
     for name, spec in _table(place, "init", init).items():
         fields = _table(place, f"init: {name}", spec)
@@ -154,8 +154,6 @@ def _specs(place: str, init: object) -> dict[str, InitSpec]:
             specs[name] = InitSpec(**fields)
         except (SeedError, TypeError) as error:
             raise CheckpointError(f"{place}: init: {name}: {error}") from error
-    if not specs:
-        _refuse(place, "init", "at least one seeded weight", "none")
     return specs
 
 

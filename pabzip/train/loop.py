@@ -14,7 +14,7 @@ from pabzip.train.cadence import SaveEvery
 from pabzip.train.checkpoint import save_checkpoint
 from pabzip.train.isolation import isolated
 from pabzip.train.keeper import Keeper
-from pabzip.train.network import pick_device
+from pabzip.train.network import forget_seeding, pick_device
 from pabzip.train.observers import JsonLog, Observer
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import TrainResult
@@ -102,6 +102,8 @@ def train(
             except TrainingError as error:
                 raise TrainingError(f"{error}; {keeper.remains()}") from error
             result = run.result(output)
+            if not run.method.seeded:
+                forget_seeding(run.net)
             if file is not None:
                 save_checkpoint(run.net, file, recipe=recipe, results=result)
         if world.first:

@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 from pabzip import models
 from pabzip.data import Splits
 from pabzip.errors import ArchitectureError, RecipeError
-from pabzip.init import init_
+from pabzip.init import Seeding, attach_seeding, init_, seeding
 from pabzip.train.modes import evaluation_mode
 from pabzip.train.recipes import Recipe
 
@@ -93,6 +93,15 @@ def seed_network(net: nn.Module, recipe: Recipe) -> nn.Module:
     dense = recipe.classifier == "dense" and convolutional and classifier is not None
     skip = [f"{classifier}.weight"] if dense else None
     return init_(net, recipe.seed, recipe.scheme, skip=skip)
+
+
+def forget_seeding(net: nn.Module) -> None:
+    """Record on ``net`` that none of its weights is its seed's any more; the seed stays on record.
+
+    For networks whose magnitudes were trained: a checkpoint of them names no seeded weight, and a
+    file stores all of them as dense tensors.
+    """
+    attach_seeding(net, Seeding(seeding(net).seed, {}))
 
 
 def classifier_name(net: nn.Module) -> str | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 import torch
+from torch import nn
 
 from pabzip import data
 from pabzip._version import __version__
@@ -25,12 +26,14 @@ from pabzip.train.evaluation import evaluate
 from pabzip.train.gradients import BatchGradients
 from pabzip.train.keeper import Keeper
 from pabzip.train.meter import Meter
+from pabzip.train.methods import method_of
 from pabzip.train.network import build_network
 from pabzip.train.observers import Observer
 from pabzip.train.optimisers import Optimisers
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import EpochStats, TrainResult
 from pabzip.train.resumption import comparable, surroundings
+from pabzip.train.shortening import shortened
 from pabzip.train.signs import SignRecord
 from pabzip.train.toml import to_dict
 from pabzip.train.world import World
@@ -71,7 +74,7 @@ class Run:
         keeper: Keeper,
     ):
         self._begun = self._epoch_begun = perf_counter()
-        self.recipe = recipe
+        self.given, self.method = recipe, method_of(recipe)
         self.device = device
         self.world = world
         self.observers = observers
@@ -86,7 +89,7 @@ class Run:
         self.train_images = _on_device(splits.train, device)
         self.test_images = _on_device(splits.test, device)
         self.net = build_network(recipe, splits).to(device)
-        self.input_shape = tuple(splits.train.images.shape[1:])
+        shape = self.input_shape = tuple(splits.train.images.shape[1:])
         self.steps = steps_of(len(splits.train), recipe.batch_size, recipe.shards)
         _check_shards(recipe, len(splits.train), world)
         self.weights = seeded_parameters(self.net)
@@ -94,7 +97,10 @@ class Run:
         self.masks = {
             name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()
         }
-        self.optimisers = Optimisers(self.net, recipe)
+        if self.method.short:
+            recipe = world.from_first(lambda: shortened(recipe, self.net, shape, self._find))
+        self.recipe = recipe
+        self.optimisers = Optimisers(self.net, recipe, {})
         self.gradients = BatchGradients(self.net, recipe.seed, recipe.shards, world)
         self.history: list[EpochStats] = []
         self.step = 0
@@ -116,7 +122,7 @@ class Run:
             arch=recipe.arch,
             data=recipe.data,
             method=recipe.method,
-            keep_ratio=recipe.keep_ratio,
+            keep_ratio=recipe.keep_ratio if self.method.masked else 1.0,
             epochs=recipe.epochs,
             test_accuracy=last.test_accuracy,
             output=os.fspath(output),
@@ -138,7 +144,7 @@ class Run:
         return {
             "pabzip": __version__,
             **surroundings(self.device),
-            "recipe": to_dict(self.recipe),
+            "recipe": to_dict(self.given),
             "tensors": dict(self._tensors()),
             "masks": self.masks,
             "optimisers": self.optimisers.state_dict(),
@@ -165,6 +171,8 @@ class Run:
                     _fill(tensor, state["tensors"][name])
                 for name, mask in self.masks.items():
                     _fill(mask, state["masks"][name])
+            if self.method.masked:
+                self.optimisers.prune(self.masks)
             self.optimisers.load_state_dict(state["optimisers"])
             self.history = [EpochStats(**stats) for stats in state["history"]]
             self.step, self.searches = state["step"], state["searches"]
@@ -201,23 +209,26 @@ class Run:
 
     def _search(self) -> None:
         """Prune, if a search is due at this point."""
-        if self.searches or self.history or self.step:
+        if not self.method.masked or self.searches or self.history or self.step:
             return
-        masks = self.world.from_first(self._find)
+        masks = self.world.from_first(lambda: self._find(self.net, self._searched))
         self.masks = {name: mask.to(self.device) for name, mask in masks.items()}
         apply_masks(self.net, self.masks)
+        self.optimisers.prune(self.masks)
         self.searches += 1
         self.check_ranks("the ticket after the search")
         self.keeper.save(self.state)
 
-    def _find(self) -> dict[str, torch.Tensor]:
-        """Search on this process, and return the masks on the CPU."""
+    def _find(
+        self, net: nn.Module, on_iteration: Callable[[int, int], None] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Prune ``net`` on this process, and return the masks on the CPU."""
         masks = synflow(
-            self.net,
-            self.recipe.keep_ratio,
+            net,
+            self.given.keep_ratio,
             self.input_shape,
-            self.recipe.search.iterations,
-            on_iteration=self._searched,
+            self.given.search.iterations,
+            on_iteration=on_iteration,
         )
         return {name: mask.cpu() for name, mask in masks.items()}
 
@@ -286,7 +297,7 @@ class Run:
     @contextmanager
     def _psg(self) -> Iterator[None]:
         """Let the layers compute approximate gradients, where the method does so."""
-        if self.recipe.method != "pab-bop-psg":
+        if not self.method.psg:
             yield
             return
         handle = apply_psg(self.net, PsgConfig(**dataclasses.asdict(self.recipe.psg)))
@@ -331,7 +342,7 @@ def _on_device(images: Images, device: torch.device) -> Images:
 
 def _backward_bits(recipe: Recipe) -> dict[str, int]:
     """Return the bits of the backward pass; none to change without PSG."""
-    if recipe.method != "pab-bop-psg":
+    if not method_of(recipe).psg:
         return {}
     psg = recipe.psg
     return {
