@@ -212,6 +212,8 @@ class Bop(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._flips = None
+        for group in self.param_groups:  # of a state that was saved before there were flip costs
+            group.setdefault("flip_cost", 0.0)
 
 
 def _check_group(group: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """One step of Bop for many tensors at once: a pure function of its arguments, all in place.
 
 On a CPU a compiled kernel passes once over memory; elsewhere, and for other dtypes than float32,
-torch's own operations over lists of tensors do the same arithmetic.
+torch's own operations over lists of tensors do the same arithmetic. `pabzip.unmask.bop_kernels`
+states the step weight by weight, which is what a kernel for another device has to do.
 """
 
 from __future__ import annotations
@@ -49,21 +50,22 @@ def update(
         The number of flips of each tensor: int64 scalars, on the weights' devices. Nothing waits
         for a device.
     """
-    fits = [_fits_kernel(*pair) for pair in zip(weights, averages, strict=True)]
+    alike: dict[tuple[bool, torch.device], list[int]] = {}
+    for at, (weight, average) in enumerate(zip(weights, averages, strict=True)):
+        alike.setdefault((_fits_kernel(weight, average), weight.device), []).append(at)
     counts: dict[int, Tensor] = {}
-    for step, wanted in ((_in_one_pass, True), (_by_lists, False)):
-        places = [at for at, found in enumerate(fits) if found is wanted]
-        if places:
-            found = step(
-                [weights[at] for at in places],
-                [averages[at] for at in places],
-                [gradients[at] for at in places],
-                [homes[at] for at in places] if homes is not None else None,
-                rate,
-                threshold,
-                flip_cost,
-            )
-            counts.update(zip(places, found, strict=True))
+    for (fits, _), places in alike.items():
+        step = _in_one_pass if fits else _by_lists
+        found = step(
+            [weights[at] for at in places],
+            [averages[at] for at in places],
+            [gradients[at] for at in places],
+            None if homes is None else [homes[at] for at in places],
+            rate,
+            threshold,
+            flip_cost,
+        )
+        counts.update(zip(places, found, strict=True))
     return [counts[at] for at in range(len(weights))]
 
 

@@ -26,7 +26,12 @@ Why it does not oscillate: a weight that has just left had ``e h >= c + tau`` an
 same for all weights of a tensor and falls as p rises; so for averages that stand still, the flips
 of one step can only bring more of their own direction, and p moves to a fixed point, never to and
 fro. The other side of this is that K H(p) is concave: the first flips of a tensor are dear, up to
-log2(2 K + 1) bits, the later ones cheap. Capping the price did not help.
+log2(2 K + 1) bits, the later ones cheap.
+
+Measured on digits (LeNet-300-100, keep ratio 0.1, three seeds) against two variants. A pull of
+``lambda * b`` alone, the same for weights of any magnitude, gave 94.4 % with 358 bytes of signs and
+92.4 % with 246, where dividing by ``2 |w|`` gave 95.4 % with 367 and 94.1 % with 234. A price
+capped at 3 bits, so that first flips come easier, made no difference beyond the seeds' own.
 
 Source: ours. Bop's decision: Peek-a-Boo, Appendix A, equation (6).
 """
