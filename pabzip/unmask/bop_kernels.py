@@ -53,7 +53,7 @@ def plain_step(
         averages[at] = average
         weight = weights[at]
         agreed = average if weight > 0 else -average
-        flip = (agreed >= threshold) & (weight != 0)
+        flip = (agreed >= threshold) & ((weight > 0) | (weight < 0))
         weights[at] = -weight if flip else weight
         flips += flip
     return flips
@@ -92,7 +92,7 @@ def priced_step(
         weight = weights[at]
         pulled = average - pull / abs(weight) * np.float32(homes[at])
         agreed = pulled if weight > 0 else -pulled
-        flip = (agreed >= threshold) & (weight != 0)
+        flip = (agreed >= threshold) & ((weight > 0) | (weight < 0))
         weights[at] = -weight if flip else weight
         flips += flip
     return flips

@@ -1,13 +1,15 @@
 """One step of Bop for many tensors at once: a pure function of its arguments, all in place.
 
-On a CPU a compiled kernel passes once over memory; elsewhere, and for other dtypes than float32,
-torch's own operations over lists of tensors do the same arithmetic. `pabzip.unmask.bop_kernels`
-states the step weight by weight, which is what a kernel for another device has to do.
+A kernel passes once over memory, a compiled one on a CPU and Triton's on a GPU; where there is none
+for it, torch's own operations over lists of tensors do the same arithmetic. The step weight by
+weight is stated in `pabzip.unmask.bop_kernels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ def update(
 ) -> list[Tensor]:
     """Move the averages by equation (5), then flip the weights by equation (6).
 
-    Both paths give the same bits.
+    Every path gives the same bits.
 
     Args:
         weights: floating tensors; their signs change in place, pruned ones stay +0.0.
@@ -50,13 +52,13 @@ def update(
         The number of flips of each tensor: int64 scalars, on the weights' devices. Nothing waits
         for a device.
     """
-    alike: dict[tuple[bool, torch.device], list[int]] = {}
+    alike: dict[tuple[str, torch.device], list[int]] = {}
     for at, (weight, average) in enumerate(zip(weights, averages, strict=True)):
-        alike.setdefault((_fits_kernel(weight, average), weight.device), []).append(at)
+        path = _path(weight, average, priced=homes is not None)
+        alike.setdefault((path, weight.device), []).append(at)
     counts: dict[int, Tensor] = {}
-    for (fits, _), places in alike.items():
-        step = _in_one_pass if fits else _by_lists
-        found = step(
+    for (path, _), places in alike.items():
+        found = _STEPS[path](
             [weights[at] for at in places],
             [averages[at] for at in places],
             [gradients[at] for at in places],
@@ -69,17 +71,25 @@ def update(
     return [counts[at] for at in range(len(weights))]
 
 
-def _fits_kernel(weight: Tensor, average: Tensor) -> bool:
-    """Return whether the kernel can run: float32 on a CPU, both alike in memory, without gaps."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and weight.stride() == average.stride()
-        and (
-            weight.is_contiguous()
-            or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
-        )
+def _path(weight: Tensor, average: Tensor, *, priced: bool) -> str:
+    """Choose how a weight takes its step: by a kernel if both lie in memory alike, without gaps."""
+    dense = weight.is_contiguous() or (
+        weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     )
+    if not dense or weight.stride() != average.stride():
+        return "lists"
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        return "compiled"
+    # Prices depend on counts of the whole tensor, which the GPU's kernel does not take.
+    if weight.is_cuda and average.dtype == torch.float32 and not priced and _has_triton():
+        return "triton"
+    return "lists"
+
+
+@cache
+def _has_triton() -> bool:
+    """Return whether triton is installed; it is not everywhere that torch is."""
+    return find_spec("triton") is not None
 
 
 def _in_one_pass(
@@ -165,3 +175,26 @@ def _by_lists(
     torch._foreach_add_(flips, 1)
     torch._foreach_mul_(weights, flips)
     return counts
+
+
+def _by_triton(
+    weights: list[Tensor],
+    averages: list[Tensor],
+    gradients: list[Tensor],
+    homes: None,
+    rate: float,
+    threshold: float,
+    flip_cost: float,
+) -> list[Tensor]:
+    """Take the step, without prices, with the GPU's kernel."""
+    del homes, flip_cost  # `_path` sends none here
+    from pabzip.unmask.triton_bop import triton_update
+
+    return triton_update(weights, averages, gradients, rate=rate, threshold=threshold)
+
+
+_STEPS: Mapping[str, Callable[..., list[Tensor]]] = {
+    "compiled": _in_one_pass,
+    "triton": _by_triton,
+    "lists": _by_lists,
+}

@@ -225,6 +225,20 @@ def test_channels_last_weights_and_gradients_of_another_layout():
     assert not torch.equal(plain, nchw)
 
 
+@pytest.mark.parametrize("cost", [0.0, 1e-3])
+def test_what_is_not_a_number_never_flips(cost):
+    weight = torch.tensor([1.0, float("nan"), 0.0, -1.0, 1.0])
+    gradient = torch.tensor([float("nan"), 1.0, float("nan"), float("-inf"), 1.0])
+    for layout in (weight.clone(), weight.repeat_interleave(2)[::2]):  # the kernel, and the lists
+        parameter = nn.Parameter(layout)
+        bop = Bop([parameter], 1.0, 0.5, flip_cost=cost)
+        parameter.grad = gradient.clone()
+        bop.step()
+        assert int(bop.flips) == 2
+        assert parameter[[0, 2, 3, 4]].tolist() == [1.0, 0.0, 1.0, -1.0]
+        assert not torch.signbit(parameter[1:3]).any()
+
+
 def test_a_layout_that_changes_in_mid_run():
     generator = torch.Generator().manual_seed(1)
     one, two = (nn.Parameter(torch.ones(8, 6, 3, 3)) for _ in range(2))
