@@ -18,10 +18,12 @@ if TYPE_CHECKING:
         network_from_checkpoint,
         save_checkpoint,
     )
+    from pabzip.train.costing import method_costs, step_costs
     from pabzip.train.defaults import default_recipe
     from pabzip.train.evaluation import Evaluation, evaluate
     from pabzip.train.expected_bytes import ExpectedBytes
     from pabzip.train.loop import train
+    from pabzip.train.macs import count_macs
     from pabzip.train.methods import Method, method_of
     from pabzip.train.network import build_network, classifier_name, seed_network
     from pabzip.train.observers import JsonLog, Observer, Progress, ProgressBar
@@ -60,17 +62,20 @@ _HOMES = {
     "bit_operations": "bitops",
     "build_network": "network",
     "classifier_name": "network",
+    "count_macs": "macs",
     "default_recipe": "defaults",
     "evaluate": "evaluation",
     "from_dict": "toml",
     "layer_costs": "bitops",
     "load_checkpoint": "checkpoint",
     "merge": "toml",
+    "method_costs": "costing",
     "method_of": "methods",
     "network_from_checkpoint": "checkpoint",
     "read_recipe": "toml",
     "save_checkpoint": "checkpoint",
     "seed_network": "network",
+    "step_costs": "costing",
     "to_dict": "toml",
     "train": "loop",
 }
@@ -98,17 +103,20 @@ __all__ = [
     "bit_operations",
     "build_network",
     "classifier_name",
+    "count_macs",
     "default_recipe",
     "evaluate",
     "from_dict",
     "layer_costs",
     "load_checkpoint",
     "merge",
+    "method_costs",
     "method_of",
     "network_from_checkpoint",
     "read_recipe",
     "save_checkpoint",
     "seed_network",
+    "step_costs",
     "to_dict",
     "train",
 ]

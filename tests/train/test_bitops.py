@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from pabzip import models
-from pabzip.train import bit_operations, layer_costs
+from pabzip.train import (
+    PsgRecipe,
+    Recipe,
+    bit_operations,
+    count_macs,
+    layer_costs,
+    method_costs,
+    step_costs,
+)
 
 FULL = 3 * 32 * 32
 
@@ -31,7 +39,12 @@ MACS = {"conv.weight": 16 * 4 * 1 * 9, "up.weight": 16 * 4 * 3 * 4, "fc.weight":
 
 def test_a_dense_net_costs_three_products_of_full_precision() -> None:
     net = Net()
-    assert {cost.name: cost.macs for cost in layer_costs(net, (2, 8, 8))} == MACS
+    assert count_macs(net, (2, 8, 8)) == MACS
+    costs = layer_costs(net, (2, 8, 8))
+    assert {cost.name: cost.macs for cost in costs} == MACS
+    for cost in costs:
+        assert cost.forward == cost.input_gradient == cost.weight_gradient == cost.macs * 1024
+        assert cost.total == cost.macs * FULL
     assert bit_operations(net, (2, 8, 8)) == sum(MACS.values()) * FULL
 
 
@@ -43,6 +56,67 @@ def test_masks_and_bits_count_for_the_masked_layers_alone() -> None:
     )
     conv = MACS["conv.weight"] * 0.25 * (32 * 32 + 16 * 4 + 16 * 8)
     assert found == conv + (MACS["up.weight"] + MACS["fc.weight"]) * FULL
+
+
+def test_each_product_costs_the_bits_of_its_operands() -> None:
+    mask = torch.ones(5, 192, dtype=torch.bool)
+    mask[:, ::2] = False
+    costs = layer_costs(
+        Net(), (2, 8, 8), {"fc.weight": mask}, input_bits=3, weight_bits=5, gradient_bits=7
+    )
+    conv, up, fc = costs
+    assert [cost.masked for cost in costs] == [False, False, True]
+    assert (conv.kept, fc.kept) == (1.0, 0.5)
+    half = MACS["fc.weight"] // 2
+    assert fc.forward == half * 32 * 32
+    assert fc.input_gradient == half * 7 * 5
+    assert fc.weight_gradient == half * 7 * 3
+    assert up.total == MACS["up.weight"] * FULL
+
+
+def test_dropped_steps_lower_the_average() -> None:
+    whole, dropped = (layer_costs(Net(), (2, 8, 8), drop_ratio=ratio) for ratio in (0.0, 0.25))
+    for before, after in zip(whole, dropped, strict=True):
+        assert after.total == 0.75 * before.total
+    assert bit_operations(Net(), (2, 8, 8), drop_ratio=0.5) == sum(MACS.values()) * FULL / 2
+
+
+def test_a_depthwise_layer_costs_a_product_each_weight_and_position() -> None:
+    layer = nn.Conv2d(6, 12, 3, padding=1, groups=6)
+    assert count_macs(layer, (6, 5, 7)) == {"weight": 12 * 9 * 5 * 7}
+    strided = nn.ConvTranspose1d(4, 8, 5, stride=3, groups=2)
+    assert count_macs(strided, (4, 10)) == {"weight": 4 * 4 * 5 * 10}
+
+
+def test_a_mask_counts_for_every_layer_that_shares_its_weight() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    mask = torch.eye(4, dtype=torch.bool)
+    found = layer_costs(nn.Sequential(first, second), (4,), {"0.weight": mask})
+    assert [(cost.name, cost.kept) for cost in found] == [("0.weight", 0.25), ("1.weight", 0.25)]
+
+
+def test_the_methods_of_the_table() -> None:
+    net = Net()
+    masks = {
+        "conv.weight": torch.arange(36).view(4, 1, 3, 3) % 4 == 0,
+        "up.weight": torch.arange(48).view(4, 3, 2, 2) % 8 == 0,
+    }
+    psg = PsgRecipe(input_bits=8, weight_bits=4, gradient_bits=16)
+    costs = method_costs(net, (2, 8, 8), masks, psg=psg, drop_ratio=0.5)
+    totals = {name: sum(cost.total for cost in layers) for name, layers in costs.items()}
+    seeded = MACS["conv.weight"] / 4 + MACS["up.weight"] / 8
+    dense = 0.5 * sum(MACS.values()) * FULL
+    pab = 0.5 * (seeded + MACS["fc.weight"]) * FULL
+    cheap = 0.5 * (seeded * (1024 + 16 * 12) + MACS["fc.weight"] * FULL)
+    assert totals == {
+        "pab-bop": pab, "pab-bop-psg": cheap, "pab-latent": pab, "pab-latent-psg": cheap,
+        "sgd": pab, "signsgd": pab, "dense-sgd": dense, "dense-sgd-short": dense,
+    }  # fmt: skip
+    for method, layers in costs.items():
+        recipe = Recipe(method=method, psg=psg, drop_ratio=0.5)
+        assert step_costs(net, (2, 8, 8), masks, recipe) == layers
+    assert list(costs["sgd"]) == layer_costs(net, (2, 8, 8), masks, drop_ratio=0.5)
 
 
 def test_counting_leaves_the_network_as_it_was() -> None:
@@ -59,6 +133,15 @@ def test_counting_leaves_the_network_as_it_was() -> None:
 def test_a_layer_that_runs_twice_counts_twice() -> None:
     layer = nn.Linear(3, 3)
     assert bit_operations(nn.Sequential(layer, layer), (3,)) == 2 * 9 * FULL
+
+
+def test_a_late_stride_is_what_the_paper_counted_for_the_wide_network() -> None:
+    dense = {
+        late: bit_operations(models.build("wideresnet28", late_stride=late), (3, 32, 32))
+        for late in (False, True)
+    }
+    assert dense[True] == pytest.approx(18.28e12, rel=2e-4)  # Table 2
+    assert dense[False] == pytest.approx(16.11e12, rel=2e-4)
 
 
 def test_resnet18_costs_what_the_paper_says() -> None:
