@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pabzip.train.precision import Precision
 from pabzip.train.sharding import bounds, shards_of, step_seed, tree_sum
 from pabzip.train.world import World
 
@@ -41,10 +42,12 @@ class BatchGradients:
         seed: the recipe's; with epoch, step and shard it decides what dropout draws.
         shards: parts of a batch, a power of two that the number of processes divides.
         world: the processes.
+        precision: in which forward and backward passes compute.
     """
 
-    def __init__(self, net: nn.Module, seed: int, shards: int, world: World):
+    def __init__(self, net: nn.Module, seed: int, shards: int, world: World, precision: Precision):
         self._net = net
+        self._precision = precision
         self._seed = seed
         self._shards = shards
         self._world = world
@@ -65,8 +68,9 @@ class BatchGradients:
         """
         if self._shards == 1:
             _seed_generators(step_seed(self._seed, epoch, step, 0), labels.device)
-            loss, correct = _forward(self._net, inputs, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss, correct = self._forward(inputs, labels)
+            self._precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
+            self._unscale()
             return BatchNumbers(loss.detach(), correct, len(labels))
         before = [counter.clone() for counter in self._counters]
         start = [values.clone() for values in self._statistics]
@@ -90,9 +94,10 @@ class BatchGradients:
             _restore(self._statistics, statistics)
             begin, end = bounds(samples, self._shards, shard)
             _seed_generators(step_seed(self._seed, epoch, step, shard), labels.device)
-            loss, correct = _forward(self._net, inputs[begin:end], labels[begin:end])
+            loss, correct = self._forward(inputs[begin:end], labels[begin:end])
             share = loss * ((end - begin) / samples)
-            gradients = torch.autograd.grad(share, self._parameters, allow_unused=True)
+            scaled = self._precision.scaled(share)
+            gradients = torch.autograd.grad(scaled, self._parameters, allow_unused=True)
             pieces = [
                 torch.zeros_like(parameter) if gradient is None else gradient
                 for parameter, gradient in zip(self._parameters, gradients, strict=True)
@@ -108,18 +113,22 @@ class BatchGradients:
         parts = torch.split(total, [*(target.numel() for target in targets), 1, 1])
         for parameter, part in zip(self._parameters, parts, strict=False):
             parameter.grad = part.view(parameter.shape)
+        self._unscale()
         with torch.no_grad():
             for values, part in zip(self._statistics, parts[len(self._parameters) :], strict=False):
                 values.copy_(part.view(values.shape))
         return BatchNumbers(parts[-2][0], parts[-1][0], samples)
 
+    def _forward(
+        self, inputs: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss and the number of samples classified rightly."""
+        logits = self._precision.logits(self._net, inputs)
+        return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).sum()
 
-def _forward(
-    net: nn.Module, inputs: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean loss and the number of samples classified rightly."""
-    logits = net(inputs)
-    return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).sum()
+    def _unscale(self) -> None:
+        """Turn the gradients that were left into those of the loss."""
+        self._precision.unscale([p.grad for p in self._parameters if p.grad is not None])
 
 
 def _restore(buffers: list[torch.Tensor], values: list[torch.Tensor]) -> None:

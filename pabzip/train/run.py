@@ -30,6 +30,7 @@ from pabzip.train.methods import method_of
 from pabzip.train.network import build_network
 from pabzip.train.observers import Observer
 from pabzip.train.optimisers import Optimisers
+from pabzip.train.precision import Precision
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import EpochStats, TrainResult
 from pabzip.train.resumption import comparable, surroundings
@@ -88,7 +89,9 @@ class Run:
             )
         self.train_images = _on_device(splits.train, device)
         self.test_images = _on_device(splits.test, device)
+        self.precision = Precision(recipe.precision, recipe.channels_last, device)
         self.net = build_network(recipe, splits).to(device)
+        self.precision.arrange(self.net)
         shape = self.input_shape = tuple(splits.train.images.shape[1:])
         self.steps = steps_of(len(splits.train), recipe.batch_size, recipe.shards)
         _check_shards(recipe, len(splits.train), world)
@@ -101,7 +104,9 @@ class Run:
             recipe = world.from_first(lambda: shortened(recipe, self.net, shape, self._find))
         self.recipe = recipe
         self.optimisers = Optimisers(self.net, recipe, {})
-        self.gradients = BatchGradients(self.net, recipe.seed, recipe.shards, world)
+        self.gradients = BatchGradients(
+            self.net, recipe.seed, recipe.shards, world, self.precision
+        )
         self.history: list[EpochStats] = []
         self.step = 0
         self.searches = 0
@@ -148,6 +153,7 @@ class Run:
             "tensors": dict(self._tensors()),
             "masks": self.masks,
             "optimisers": self.optimisers.state_dict(),
+            "precision": self.precision.state_dict(),
             "meter": self.meter.state_dict(),
             "history": [stats.to_dict() for stats in self.history],
             "step": self.step,
@@ -174,6 +180,7 @@ class Run:
             if self.method.masked:
                 self.optimisers.prune(self.masks)
             self.optimisers.load_state_dict(state["optimisers"])
+            self.precision.load_state_dict(state["precision"])
             self.history = [EpochStats(**stats) for stats in state["history"]]
             self.step, self.searches = state["step"], state["searches"]
             self.meter = Meter(len(self.history) + 1, self.device)

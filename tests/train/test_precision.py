@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import pabzip
+from pabzip import data
 from pabzip.search import synflow
+from pabzip.train import Recipe, SearchRecipe, train
 from pabzip.train.precision import LossScale, Precision
 from pabzip.unmask import Bop, apply_psg
 
@@ -158,3 +163,34 @@ def test_an_overflow_that_no_scale_explains_is_seen() -> None:
     gradient = torch.tensor([1.0, float("nan")])
     scale.unscale([gradient])
     assert gradient.isnan().any()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bfloat16", "channels_last": True}, {"precision": "float16"}],
+    ids=["bfloat16", "float16"],
+)
+def test_runs_of_a_recipe_take_it_and_pack(changes: dict[str, Any], tmp_path: Path) -> None:
+    recipe = Recipe(
+        "resnet20", {"width": 4}, epochs=1, method="pab-bop-psg", keep_ratio=0.5,
+        search=SearchRecipe(iterations=3), device="cpu", **changes,
+    )  # fmt: skip
+    splits = data.load("digits")
+    small = dataclasses.replace(
+        splits,
+        train=dataclasses.replace(
+            splits.train, images=splits.train.images[:96], labels=splits.train.labels[:96]
+        ),
+    )
+    result = train(recipe, output=tmp_path / "model.pt", splits=small)
+    info = pabzip.pack(tmp_path / "model.pt", tmp_path / "model.pabz")
+    assert info["survivors"] == result.survivors
+    with pabzip.open(tmp_path / "model.pabz") as opened:
+        opened.verify()
+    plain = train(
+        dataclasses.replace(recipe, precision="float32", channels_last=False),
+        output=tmp_path / "plain.pt",
+        splits=small,
+    )
+    assert result.test_loss != plain.test_loss
+    assert result.test_loss == pytest.approx(plain.test_loss, rel=0.5)
