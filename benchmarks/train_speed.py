@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from _published_psg import apply_published_psg
 from _shared import (
     Progress,
@@ -34,10 +33,13 @@ from torch import Tensor, nn
 
 from pabzip import models
 from pabzip.search import apply_masks, synflow
+from pabzip.train.gradients import BatchGradients
 from pabzip.train.meter import Meter
 from pabzip.train.network import pick_device, seed_network
 from pabzip.train.optimisers import Optimisers
+from pabzip.train.precision import Precision
 from pabzip.train.recipes import Recipe
+from pabzip.train.world import World
 from pabzip.unmask import PsgConfig, apply_psg
 
 DENSE, BOP, PSG, PUBLISHED = "dense SGD", "Bop", "Bop with PSG", "Bop with PSG as published"
@@ -147,16 +149,17 @@ def _step(
     net: nn.Module, optimiser: Optimiser, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> Callable[[], None]:
     """Return what the training loop does with the next batch; see `pabzip.train.epoch`."""
-    meter = Meter(1, batches[0][0].device)
-    walk = iter(batches)
+    device = batches[0][0].device
+    gradients = BatchGradients(net, 0, 1, World(), Precision("float32", False, device))
+    meter = Meter(1, device)
+    walk = enumerate(batches, 1)
     net.train()
 
     def run() -> None:
-        inputs, labels = next(walk)
+        step, (inputs, labels) = next(walk)
         optimiser.zero_grad()
-        loss = F.cross_entropy(net(inputs), labels)
-        loss.backward()
-        meter.check(loss, [p.grad for p in net.parameters() if p.grad is not None])
+        batch = gradients(inputs, labels, 1, step)
+        meter.check(step, batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
         optimiser.step()
 
     return run

@@ -104,9 +104,7 @@ class Run:
             recipe = world.from_first(lambda: shortened(recipe, self.net, shape, self._find))
         self.recipe = recipe
         self.optimisers = Optimisers(self.net, recipe, {})
-        self.gradients = BatchGradients(
-            self.net, recipe.seed, recipe.shards, world, self.precision
-        )
+        self.gradients = BatchGradients(self.net, recipe.seed, recipe.shards, world, self.precision)
         self.history: list[EpochStats] = []
         self.step = 0
         self.searches = 0
