@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from pabzip.train.macs import count_macs
     from pabzip.train.methods import Method, method_of
     from pabzip.train.network import build_network, classifier_name, seed_network
-    from pabzip.train.observers import JsonLog, Observer, Progress, ProgressBar
+    from pabzip.train.observers import (
+        Curves,
+        JsonLog,
+        Observer,
+        Progress,
+        ProgressBar,
+        TensorBoard,
+    )
     from pabzip.train.recipes import (
         BopRecipe,
         LatentRecipe,
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BopRecipe": "recipes",
     "Checkpoint": "checkpoint",
+    "Curves": "observers",
     "EpochStats": "results",
     "Evaluation": "evaluation",
     "ExpectedBytes": "expected_bytes",
@@ -58,6 +66,7 @@ _HOMES = {
     "SearchRecipe": "recipes",
     "SgdRecipe": "recipes",
     "SignSgdRecipe": "recipes",
+    "TensorBoard": "observers",
     "TrainResult": "results",
     "bit_operations": "bitops",
     "build_network": "network",
@@ -83,6 +92,7 @@ _HOMES = {
 __all__ = [
     "BopRecipe",
     "Checkpoint",
+    "Curves",
     "EpochStats",
     "Evaluation",
     "ExpectedBytes",
@@ -99,6 +109,7 @@ __all__ = [
     "SearchRecipe",
     "SgdRecipe",
     "SignSgdRecipe",
+    "TensorBoard",
     "TrainResult",
     "bit_operations",
     "build_network",

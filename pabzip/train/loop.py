@@ -60,7 +60,8 @@ def train(
         save_every: how often the state of the run is saved in ``<output>.progress``, a `SaveEvery`
             or a text such as ``"10min"``, ``"500steps"`` or ``"1epoch"``; also after each search.
             By default it is not saved. The file is removed once ``output`` is written.
-        resume: continue from ``<output>.progress`` where there is one, else begin.
+        resume: continue from ``<output>.progress`` where there is one, else begin. A run that
+            begins removes the state that another left there.
 
     Returns:
         The results; all but ``output`` and ``seconds`` also travel in the checkpoint.
@@ -96,6 +97,8 @@ def train(
             if state is not None:
                 check_resumption(state, recipe, device, keeper.path)
                 run.take_up(state)
+            elif world.first:
+                keeper.remove()
             run.check_start()
             try:
                 run.run()

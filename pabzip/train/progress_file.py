@@ -11,10 +11,10 @@ import torch
 from pabzip.errors import CheckpointError
 from pabzip.formats.atomic import open_atomic
 from pabzip.train.digest import digest
+from pabzip.train.progress_file_name import progress_path
 
 FORMAT = "pabzip-progress"
 VERSION = 1
-SUFFIX = ".progress"
 
 _WAY_OUT = "remove it and begin again without --resume"
 _TYPES: dict[str, type] = {
@@ -35,7 +35,7 @@ class ProgressFile:
     """
 
     def __init__(self, output: str | os.PathLike[str]):
-        self.path = f"{os.fspath(output)}{SUFFIX}"
+        self.path = progress_path(output)
 
     def exists(self) -> bool:
         """Whether there is an unfinished run."""

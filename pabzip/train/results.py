@@ -21,6 +21,8 @@ class EpochStats:
         flips_per_step: mean number of signs flipped in a step.
         flipped: fraction of the surviving weights whose sign differs from the seed's.
         seconds: wall-clock time of the epoch, evaluation included.
+        expected_bytes: size of the file that packing the network now would give, estimated
+            (`ExpectedBytes`); None for methods that train magnitudes.
     """
 
     epoch: int
@@ -32,6 +34,7 @@ class EpochStats:
     flips_per_step: float
     flipped: float
     seconds: float
+    expected_bytes: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers by name."""

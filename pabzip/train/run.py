@@ -23,6 +23,7 @@ from pabzip.train.bitops import bit_operations
 from pabzip.train.digest import digest
 from pabzip.train.epoch import steps_of, train_epoch
 from pabzip.train.evaluation import evaluate
+from pabzip.train.expected_bytes import ExpectedBytes
 from pabzip.train.gradients import BatchGradients
 from pabzip.train.keeper import Keeper
 from pabzip.train.meter import Meter
@@ -109,6 +110,7 @@ class Run:
         self.step = 0
         self.searches = 0
         self.meter = Meter(1, device)
+        self._expected: ExpectedBytes | None = None
 
     def run(self) -> None:
         """Search, and train all epochs that are left."""
@@ -220,6 +222,7 @@ class Run:
         self.masks = {name: mask.to(self.device) for name, mask in masks.items()}
         apply_masks(self.net, self.masks)
         self.optimisers.prune(self.masks)
+        self._expected = None
         self.searches += 1
         self.check_ranks("the ticket after the search")
         self.keeper.save(self.state)
@@ -274,6 +277,7 @@ class Run:
             flips_per_step=trained.flips_per_step,
             flipped=self.signs.flipped(self.masks),
             seconds=now - self._epoch_begun,
+            expected_bytes=self._expected_bytes(),
         )
         self.history.append(stats)
         self.step, self._epoch_begun = 0, now
@@ -282,6 +286,14 @@ class Run:
             observer.epoch_ended(stats)
         if self.keeper.epoch_due():
             self.keeper.save(self.state)
+
+    def _expected_bytes(self) -> float | None:
+        """Return the size of the file to come; the first process alone needs to know."""
+        if not (self.world.first and self.method.seeded):
+            return None
+        if self._expected is None:
+            self._expected = ExpectedBytes(self.net, self.masks, self.recipe)
+        return self._expected.bytes()
 
     def _stepped(self, step: int) -> None:
         """Read the meter now and then, tell the observers, and save when it is time."""

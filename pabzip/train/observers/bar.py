@@ -14,7 +14,7 @@ from pabzip.train.results import EpochStats
 class ProgressBar(Observer):
     """A bar on stderr, and only where stderr is a terminal.
 
-    Shows loss, training accuracy and flips a step; after each epoch the test accuracy.
+    Shows loss, training accuracy and flips a step; after an epoch test accuracy and expected bytes.
 
     Args:
         file: where the bar goes; stderr by default.
@@ -24,7 +24,7 @@ class ProgressBar(Observer):
         self._file = file
         self._bar: Any = None
         self._steps = 0
-        self._test: str | None = None
+        self._after_epoch: dict[str, str] = {}
         self._epochs_done = 0
         self._steps_done = 0
 
@@ -62,14 +62,14 @@ class ProgressBar(Observer):
             "train": f"{progress.accuracy:.2%}",
             "flips/step": f"{progress.flips_per_step:.1f}",
         }
-        if self._test is not None:
-            numbers["test"] = self._test
-        self._bar.set_postfix(numbers, refresh=False)
+        self._bar.set_postfix({**numbers, **self._after_epoch}, refresh=False)
         self._bar.update((progress.epoch - 1) * self._steps + progress.step - self._bar.n)
 
     def epoch_ended(self, stats: EpochStats) -> None:
-        """Remember the test accuracy, to be shown from now on."""
-        self._test = f"{stats.test_accuracy:.2%}"
+        """Remember test accuracy and size of the ticket, to be shown from now on."""
+        self._after_epoch = {"test": f"{stats.test_accuracy:.2%}"}
+        if stats.expected_bytes is not None:
+            self._after_epoch["bytes"] = f"{stats.expected_bytes:,.0f}"
 
     def close(self) -> None:
         """Leave the bar as it stands."""

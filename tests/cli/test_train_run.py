@@ -1,0 +1,158 @@
+"""``pabzip train`` over a long time: what is kept, continued and drawn."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pabzip.train.run
+from pabzip.errors import TrainingError
+
+TINY = (
+    "--arch", "conv2", "--arch-option", "width=4", "--epochs", "2", "--batch-size", "350",
+    "--search-iterations", "3", "--device", "cpu", "--keep-ratio", "0.5",
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Let the second epoch end with an error of one's choice."""
+
+    def fail_with(error):
+        whole = pabzip.train.run.Run._epoch
+
+        def fail(self):
+            if self.history:
+                raise error
+            whole(self)
+
+        monkeypatch.setattr(pabzip.train.run.Run, "_epoch", fail)
+        return lambda: monkeypatch.setattr(pabzip.train.run.Run, "_epoch", whole)
+
+    return fail_with
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_interrupted_told_and_resumed(folder, run, failing):
+    extra = ("--save-every", "1epoch", "--log", "run.jsonl", "--curves", "run.png")
+    assert run("train", *TINY, "-o", "whole.pt").exit_code == 0
+    mend = failing(KeyboardInterrupt())
+    result = run("train", *TINY, *extra)
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "pabzip: the last state is kept in model.pt.progress; --resume continues it\n\n"
+        "pabzip: error: interrupted\n"
+    )
+    assert names(folder) == ["model.pt.progress", "run.jsonl", "whole.pt"]
+    mend()
+
+    result = run("train", *TINY)
+    assert result.exit_code == 1
+    assert "model.pt.progress: holds the state of an unfinished run; continue it" in result.stderr
+
+    result = run("train", *TINY, *extra, "--resume", "--seed", "5")
+    assert result.exit_code == 2
+    assert "seed = 0 then and 5 now" in result.stderr
+
+    result = run("train", *TINY, *extra, "--resume", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["epochs"] == 2
+    assert names(folder) == ["model.pt", "run.jsonl", "run.png", "whole.pt"]
+    assert (folder / "model.pt").read_bytes() == (folder / "whole.pt").read_bytes()
+
+
+def test_force_begins_again_and_discards_the_state(folder, run, failing):
+    mend = failing(TrainingError("epoch 2, step 1: expected a finite loss, found nan"))
+    result = run("train", *TINY, "--save-every", "1epoch")
+    assert result.exit_code == 4
+    assert result.stderr == (
+        "pabzip: error: epoch 2, step 1: expected a finite loss, found nan; the state after epoch "
+        "1 is kept in model.pt.progress, --resume continues from it\n"
+    )
+    mend()
+    assert run("train", *TINY, "--force", "--seed", "3").exit_code == 0
+    assert names(folder) == ["model.pt"]
+
+
+def test_other_surroundings_are_a_warning(folder, run, failing):
+    mend = failing(KeyboardInterrupt())
+    run("train", *TINY, "--save-every", "1epoch")
+    mend()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        result = run("train", *TINY, "--resume")
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"pabzip: model.pt.progress: threads was {threads} when")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_damaged_state_exits_3(folder, run):
+    (folder / "model.pt.progress").write_bytes(b"PK nothing of ours")
+    result = run("train", *TINY, "--resume")
+    assert result.exit_code == 3
+    assert "model.pt.progress: expected the state of an unfinished run" in result.stderr
+    assert names(folder) == ["model.pt.progress"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--save-every", "often"), 2, "save_every: expected such as 10min"),
+        (("--shards", "3"), 2, "shards: expected a power of two"),
+        (("--curves", "-"), 2, "name them"),
+        (("--curves", "model.pt"), 1, "model.pt"),
+        (("--curves", "no/run.png"), 1, "no folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_training(folder, run, arguments, code, message):
+    (folder / "model.pt").touch()
+    result = run("train", *TINY, "--force", *arguments)
+    assert result.exit_code == code, result.stderr
+    assert message in result.stderr
+
+
+def test_never_keeps_nothing(folder, run, failing):
+    failing(KeyboardInterrupt())
+    result = run("train", *TINY, "--save-every", "never")
+    assert (result.exit_code, result.stderr) == (130, "\npabzip: error: interrupted\n")
+    assert names(folder) == []
+
+
+@pytest.mark.slow
+def test_ten_real_kills_change_nothing(folder):
+    command = [sys.executable, "-m", "pabzip.cli", "train", *TINY, "--epochs", "6", "--resume"]
+    subprocess.run([*command, "-o", "whole.pt", "-q"], check=True)
+    chance, kills = random.Random(1), 0
+    while kills < 10:
+        process = subprocess.Popen([*command, "--save-every", "1steps", "-q"])
+        try:
+            # Not before the state has moved on, or ten kills would all hit the imports.
+            process.wait(timeout=4 + chance.uniform(0, 4))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    if not (folder / "model.pt").exists():
+        subprocess.run([*command, "-q"], check=True)
+    assert kills > 0
+    assert (folder / "model.pt").read_bytes() == (folder / "whole.pt").read_bytes()
+    assert names(folder) == ["model.pt", "whole.pt"]

@@ -1,0 +1,104 @@
+"""Curves and TensorBoard: what they write, and what they take up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pabzip.errors import MissingDependencyError
+from pabzip.train import Curves, EpochStats, Progress, Recipe, TensorBoard, TrainResult
+from pabzip.train.observers.curves import draw_curves
+
+RESULT = TrainResult(
+    arch="conv2", data="digits", method="pab-bop", keep_ratio=0.1, epochs=3, test_accuracy=0.9,
+    output="model.pt", seconds=1.0, bitops=1.0, test_loss=0.3, train_accuracy=0.9, weights=100,
+    survivors=10, flipped=0.5, seed=0,
+)  # fmt: skip
+
+
+def epoch(number: int, **changes: Any) -> EpochStats:
+    values = {
+        "epoch": number, "epochs": 3, "loss": 1 / number, "train_accuracy": 0.5, "test_loss": 0.4,
+        "test_accuracy": 0.6, "flips_per_step": 10.0 - number, "flipped": 0.1 * number,
+        "seconds": 1.0, "expected_bytes": 7000.0 + number,
+    }  # fmt: skip
+    return EpochStats(**{**values, **changes})
+
+
+def test_curves_show_the_past_and_the_present(tmp_path: Path) -> None:
+    file = tmp_path / "curves.png"
+    curves = Curves(file)
+    curves.resumed((epoch(1),), 3)
+    curves.started(Recipe(), 5)
+    curves.epoch_ended(epoch(2))
+    curves.finished(RESULT)
+    assert file.read_bytes().startswith(b"\x89PNG\r\n")
+    assert "matplotlib.pyplot" not in sys.modules
+    figure = draw_curves([epoch(1), epoch(2)], "title")
+    drawn = {axes.get_title(): [list(line.get_ydata()) for line in axes.lines]
+             for axes in figure.axes}  # fmt: skip
+    assert drawn == {
+        "loss (nats)": [[1.0, 0.5], [0.4, 0.4]],
+        "accuracy (%)": [[50.0, 50.0], [60.0, 60.0]],
+        "signs flipped a step": [[9.0, 8.0]],
+        "survivors with a flipped sign (%)": [[10.0, 20.0]],
+        "expected size of the file (kB)": [[7.001, 7.002]],
+    }
+
+
+def test_no_panel_for_a_size_that_nobody_expects() -> None:
+    figure = draw_curves([epoch(1, expected_bytes=None, flipped=0.0)], "title")
+    assert len(figure.axes) == 4
+
+
+def test_an_unwritable_picture_leaves_nothing(tmp_path: Path) -> None:
+    curves = Curves(tmp_path / "no" / "curves.png")
+    curves.started(Recipe(), 5)
+    curves.epoch_ended(epoch(1))
+    with pytest.raises(FileNotFoundError, match="create it first"):
+        curves.finished(RESULT)
+
+
+@pytest.mark.parametrize(("observer", "module", "flag"), [
+    (Curves, "matplotlib", "--curves"), (TensorBoard, "tensorboard", "--tensorboard"),
+])  # fmt: skip
+def test_what_is_missing_is_named_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, observer: Any, module: str, flag: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    watcher = observer(tmp_path / "x")
+    with pytest.raises(MissingDependencyError, match=rf"{flag} needs {module}.*pabzip\[train\]"):
+        watcher.started(Recipe(), 5)
+    watcher.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path: Path) -> None:
+    first = TensorBoard(tmp_path)
+    first.started(Recipe(), 5)
+    for number in (1, 2):
+        first.stepped(Progress(number, 5, 1.0, 0.5, 3.0))
+        first.epoch_ended(epoch(number))
+    first.close()
+    second = TensorBoard(tmp_path)
+    second.resumed((epoch(1),), 3)
+    second.started(Recipe(), 5)
+    for number in (2, 3):
+        second.stepped(Progress(number, 5, 0.5, 0.5, 3.0))
+        second.epoch_ended(epoch(number, loss=0.25))
+    second.close()
+    assert scalars(tmp_path, "loss/train") == [(5, 1.0), (10, 0.25), (15, 0.25)]
+    assert scalars(tmp_path, "running/loss") == [(5, 1.0), (10, 0.5), (15, 0.5)]
+    assert scalars(tmp_path, "ticket/expected_bytes")[-1] == (15, 7003.0)
+    assert scalars(tmp_path, "signs/flips_per_step")[0] == (5, 9.0)
