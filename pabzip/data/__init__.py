@@ -1,19 +1,24 @@
-"""Image datasets in memory, with fixed splits and batches in a reproducible order."""
+"""Image datasets, in memory or in files, with fixed splits and batches in a reproducible order."""
 
 from __future__ import annotations
 
-from pabzip.data.augment import RandomCrop, crop, crop_and_flip
+from pabzip.data.augment import RandomCrop, crop_and_flip
 from pabzip.data.batches import batches
+from pabzip.data.image_files import ImageFiles
 from pabzip.data.order import permutation
+from pabzip.data.random_resized_crop import RandomResizedCrop
 from pabzip.data.registry import load, names
-from pabzip.data.splits import Images, Splits
+from pabzip.data.splits import AnyAugmentation, AnyImages, Images, Splits
 
 __all__ = [
+    "AnyAugmentation",
+    "AnyImages",
+    "ImageFiles",
     "Images",
     "RandomCrop",
+    "RandomResizedCrop",
     "Splits",
     "batches",
-    "crop",
     "crop_and_flip",
     "load",
     "names",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -27,12 +25,12 @@ class RandomCrop:
     padding: int
     mirror: bool
 
-    def __call__(self, images: torch.Tensor, words: npt.NDArray[np.uint32]) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Change a batch.
 
         Args:
             images: ``[N, C, H, W]`` of any dtype, on any device; left as they are.
-            words: ``uint32[N]``, a uniform 31-bit integer for each image.
+            words: ``int64[N]`` on the same device, a uniform 31-bit integer for each image.
 
         Returns:
             A new tensor of the shape, dtype and device of ``images``.
@@ -40,14 +38,13 @@ class RandomCrop:
         count, channels, height, width = images.shape
         device = images.device
         offsets = 2 * self.padding + 1
-        choice = torch.from_numpy(words.astype(np.int64)).to(device)
-        top = choice % offsets
-        left = choice // offsets % offsets
+        top = words % offsets
+        left = words // offsets % offsets
 
         rows = top[:, None] + torch.arange(height, device=device)
         columns = torch.arange(width, device=device).expand(count, width)
         if self.mirror:
-            flip = (choice // offsets**2 % 2).bool()
+            flip = (words // offsets**2 % 2).bool()
             columns = torch.where(flip[:, None], columns.flip(1), columns)
         columns = left[:, None] + columns
         padded = F.pad(images, (self.padding,) * 4)
@@ -62,9 +59,3 @@ class RandomCrop:
 
 crop_and_flip = RandomCrop(padding=4, mirror=True)
 """The field's augmentation for CIFAR."""
-
-crop_and_flip_widely = RandomCrop(padding=8, mirror=True)
-"""The same for images of 64x64 pixels."""
-
-crop = RandomCrop(padding=2, mirror=False)
-"""For images that mean something else, or nothing, when mirrored: digits."""

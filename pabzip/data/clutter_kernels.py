@@ -18,7 +18,7 @@ _PEAK_BITS = 4  # a cell is 0 to 2**4
 
 
 @compiled
-def between(word: np.uint32, low: int, high: int) -> int:
+def between(word: np.uint32, low: int, high: int) -> np.int64:
     """Return an integer ``low`` to ``high``, both included, from a uniform word."""
     return low + ((np.int64(word) * (high - low + 1)) >> 32)
 

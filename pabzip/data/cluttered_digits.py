@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pabzip.data.augment import crop
+from pabzip.data.augment import RandomCrop
 from pabzip.data.clutter import Difficulty, paint_images
 from pabzip.data.clutter_kernels import CELLS, SIZE
-from pabzip.data.digits import load_digits
+from pabzip.data.digits import read_digits
 from pabzip.data.splits import Images, Splits
 from pabzip.seeds.philox import split_seed
 
@@ -67,7 +67,7 @@ def load_cluttered_digits() -> Splits:
 
     Source: ours. The digits are those of `pabzip.data.digits`.
     """
-    digits = load_digits()
+    train_digits, test_digits = read_digits()
 
     def part(source: Images, first: int, count: int) -> Images:
         pixels = torch.from_numpy(paint(source, first, count))
@@ -76,10 +76,10 @@ def load_cluttered_digits() -> Splits:
 
     return Splits(
         name="cluttered-digits",
-        train=part(digits.train, 0, TRAIN_IMAGES),
-        test=part(digits.test, TRAIN_IMAGES, TEST_IMAGES),
+        train=part(train_digits, 0, TRAIN_IMAGES),
+        test=part(test_digits, TRAIN_IMAGES, TEST_IMAGES),
         num_classes=_CLASSES,
-        augmentation=crop,
+        augmentation=RandomCrop(padding=2, mirror=False),
     )
 
 

@@ -30,6 +30,12 @@ def load_digits() -> Splits:
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
     Repository, 1998 (its test part, which scikit-learn carries).
     """
+    train, test = read_digits()
+    return Splits(name="digits", train=train, test=test, num_classes=10)
+
+
+def read_digits() -> tuple[Images, Images]:
+    """Return the training and the test images; see `load_digits`."""
     try:
         from sklearn import datasets
     except ImportError as error:
@@ -45,9 +51,4 @@ def load_digits() -> Splits:
     def part(indices: torch.Tensor) -> Images:
         return Images(images[indices], labels[indices], _PEAK, _MEAN, _STD)
 
-    return Splits(
-        name="digits",
-        train=part(order[:TRAIN_IMAGES]),
-        test=part(order[TRAIN_IMAGES:]),
-        num_classes=10,
-    )
+    return part(order[:TRAIN_IMAGES]), part(order[TRAIN_IMAGES:])

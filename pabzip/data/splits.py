@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 
-Augmentation = Callable[[torch.Tensor, npt.NDArray[np.uint32]], torch.Tensor]
-"""Changes a batch ``uint8[N, C, H, W]`` at random; the second argument holds one uniform 31-bit
-integer an image, the only randomness it may use."""
+from pabzip.data.image_files import ImageFiles
+from pabzip.data.normalise import Normalisation
+from pabzip.data.order import WordStream
+from pabzip.data.random_resized_crop import RandomResizedCrop
+
+Augmentation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Changes a batch ``uint8[N, C, H, W]`` at random; the second argument, ``int64[N]`` on the same
+device, holds one uniform 31-bit integer an image, the only randomness it may use."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +41,22 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.images.device
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of an input."""
+        return tuple(self.images.shape[1:])
+
+    def to(self, device: torch.device | str) -> Images:
+        """Return the same images on ``device``, so that no step waits for a copy."""
+        return dataclasses.replace(
+            self, images=self.images.to(device), labels=self.labels.to(device)
+        )
+
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return ``(pixels / peak - mean) / std`` by channel.
 
@@ -44,14 +66,51 @@ class Images:
         Returns:
             ``float32[N, C, H, W]`` on the same device.
         """
-        shape = (1, len(self.mean), 1, 1)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(shape)
-        std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(shape)
-        return (pixels.to(torch.float32) / self.peak - mean) / std
+        return Normalisation(self.mean, self.std, self.peak, pixels.device)(pixels)
 
     def inputs(self) -> torch.Tensor:
         """Return all images, normalised: ``float32[N, C, H, W]``."""
         return self.normalise(self.images)
+
+    def read(
+        self,
+        order: NDArray[np.int64],
+        bounds: Sequence[tuple[int, int]],
+        augmentation: Augmentation | None,
+        words: WordStream | None,
+        device: torch.device,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield pixels and labels for places of an order; see `pabzip.data.batches`.
+
+        Order and random words cross to the device once a pass and not once a batch.
+
+        Args:
+            order: numbers of images.
+            bounds: first place in ``order`` and one past the last, for each batch.
+            augmentation: put over the pixels on ``device``, or None.
+            words: what the augmentation draws from, one word a place in ``order``.
+            device: where the batches go.
+
+        Yields:
+            ``uint8[B, C, H, W]`` and ``int64[B]``.
+        """
+        chosen = torch.from_numpy(order).to(self.device)
+        drawn = None
+        if augmentation is not None and words is not None:
+            drawn = torch.from_numpy(words.draw(0, len(order)).astype(np.int64)).to(device)
+        for begin, end in bounds:
+            pixels = self.images[chosen[begin:end]].to(device)
+            if augmentation is not None and drawn is not None:
+                pixels = augmentation(pixels, drawn[begin:end])
+            yield pixels, self.labels[chosen[begin:end]].to(device)
+
+
+AnyImages = Images | ImageFiles
+"""Images in memory or in files: what `pabzip.data.batches` walks through."""
+
+AnyAugmentation = Augmentation | RandomResizedCrop
+"""What changes images at random: `Augmentation` for those in memory, `RandomResizedCrop` for those
+in files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,20 +127,25 @@ class Splits:
     """
 
     name: str
-    train: Images
-    test: Images
+    train: AnyImages
+    test: AnyImages
     num_classes: int
-    augmentation: Augmentation | None = None
+    augmentation: AnyAugmentation | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of an input."""
+        return self.train.input_shape
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image."""
-        return int(self.train.images.shape[1])
+        """Channels of an input."""
+        return self.input_shape[0]
 
     @property
     def image_size(self) -> int:
-        """Height and width of an image in pixels."""
-        return int(self.train.images.shape[2])
+        """Height and width of an input in pixels."""
+        return self.input_shape[1]
 
     @property
     def mean(self) -> tuple[float, ...]:

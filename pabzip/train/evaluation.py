@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pabzip.data import Images, batches
+from pabzip.data import AnyImages, batches
 from pabzip.errors import DataError
 from pabzip.train.modes import evaluation_mode
 
@@ -45,7 +45,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module | Callable[[torch.Tensor], Any],
-    images: Images,
+    images: AnyImages,
     *,
     device: torch.device | str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -56,13 +56,13 @@ def evaluate(
         model: a network (evaluated in evaluation mode, which is undone afterwards), or any
             callable from normalised images ``float32[B, C, H, W]`` to logits ``[B, classes]``
             (tensor or array), such as a wrapped ONNX session.
-        images: what to measure on.
+        images: what to measure on, in memory or in files.
         device: where the batches go; by default the network's own, or the CPU for a callable.
         batch_size: images at a time. Another size than the default may change the last bits of
             the logits.
 
     Raises:
-        DataError: ``images`` is empty.
+        DataError: ``images`` is empty, or a file of it cannot be read.
     """
     if len(images) == 0:
         raise DataError("evaluate: expected at least one image, found none")
@@ -75,7 +75,7 @@ def evaluate(
 
 def _measure(
     model: Callable[[torch.Tensor], Any],
-    images: Images,
+    images: AnyImages,
     device: torch.device | str,
     batch_size: int,
 ) -> Evaluation:

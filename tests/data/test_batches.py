@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pabzip.data import Images, batches, crop_and_flip, permutation
+from pabzip.data import Images, RandomResizedCrop, batches, crop_and_flip, permutation
 from pabzip.data.order import augmentation_stream, order_stream, random_words
 from pabzip.errors import SeedError
 
@@ -120,7 +120,7 @@ def test_augmentation_does_not_depend_on_the_batch_size():
 def test_crop_and_flip_against_one_image_at_a_time():
     pixels = torch.randint(1, 255, (40, 3, 8, 6), generator=torch.Generator().manual_seed(0))
     kept = pixels.clone()
-    words = random_words(7, 0, 0, 40)
+    words = torch.from_numpy(random_words(7, 0, 0, 40).astype(np.int64))
     found = crop_and_flip(pixels, words)
     assert torch.equal(pixels, kept)
     for image, word, result in zip(pixels, words.tolist(), found, strict=True):
@@ -136,6 +136,47 @@ def test_crop_and_flip_takes_every_choice():
     counts = np.bincount(words, minlength=162)
     assert counts.min() > 60
     assert counts.max() < 200
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    batch_size=st.integers(1, 12),
+    ranks=st.integers(1, 5),
+    start=st.integers(0, 3),
+)
+def test_the_slices_of_all_ranks_are_the_batches(count, batch_size, ranks, start):
+    images = some_images(count, channels=3, size=8)
+    options = {"shuffle_seed": 5, "epoch": 1, "augmentation": crop_and_flip, "start": start}
+    whole = list(batches(images, batch_size, **options))
+    parts = [list(batches(images, batch_size, shard=(r, ranks), **options)) for r in range(ranks)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for (inputs, found), *slices in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([part for part, _ in slices]), inputs)
+        assert torch.equal(torch.cat([part for _, part in slices]), found)
+        sizes = [len(part) for part, _ in slices]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0)])
+def test_bad_shards(shard):
+    with pytest.raises(ValueError, match=r"0 <= rank < ranks, found \("):
+        batches(some_images(3), 2, shard=shard)
+
+
+def test_moved_images_give_their_batches_where_they_are():
+    images = some_images(4)
+    moved = images.to("meta")
+    assert (images.device.type, moved.device.type) == ("cpu", "meta")
+    assert moved.labels.device.type == "meta"
+    assert moved.input_shape == images.input_shape == (1, 4, 4)
+    inputs, found = next(batches(images, 2, device="meta"))
+    assert (inputs.device.type, found.device.type) == ("meta", "meta")
+
+
+def test_augmentation_of_another_kind():
+    with pytest.raises(TypeError, match="whole batches for images in memory, found RandomResized"):
+        batches(some_images(3), 2, shuffle_seed=0, augmentation=RandomResizedCrop())
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 2, "start": -1}])

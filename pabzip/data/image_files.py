@@ -1,0 +1,117 @@
+"""Labelled images in files, decoded on use: for datasets that do not fit into memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pabzip.data.decode import default_workers, open_image, read_ahead
+from pabzip.data.order import WordStream
+from pabzip.data.random_resized_crop import WORDS_PER_IMAGE, RandomResizedCrop
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of each channel of ImageNet's training images; the field's constants for photographs."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of each channel, likewise."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """The lazy twin of `pabzip.data.Images`: paths, labels, and how files become inputs.
+
+    Without an augmentation the short side is resized to ``resized`` pixels and the middle of
+    ``size`` by ``size`` pixels is taken (256 and 224 are the field's evaluation on ImageNet).
+
+    Attributes:
+        paths: one a image; any kind of file that Pillow reads, made red, green and blue.
+        labels: ``int64[N]``, values 0 to number of classes less one.
+        size: height and width of an input in pixels.
+        resized: short side before the middle is taken, in pixels, at least ``size``.
+        mean: mean of each channel, after division by 255.
+        std: standard deviation of each channel, likewise.
+        device: where batches go by default.
+        workers: threads that decode.
+    """
+
+    paths: tuple[str, ...]
+    labels: torch.Tensor
+    size: int
+    resized: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    workers: int = field(default_factory=default_workers)
+
+    @property
+    def peak(self) -> int:
+        """The pixel value of full intensity."""
+        return 255
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of an input."""
+        return (3, self.size, self.size)
+
+    def to(self, device: torch.device | str) -> ImageFiles:
+        """Return the same images, whose batches go to ``device``; the files stay where they are."""
+        return dataclasses.replace(self, device=torch.device(device))
+
+    def read(
+        self,
+        order: NDArray[np.int64],
+        bounds: Sequence[tuple[int, int]],
+        augmentation: RandomResizedCrop | None,
+        words: WordStream | None,
+        device: torch.device,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield pixels and labels for places of an order; see `pabzip.data.batches`.
+
+        Files are decoded on `workers` threads, at least two batches ahead.
+
+        Args:
+            order: numbers of images.
+            bounds: first place in ``order`` and one past the last, for each batch.
+            augmentation: how a part of each image is taken, or None for its middle.
+            words: what the augmentation draws from, 23 words a place in ``order``.
+            device: where the batches go.
+
+        Yields:
+            ``uint8[B, 3, size, size]`` and ``int64[B]``.
+
+        Raises:
+            DataError: a file is missing, damaged or no image; names it.
+        """
+        from torchvision.transforms.v2 import functional
+
+        def load(place: int) -> torch.Tensor:
+            image = open_image(self.paths[order[place]])
+            if augmentation is not None and words is not None:
+                first = place * WORDS_PER_IMAGE
+                drawn = words.draw(first, first + WORDS_PER_IMAGE)
+                image = augmentation(image, self.size, drawn)
+            else:
+                image = functional.resize(image, [self.resized])
+                image = functional.center_crop(image, [self.size, self.size])
+            pixels: torch.Tensor = functional.pil_to_tensor(image)
+            return pixels
+
+        largest = max((end - begin for begin, end in bounds), default=1)
+        ahead = max(2, -(-2 * self.workers // max(largest, 1)))
+        groups = (range(begin, end) for begin, end in bounds)
+        walk = read_ahead(load, groups, ahead=ahead, workers=self.workers)
+        for (begin, end), decoded in zip(bounds, walk, strict=True):
+            pixels = torch.empty(0, *self.input_shape, dtype=torch.uint8)
+            if decoded:
+                pixels = torch.stack(decoded)
+            labels = self.labels[torch.from_numpy(order[begin:end])]
+            if device.type == "cuda":  # page-locked, so that the copy runs beside the network
+                pixels, labels = pixels.pin_memory(), labels.pin_memory()
+            yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
