@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from pabzip.data.augment import crop_and_flip
+from pabzip.data.roots import dataset_root
 from pabzip.data.splits import Images, Splits
-from pabzip.data.torchvision_datasets import torchvision_datasets
+from pabzip.data.torchvision_datasets import reading, torchvision_datasets
 from pabzip.errors import DataError
 
 _PEAK = 255
@@ -54,7 +55,7 @@ def load_cifar(
     """
     kind = _KINDS[name]
     dataset = getattr(torchvision_datasets(), kind.class_name)
-    folder = default_root() if root is None else Path(root).expanduser()
+    folder = dataset_root(root)
     # With a good archive in place torchvision's download only unpacks it.
     fetch = download or _must_unpack(name, dataset, folder)
     train = _read(name, dataset, folder, train=True, download=fetch)
@@ -66,12 +67,6 @@ def load_cifar(
         num_classes=kind.num_classes,
         augmentation=crop_and_flip,
     )
-
-
-def default_root() -> Path:
-    """Return where downloads go: ``$XDG_CACHE_HOME/pabzip`` or ``~/.cache/pabzip``."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "pabzip"
 
 
 def _must_unpack(name: str, dataset: Any, folder: Path) -> bool:
@@ -105,14 +100,8 @@ def _must_unpack(name: str, dataset: Any, folder: Path) -> bool:
 
 def _read(name: str, dataset: Any, folder: Path, *, train: bool, download: bool) -> Any:
     """Read one part through torchvision, which checks and, if told to, fetches and unpacks."""
-    try:
+    with reading(name, dataset.filename, dataset.url, folder):
         return dataset(folder, train=train, download=download)
-    except Exception as error:  # torchvision promises no kinds: network, tar, pickle, MD5, disk
-        raise DataError(
-            f"data {name!r}: expected {dataset.filename} to be fetched from {dataset.url} or read "
-            f"in {folder}, found {type(error).__name__}: {error}; check the network and the "
-            f"folder, or put the archive into {folder} by hand"
-        ) from error
 
 
 def _images(dataset: Any, kind: _Kind) -> Images:

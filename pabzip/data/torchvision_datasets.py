@@ -1,10 +1,14 @@
-"""Import torchvision's datasets, or say what to install."""
+"""Torchvision's datasets: imported on use, and with errors that say what to do."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pabzip._torchvision import torchvision_part
+from pabzip.errors import DataError
 
 
 def torchvision_datasets() -> Any:
@@ -14,3 +18,27 @@ def torchvision_datasets() -> Any:
         MissingDependencyError: torchvision is missing or does not match torch.
     """
     return torchvision_part("datasets", purpose="data")
+
+
+@contextlib.contextmanager
+def reading(name: str, what: str, source: str, folder: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while torchvision fetches or reads into one error.
+
+    Args:
+        name: of the dataset.
+        what: is read, such as a file's name.
+        source: address that it is fetched from.
+        folder: where it lies or is to lie.
+
+    Raises:
+        DataError: names them, and what went wrong.
+    """
+    try:
+        yield
+    except Exception as error:  # torchvision promises no kinds: network, tar, pickle, MD5, disk
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(
+            f"data {name!r}: expected {what} to be fetched from {source} or read in {folder}, "
+            f"found {problem}; check the network and the folder, or put "
+            f"{what} into {folder} by hand"
+        ) from error

@@ -1,0 +1,168 @@
+"""Folders of images, one subfolder a class: the caller's own, ImageNet's, Caltech-101's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pabzip.data.decode import open_image
+from pabzip.data.image_files import ImageFiles
+from pabzip.data.random_resized_crop import RandomResizedCrop
+from pabzip.data.splits import Splits
+from pabzip.data.torchvision_datasets import torchvision_datasets
+from pabzip.errors import DataError
+
+Sample = tuple[str, int]
+"""Path and label of an image."""
+
+SIZE = 224
+"""Height and width of an input in pixels, the field's usual one for photographs."""
+RESIZED = 256
+"""Short side of an image before its middle is taken for evaluation."""
+
+_IMAGENET_CLASSES = 1000
+
+
+def load_folder(root: str | os.PathLike[str] | None, *, name: str = "folder") -> Splits:
+    """Load the caller's own images: ``train`` and ``test`` (or ``val``), one subfolder a class.
+
+    The sorted names of ``train``'s subfolders are the classes. Files are decoded on use. Inputs are
+    224x224 pixels, or smaller where the first training image is, so that folders of small images
+    suit the networks for small images. Pixels are normalised by ImageNet's constants.
+
+    Args:
+        root: the folder that holds ``train`` and ``test``.
+        name: of the dataset.
+
+    Raises:
+        DataError: a folder is missing or empty, a class holds no images, or ``test`` holds a class
+            that ``train`` does not.
+        MissingDependencyError: torchvision is missing or does not match torch.
+    """
+    folder = _given(name, root)
+    torchvision_datasets()
+    test = folder / "test"
+    if not test.is_dir():
+        test = folder / "val"
+    return _from_folders(name, folder / "train", test)
+
+
+def load_imagenet(root: str | os.PathLike[str] | None) -> Splits:
+    """Load ImageNet's 1,281,167 training and 50,000 test images of 1,000 classes.
+
+    ``root`` holds ``train`` and ``val``, each with one subfolder a class, named by its WordNet
+    number: the form that torchvision and most training code expect. Files are decoded on use.
+    Inputs are 224x224 pixels. A part of ImageNet is loaded as the dataset ``"folder"``.
+
+    Args:
+        root: the folder that holds ``train`` and ``val``. The files can be had from image-net.org
+            alone, after registration.
+
+    Raises:
+        DataError: as `load_folder`, or the number of classes is not 1,000.
+        MissingDependencyError: torchvision is missing or does not match torch.
+
+    Source: Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge.
+    """
+    folder = _given("imagenet", root)
+    torchvision_datasets()
+    splits = _from_folders("imagenet", folder / "train", folder / "val")
+    if splits.num_classes != _IMAGENET_CLASSES:
+        raise DataError(
+            f"data 'imagenet': expected {_IMAGENET_CLASSES} classes in {folder / 'train'}, found "
+            f"{splits.num_classes}; for a part of ImageNet use the data 'folder'"
+        )
+    return splits
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return the sorted names of the subfolders of ``folder``.
+
+    Raises:
+        DataError: there is no such folder, or it holds none.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: expected a folder with one subfolder of images a class, found "
+            f"{'a file' if folder.exists() else 'nothing'}; name the folder above it with root= "
+            "(--data-root)"
+        )
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if not names:
+        raise DataError(
+            f"{folder}: expected one subfolder of images a class, found no subfolder; "
+            "put the images of each class into a folder of their own"
+        )
+    return names
+
+
+def samples_of(folder: Path, classes: Sequence[str]) -> list[Sample]:
+    """Return paths and labels of all images, class after class, sorted by path.
+
+    Args:
+        folder: holds the subfolders.
+        classes: names of all classes, in the order of their labels.
+
+    Raises:
+        DataError: a subfolder that is no class, or that holds no image.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    labels = {name: label for label, name in enumerate(classes)}
+    here = class_names(folder)
+    unknown = [name for name in here if name not in labels]
+    if unknown:
+        raise DataError(
+            f"{folder}: expected classes that the training images have too, found "
+            f"{', '.join(unknown)}; remove them or add training images"
+        )
+    try:
+        samples: list[Sample] = make_dataset(
+            str(folder), {name: labels[name] for name in here}, IMG_EXTENSIONS
+        )
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder}: expected images in every subfolder, found otherwise: {error}; "
+            "remove the empty folders"
+        ) from error
+    return samples
+
+
+def image_files(
+    samples: Sequence[Sample], *, size: int = SIZE, resized: int = RESIZED
+) -> ImageFiles:
+    """Return the lazy images of some samples."""
+    return ImageFiles(
+        paths=tuple(path for path, _ in samples),
+        labels=torch.tensor([label for _, label in samples], dtype=torch.int64),
+        size=size,
+        resized=resized,
+    )
+
+
+def _given(name: str, root: str | os.PathLike[str] | None) -> Path:
+    """Return the folder that was named, which these datasets need."""
+    if root is None:
+        raise DataError(
+            f"data {name!r}: expected the folder that holds the images, found none; it is not "
+            "fetched: name it with root= (--data-root)"
+        )
+    return Path(root).expanduser()
+
+
+def _from_folders(name: str, train: Path, test: Path) -> Splits:
+    """Return the two parts, with the classes of the first."""
+    classes = class_names(train)
+    learned, measured = samples_of(train, classes), samples_of(test, classes)
+    first = min(open_image(learned[0][0]).size)
+    size, resized = min(SIZE, first), min(RESIZED, first)
+    return Splits(
+        name=name,
+        train=image_files(learned, size=size, resized=resized),
+        test=image_files(measured, size=size, resized=resized),
+        num_classes=len(classes),
+        augmentation=RandomResizedCrop(),
+    )
