@@ -64,7 +64,7 @@ def command(
             raise
         raise DataError(
             f"{source}: expected images and labels of {name} that fit the network, found images "
-            f"{list(images.images.shape[1:])}: {error}"
+            f"{list(images.input_shape)}: {error}"
         ) from error
     label = "<stdin>" if source == STANDARD else source
     reporter.result(

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pabzip.data import Images, batches
-from pabzip.data.splits import Augmentation
+from pabzip.data import AnyAugmentation, AnyImages, batches
 from pabzip.train.gradients import BatchGradients
 from pabzip.train.meter import Meter
 from pabzip.train.optimisers import Optimisers
@@ -27,7 +26,7 @@ def steps_of(samples: int, batch_size: int, shards: int = 1) -> int:
 
 def train_epoch(
     net: nn.Module,
-    images: Images,
+    images: AnyImages,
     optimisers: Optimisers,
     gradients: BatchGradients,
     meter: Meter,
@@ -36,7 +35,7 @@ def train_epoch(
     seed: int,
     batch_size: int,
     steps: int,
-    augmentation: Augmentation | None,
+    augmentation: AnyAugmentation | None,
     on_step: Callable[[int], None],
     done: int = 0,
 ) -> None:
@@ -65,7 +64,7 @@ def train_epoch(
     net.train()
     walk = batches(
         images, batch_size, shuffle_seed=seed, epoch=epoch - 1, augmentation=augmentation,
-        device=images.images.device, start=done,
+        start=done,
     )  # fmt: skip
     for step, (inputs, labels) in zip(range(done + 1, steps + 1), walk, strict=False):
         optimisers.zero_grad()

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from pabzip import models
-from pabzip.data import Splits
+from pabzip.data import Splits, batches
 from pabzip.errors import ArchitectureError, RecipeError
 from pabzip.init import Seeding, attach_seeding, init_, seeding
 from pabzip.train.modes import evaluation_mode
@@ -112,7 +112,7 @@ def classifier_name(net: nn.Module) -> str | None:
 
 def _check_fit(net: nn.Module, splits: Splits, arch: str) -> None:
     """Pass one image through, so that a network that does not fit fails before the search."""
-    inputs = splits.train.normalise(splits.train.images[:1].cpu())
+    inputs, _ = next(batches(splits.train, 1, device="cpu"))
     wanted = f"architecture {arch!r}: expected logits [1, {splits.num_classes}] for an image "
     wanted += f"{list(inputs.shape)} of {splits.name}"
     with evaluation_mode(net), torch.no_grad():

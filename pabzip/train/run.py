@@ -15,7 +15,7 @@ from torch import nn
 
 from pabzip import data
 from pabzip._version import __version__
-from pabzip.data import Images, Splits
+from pabzip.data import Splits
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
 from pabzip.init import seeded_parameters
 from pabzip.search import apply_masks, synflow
@@ -88,12 +88,12 @@ class Run:
             raise RecipeError(
                 f"augment: expected false for {splits.name}, which has no augmentation, found true"
             )
-        self.train_images = _on_device(splits.train, device)
-        self.test_images = _on_device(splits.test, device)
+        self.train_images = splits.train.to(device)
+        self.test_images = splits.test.to(device)
         self.precision = Precision(recipe.precision, recipe.channels_last, device)
         self.net = build_network(recipe, splits).to(device)
         self.precision.arrange(self.net)
-        shape = self.input_shape = tuple(splits.train.images.shape[1:])
+        shape = self.input_shape = splits.input_shape
         self.steps = steps_of(len(splits.train), recipe.batch_size, recipe.shards)
         _check_shards(recipe, len(splits.train), world)
         self.weights = seeded_parameters(self.net)
@@ -348,13 +348,6 @@ def _fill(target: torch.Tensor, value: torch.Tensor) -> None:
     if target.shape != value.shape or target.dtype != value.dtype:
         raise ValueError(f"a {value.dtype} of shape {tuple(value.shape)}")
     target.copy_(value)
-
-
-def _on_device(images: Images, device: torch.device) -> Images:
-    """Move images and labels, so that no step waits for a copy."""
-    return dataclasses.replace(
-        images, images=images.images.to(device), labels=images.labels.to(device)
-    )
 
 
 def _backward_bits(recipe: Recipe) -> dict[str, int]:
