@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -11,6 +10,7 @@ import click
 
 from pabzip._version import __version__
 from pabzip.cli.errors import Verbosity, report
+from pabzip.cli.lazy import LazyGroup
 
 # The summaries stand here so that ``pabzip --help`` imports none of the commands.
 _COMMANDS = {
@@ -21,6 +21,7 @@ _COMMANDS = {
     "verify": "Regenerate every weight and compare the SHA-256.",
     "eval": "Measure accuracy and loss on test images.",
     "export": "Write a dense ONNX file, checked against torch.",
+    "bench": "Measure what a method costs; more with --help.",
 }
 
 _HELP = """\
@@ -48,24 +49,8 @@ Shell completion, for the shell's start-up file:
 """
 
 
-class PabzipGroup(click.Group):
-    """A group that imports a subcommand on use and owns the process's exit code."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the subcommands in the order of the work."""
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import ``pabzip.cli.<name>`` and return its ``command``; None for an unknown name."""
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"pabzip.cli.{cmd_name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the subcommands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+class PabzipGroup(LazyGroup):
+    """The group that owns the process's exit code."""
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
@@ -92,6 +77,7 @@ class PabzipGroup(click.Group):
 
 @click.group(
     cls=PabzipGroup,
+    summaries=_COMMANDS,
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -170,17 +170,29 @@ FLAGS = (
 
 def recipe_flags(command: Command) -> Command:
     """Add `FLAGS`; the command receives them as keyword arguments that `overrides` reads."""
-    for flag in reversed(FLAGS):
-        names = (flag.name, flag.parameter)
-        command = click.option(*names, type=flag.type, default=None, help=flag.help)(command)
-    return command
+    return some_recipe_flags(flag.key for flag in FLAGS)(command)
+
+
+def some_recipe_flags(keys: Iterable[str]) -> Callable[[Command], Command]:
+    """Add the flags of some of the recipe's keys, for a command that heeds no others."""
+    wanted = set(keys)
+
+    def add(command: Command) -> Command:
+        for flag in reversed(FLAGS):
+            if flag.key in wanted:
+                names = (flag.name, flag.parameter)
+                option = click.option(*names, type=flag.type, default=None, help=flag.help)
+                command = option(command)
+        return command
+
+    return add
 
 
 def overrides(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags that were given as the nested table that a recipe takes."""
     table: dict[str, Any] = {}
     for flag in FLAGS:
-        value = values[flag.parameter]
+        value = values.get(flag.parameter)
         if value is None:
             continue
         section, _, key = flag.key.rpartition(".")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from pabzip.train.costing import method_costs, step_costs
     from pabzip.train.defaults import default_recipe
+    from pabzip.train.estimate import Estimate, estimate_costs
     from pabzip.train.evaluation import Evaluation, evaluate
     from pabzip.train.expected_bytes import ExpectedBytes
     from pabzip.train.loop import train
@@ -51,6 +52,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "Curves": "observers",
     "EpochStats": "results",
+    "Estimate": "estimate",
     "Evaluation": "evaluation",
     "ExpectedBytes": "expected_bytes",
     "JsonLog": "observers",
@@ -73,6 +75,7 @@ _HOMES = {
     "classifier_name": "network",
     "count_macs": "macs",
     "default_recipe": "defaults",
+    "estimate_costs": "estimate",
     "evaluate": "evaluation",
     "from_dict": "toml",
     "layer_costs": "bitops",
@@ -94,6 +97,7 @@ __all__ = [
     "Checkpoint",
     "Curves",
     "EpochStats",
+    "Estimate",
     "Evaluation",
     "ExpectedBytes",
     "JsonLog",
@@ -116,6 +120,7 @@ __all__ = [
     "classifier_name",
     "count_macs",
     "default_recipe",
+    "estimate_costs",
     "evaluate",
     "from_dict",
     "layer_costs",

@@ -23,7 +23,7 @@ def test_version(run):
 def test_help_lists_every_command_and_how_to_complete(run):
     result = run("--help")
     assert result.exit_code == 0
-    for name in ("train", "pack", "unpack", "info", "verify", "eval", "export"):
+    for name in ("train", "pack", "unpack", "info", "verify", "eval", "export", "bench"):
         assert f"\n  {name} " in result.stdout
     assert "_PABZIP_COMPLETE=bash_source pabzip" in result.stdout
     assert "130 interrupted" in result.stdout.replace("\n  ", " ")

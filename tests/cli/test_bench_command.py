@@ -1,0 +1,114 @@
+"""``pabzip bench``: what it prints, from nothing on disk."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+SMALL = (
+    "bench", "bitops", "--arch", "resnet20", "--arch-option", "width=4", "--data", "digits",
+    "--search-iterations", 3,
+)  # fmt: skip
+METHODS = {
+    "pab-bop", "pab-bop-psg", "pab-latent", "pab-latent-psg", "sgd", "signsgd", "dense-sgd",
+    "dense-sgd-short",
+}  # fmt: skip
+
+
+@pytest.fixture
+def bitops(run, tmp_path, monkeypatch):
+    """Run ``bench bitops --json`` in an empty folder without any cache, and return its object."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
+
+    def invoke(*arguments):
+        result = run(*SMALL, *arguments, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert list(tmp_path.iterdir()) == []
+        return json.loads(result.stdout)
+
+    return invoke
+
+
+def test_json_is_one_object_with_every_method_and_layer(bitops):
+    found = bitops("--keep-ratio", 0.25)
+    assert set(found["methods"]) == METHODS
+    assert (found["arch"], found["data"], found["keep_ratio"]) == ("resnet20", "digits", 0.25)
+    assert found["survivors"] == round(0.25 * found["weights"])
+    for method, total in found["methods"].items():
+        layers = [sum(layer["operations"][method].values()) for layer in found["layers"]]
+        assert sum(layers) == pytest.approx(total, abs=len(layers) * 3)
+    macs = sum(layer["macs"] for layer in found["layers"])
+    assert found["methods"]["dense-sgd"] == macs * 3 * 1024
+    assert found["methods"]["pab-bop-psg"] < found["methods"]["pab-bop"]
+    first, *_, last = found["layers"]
+    assert first["name"] == "conv1.weight"
+    # 8x8 positions of 4 kernels of 9 weights.
+    assert first["macs"] == 64 * 4 * 9
+    assert last == {
+        "name": "fc.weight", "macs": 160, "kept": 1.0, "masked": False,
+        "operations": {
+            method: dict.fromkeys(("forward", "input_gradient", "weight_gradient"), 160 * 1024)
+            for method in METHODS
+        },
+    }  # fmt: skip
+
+
+def test_bits_and_dropped_steps(bitops):
+    narrow = ("--psg-input-bits", 4, "--psg-weight-bits", 2, "--psg-gradient-bits", 8)
+    found = bitops(*narrow, "--drop-ratio", 0.5, "--classifier", "seeded")
+    assert found["bits"] == {"input": 4, "weight": 2, "gradient": 8}
+    kept = found["methods"]["pab-bop"] / (3 * 1024)
+    assert found["methods"]["pab-bop-psg"] == pytest.approx(kept * (1024 + 8 * 6), abs=99)
+    assert found["methods"]["dense-sgd"] == sum(r["macs"] for r in found["layers"]) * 3 * 512
+
+
+def test_another_dataset_is_only_looked_up(bitops):
+    found = bitops("--data", "tiny-imagenet", "--keep-ratio", 1)
+    assert found["layers"][0]["macs"] == 64 * 64 * 3 * 4 * 9
+    assert found["layers"][-1]["macs"] == 16 * 200
+
+
+def test_a_recipe_says_what_to_count(run):
+    result = run(
+        "bench", "bitops", "--recipe", "table5-4-4-8", "--arch", "resnet20", "--arch-option",
+        "width=2", "--search-iterations", 2, "--json",
+    )  # fmt: skip
+    found = json.loads(result.stdout)
+    assert found["bits"] == {"input": 4, "weight": 4, "gradient": 8}
+    assert (found["arch"], found["data"], found["keep_ratio"]) == ("resnet20", "cifar10", 0.1)
+
+
+def test_tables_for_people(run):
+    result = run(*SMALL)
+    assert result.exit_code == 0, result.stderr
+    for word in ("pab-bop-psg", "of dense-sgd", "100.0%", "stages.2.2.conv2.weight", "kept"):
+        assert word in result.stdout
+    assert "resnet20 on digits: 1,690 of 16,900 weights survive" in result.stdout
+    assert run(*SMALL, "--quiet").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "cifar"), "data: expected one of digits, .*cifar10.* found 'cifar'"),
+        (("--arch", "resnet19"), "arch: expected one of .*found 'resnet19'"),
+        (("--keep-ratio", 0), "keep_ratio"),
+        (("--arch-option", "in_channels=3"), "input_shape"),
+    ],
+)
+def test_errors(run, arguments, message):
+    result = run(*SMALL, *arguments)
+    assert result.exit_code != 0
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert re.search(message, result.stderr), result.stderr
+
+
+def test_the_group_lists_its_measurements(run):
+    result = run("bench", "--help")
+    assert result.exit_code == 0
+    assert "\n  bitops " in result.stdout
+    assert "No such command 'bitop'" in run("bench", "bitop").stderr
