@@ -55,7 +55,8 @@ class TrainResult:
             by its test accuracy).
         output: path of the checkpoint.
         seconds: wall-clock time of the run, search included.
-        bitops: bit operations of one training step of one sample (`pabzip.train.bit_operations`).
+        bitops: bit operations of one training step of one sample (`pabzip.train.step_costs`); the
+            average over all steps where the recipe drops some.
         test_loss: mean cross-entropy on the test set, after the last epoch.
         train_accuracy: as seen during the last epoch.
         weights: number of seeded weights (N).

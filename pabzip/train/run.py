@@ -19,7 +19,7 @@ from pabzip.data import Splits
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
 from pabzip.init import seeded_parameters
 from pabzip.search import apply_masks, synflow
-from pabzip.train.bitops import bit_operations
+from pabzip.train.costing import step_costs
 from pabzip.train.digest import digest
 from pabzip.train.epoch import steps_of, train_epoch
 from pabzip.train.evaluation import evaluate
@@ -132,8 +132,9 @@ class Run:
             test_accuracy=last.test_accuracy,
             output=os.fspath(output),
             seconds=perf_counter() - self._begun,
-            bitops=bit_operations(
-                self.net, self.input_shape, self.masks, **_backward_bits(self.recipe)
+            bitops=sum(
+                cost.total
+                for cost in step_costs(self.net, self.input_shape, self.masks, self.recipe)
             ),
             test_loss=last.test_loss,
             train_accuracy=last.train_accuracy,
@@ -348,15 +349,3 @@ def _fill(target: torch.Tensor, value: torch.Tensor) -> None:
     if target.shape != value.shape or target.dtype != value.dtype:
         raise ValueError(f"a {value.dtype} of shape {tuple(value.shape)}")
     target.copy_(value)
-
-
-def _backward_bits(recipe: Recipe) -> dict[str, int]:
-    """Return the bits of the backward pass; none to change without PSG."""
-    if not method_of(recipe).psg:
-        return {}
-    psg = recipe.psg
-    return {
-        "input_bits": psg.input_bits,
-        "weight_bits": psg.weight_bits,
-        "gradient_bits": psg.gradient_bits,
-    }
