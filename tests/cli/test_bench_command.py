@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -112,3 +114,19 @@ def test_the_group_lists_its_measurements(run):
     assert result.exit_code == 0
     assert "\n  bitops " in result.stdout
     assert "No such command 'bitop'" in run("bench", "bitop").stderr
+
+
+def test_help_explains_every_flag_without_torch(run):
+    from pabzip.cli.bench_bitops import command
+
+    result = run("bench", "bitops", "--help")
+    assert result.exit_code == 0
+    for option in command.params:
+        assert option.help, option.name
+        assert option.opts[0] in result.stdout
+    code = (
+        "import sys\nfrom pabzip.cli import main\n"
+        "try:\n    main(['bench', 'bitops', '--help'])\n"
+        "except SystemExit:\n    sys.exit('torch' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
