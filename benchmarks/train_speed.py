@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import replace
 
 import torch
 from _published_psg import apply_published_psg
@@ -44,16 +44,6 @@ from pabzip.unmask import PsgConfig, apply_psg
 
 DENSE, BOP, PSG, PUBLISHED = "dense SGD", "Bop", "Bop with PSG", "Bop with PSG as published"
 ITERATIONS = 5  # of SynFlow; the time of a step does not depend on how good the ticket is
-
-
-class Optimiser(Protocol):
-    """What a step asks of `Optimisers` and of torch's own."""
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-
-    def step(self) -> object:
-        """Move every parameter."""
 
 
 def main() -> None:
@@ -131,22 +121,16 @@ def _steps(arguments: argparse.Namespace, device: torch.device) -> dict[str, Cal
     dense, bop, psg, published = network(), ticket(), ticket(), ticket()
     apply_psg(psg)
     apply_published_psg(published, PsgConfig())
-    sgd = torch.optim.SGD(
-        dense.parameters(),
-        recipe.sgd.learning_rate,
-        recipe.sgd.momentum,
-        weight_decay=recipe.sgd.weight_decay,
-    )
     return {
-        DENSE: _step(dense, sgd, batches),
-        BOP: _step(bop, Optimisers(bop, recipe), batches),
-        PSG: _step(psg, Optimisers(psg, recipe), batches),
-        PUBLISHED: _step(published, Optimisers(published, recipe), batches),
+        DENSE: _step(dense, Optimisers(dense, replace(recipe, method="dense-sgd"), {}), batches),
+        BOP: _step(bop, Optimisers(bop, recipe, masks), batches),
+        PSG: _step(psg, Optimisers(psg, recipe, masks), batches),
+        PUBLISHED: _step(published, Optimisers(published, recipe, masks), batches),
     }
 
 
 def _step(
-    net: nn.Module, optimiser: Optimiser, batches: Sequence[tuple[Tensor, Tensor]]
+    net: nn.Module, optimisers: Optimisers, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> Callable[[], None]:
     """Return what the training loop does with the next batch; see `pabzip.train.epoch`."""
     device = batches[0][0].device
@@ -157,10 +141,10 @@ def _step(
 
     def run() -> None:
         step, (inputs, labels) = next(walk)
-        optimiser.zero_grad()
+        optimisers.zero_grad()
         batch = gradients(inputs, labels, 1, step)
         meter.check(step, batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
-        optimiser.step()
+        optimisers.step()
 
     return run
 
