@@ -76,9 +76,19 @@ class Flag:
 
 
 FLAGS = (
-    Flag("--data", "data", click.STRING, "Dataset: digits (embedded), cifar10 or cifar100."),
+    Flag(
+        "--data",
+        "data",
+        click.STRING,
+        "Dataset, such as digits (embedded) or cifar10, or a folder.",
+    ),
     Flag("--data-root", "data_root", click.STRING, "Folder that holds the dataset."),
-    Flag("--augment/--no-augment", "augment", None, "Crop and mirror training images."),
+    Flag(
+        "--augment/--no-augment",
+        "augment",
+        None,
+        "Crop training images, and mirror them where that fits.",
+    ),
     Flag("--seed", "seed", click.INT, "Decides all of the run; 0 to 2^64 - 1."),
     Flag("--scheme", "scheme", click.Choice(SCHEMES), "How seeded weights are drawn."),
     Flag(

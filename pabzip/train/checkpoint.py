@@ -67,11 +67,18 @@ class Checkpoint:
         return self.seeding.specs
 
     def metadata(self) -> dict[str, str | int | float | bool | None]:
-        """Return what a packed file should tell about its origin, as flat plain values."""
+        """Return what a packed file should tell about its origin, as flat plain values.
+
+        Of data that was named by the path of a folder it tells ``"folder"``: a file that travels
+        has no business with the paths of the machine that wrote it.
+        """
         results = self.results or {}
-        return {
+        told = {
             key: results[key] for key in _TOLD if isinstance(results.get(key), str | int | float)
         }
+        if os.sep in str(told.get("data", "")):
+            told["data"] = "folder"
+        return told
 
 
 def save_checkpoint(

@@ -53,9 +53,9 @@ class Recipe:
         arch: a registered architecture, or ``"module:callable"`` of your own.
         arch_options: options of the architecture, such as ``{"width": 32}``; the number of
             classes, the channels and the image size follow the data unless they are given here.
-        data: name of the dataset.
+        data: name of the dataset (see `pabzip.data.load`), or the path of a folder of images.
         data_root: folder of the dataset; None takes the loader's default.
-        augment: random crops and mirrored images, where the dataset has them.
+        augment: random crops and, where they fit the dataset, mirrored images.
         seed: ``0 <= seed < 2**64``; decides the weights, the order of the samples, all of it.
         scheme: init scheme of the seeded weights.
         classifier: ``"dense"`` leaves the classifier (the last Linear) of a convolutional network

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pabzip import data
+from pabzip.data.geometry import GEOMETRIES
 from pabzip.errors import DataError, MissingDependencyError
 
 # SHA-256 of the 397 indices of test images, in order, as little-endian int64. A change would mix
@@ -62,6 +63,10 @@ def test_unknown_names():
     ):
         data.load("mni")
     assert len(set(data.names())) == len(data.names())
+
+
+def test_every_dataset_but_folders_has_a_known_geometry():
+    assert set(GEOMETRIES) == set(data.names()) - {"folder"}
 
 
 def test_without_scikit_learn(monkeypatch):
