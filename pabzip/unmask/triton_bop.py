@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 _BLOCK = 1024  # weights a program
 
@@ -64,7 +65,7 @@ def triton_update(
     The work is queued on the device's current stream; nothing is waited for.
 
     Args:
-        weights: float32, float16 or bfloat16 tensors on a CUDA device (the CPU under Triton's
+        weights: float32, float16 or bfloat16 tensors on one CUDA device (the CPU under Triton's
             interpreter), in any dense layout; pruned ones stay +0.0.
         averages: float32, of the same shapes and strides.
         gradients: of the same shapes.
@@ -95,6 +96,8 @@ def triton_update(
                 BLOCK=_BLOCK,
                 enable_fp_fusion=False,
             )
+    # Kernels change tensors behind autograd's back, which is to notice all the same.
+    increment_version([*weights, *averages])
     return list(flips.unbind())
 
 

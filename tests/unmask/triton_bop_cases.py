@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pabzip.unmask.bop_update import update
 from pabzip.unmask.triton_bop import triton_update
 
 CASES = {
@@ -97,9 +98,31 @@ def not_a_number(device: str) -> str:
     return "" if sound and int(flips) == 2 else f"{weight.tolist()}, {int(flips)} flips"
 
 
+def other_ways(device: str) -> str:
+    """Return what is wrong where the CPU's own step and the kernel are to give the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 1111, generator=generator)
+    one = [weight.clone(), torch.zeros_like(weight)]
+    other = [part.clone().to(device) for part in one]
+    for _ in range(5):
+        gradient = torch.randn(3, 1111, generator=generator) * 1e-4
+        (here,) = update([one[0]], [one[1]], [gradient], rate=0.01, threshold=1e-6)
+        (there,) = triton_update(
+            [other[0]], [other[1]], [gradient.to(device)], rate=0.01, threshold=1e-6
+        )
+        alike = all(torch.equal(a, b.cpu()) for a, b in zip(one, other, strict=True))
+        if not alike or int(here) != int(there) or int(here) == 0:
+            return f"{int(here)} flips and {int(there)}"
+    return ""
+
+
 def problems(device: str) -> dict[str, str]:
     """Return what is wrong with each case."""
-    return {**{name: problem(name, device) for name in CASES}, "NaN": not_a_number(device)}
+    return {
+        **{name: problem(name, device) for name in CASES},
+        "NaN": not_a_number(device),
+        "other ways": other_ways(device),
+    }
 
 
 if __name__ == "__main__":
