@@ -221,7 +221,9 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast as autocast would, where it is on; outside the functions, so autograd casts back."""
     kind = inputs.device.type
-    if not torch.is_autocast_enabled(kind) or inputs.dtype == torch.float64:
+    # Of a device that knows no autocast, such as "meta", torch will not be asked.
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if not on or inputs.dtype == torch.float64:
         return inputs, weight, bias
     dtype = torch.get_autocast_dtype(kind)
     return inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -1,0 +1,135 @@
+"""A training step never waits for the device.
+
+Tensors on torch's ``meta`` device have shapes and no values, so a step that asks for a value or for
+a size that depends on values fails there. What the ``meta`` device lets pass, a watch notices:
+numbers that travel between Python and the device, for which CUDA waits as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pabzip import data, models
+from pabzip.data.augment import crop_and_flip
+from pabzip.train import Recipe
+from pabzip.train.gradients import BatchGradients
+from pabzip.train.meter import Meter
+from pabzip.train.methods import METHODS, method_of
+from pabzip.train.network import seed_network
+from pabzip.train.optimisers import Optimisers
+from pabzip.train.precision import Precision
+from pabzip.train.world import World
+from pabzip.unmask import apply_psg
+
+_READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
+_COPIES = (
+    torch.tensor, torch.as_tensor, torch.from_numpy,
+    torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu,
+)  # fmt: skip
+
+
+class _Reads(TorchDispatchMode):
+    """Refuses operations that wait for values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masked = name in ("index", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if masked or name in _READS:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+class _Copies(TorchFunctionMode):
+    """Refuses to carry values between Python and the device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _COPIES:
+            raise AssertionError(f"{func.__name__} carries values to or from the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Fail on whatever waits for the device."""
+    with _Reads(), _Copies():
+        yield
+
+
+def step_on(device: torch.device, **recipe_values: Any) -> Callable[[], None]:
+    """Return one step of the loop, after a first one that made the optimisers' states."""
+    recipe = Recipe("resnet20", {"width": 4}, **recipe_values)
+    net = seed_network(models.build("resnet20", {"width": 4}), recipe).to(device).train()
+    precision = Precision(recipe.precision, recipe.channels_last, device)
+    precision.arrange(net)
+    if method_of(recipe).psg:
+        apply_psg(net)
+    optimisers, meter = Optimisers(net, recipe, {}), Meter(1, device)
+    gradients = BatchGradients(net, 0, recipe.shards, World(), precision)
+    inputs = torch.zeros(4, 3, 32, 32, device=device)
+    labels = torch.zeros(4, dtype=torch.int64, device=device)
+
+    def step() -> None:
+        optimisers.zero_grad()
+        batch = gradients(inputs, labels, 1, 1)
+        meter.check(1, batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
+        optimisers.step()
+        meter.add(batch.loss, batch.correct, batch.samples, optimisers.flips)
+
+    step()
+    return step
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_any_method(method: str) -> None:
+    step = step_on(torch.device("meta"), method=method)
+    with no_waiting():
+        step()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"precision": "bfloat16"}, {"precision": "float16"}, {"channels_last": True}, {"shards": 2}],
+    ids=str,
+)
+def test_a_step_of_any_arithmetic(values: dict[str, Any]) -> None:
+    # Loss scales and autocast want a device with values; the CPU's own step of Bop reads them.
+    step = step_on(torch.device("cpu"), method="dense-sgd", **values)
+    with no_waiting():
+        step()
+
+
+def test_a_batch_in_the_middle_of_a_pass() -> None:
+    images = torch.zeros(12, 3, 32, 32, dtype=torch.uint8)
+    labels = torch.zeros(12, dtype=torch.int64)
+    held = data.Images(images, labels, 255, (0.5,) * 3, (0.25,) * 3).to(torch.device("meta"))
+    walk = data.batches(held, 4, shuffle_seed=0, epoch=0, augmentation=crop_and_flip)
+    next(walk)  # order and random words cross to the device with the first batch
+    with no_waiting():
+        inputs, _ = next(walk)
+    assert inputs.shape == (4, 3, 32, 32)
+
+
+def test_the_watch_sees_what_waits() -> None:
+    values = torch.ones(3)
+    waits: list[Callable[[], object]] = [
+        lambda: values.sum().item(),
+        lambda: bool(values.sum() > 0),
+        lambda: int(values[0]),
+        lambda: values.nonzero(),
+        lambda: values[values > 0],
+        lambda: values.tolist(),
+        lambda: float(values[1]),
+        lambda: torch.tensor([1.0]),
+    ]
+    for wait in waits:
+        with pytest.raises(AssertionError, match="the device"), no_waiting():
+            wait()
