@@ -1,0 +1,154 @@
+"""When a run searches, what each method is told, and that several shots go on from each other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import pabzip
+from pabzip import data, search
+from pabzip.data.order import order_stream, permutation
+from pabzip.errors import RecipeError, SearchError
+from pabzip.train import Recipe, SearchRecipe, build_network
+from pabzip.train.searching import planned_searches, search_masks
+from pabzip.unmask import apply_psg
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return data.load("digits")
+
+
+def recipe_of(**settings):
+    chosen = {"iterations": 3, "samples": 21, **settings}
+    return Recipe(
+        arch="conv2", arch_options={"width": 4}, seed=2**63 + 5, keep_ratio=0.4, batch_size=10,
+        epochs=60, search=SearchRecipe(**chosen),
+    )  # fmt: skip
+
+
+def counts(masks):
+    return {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+def test_one_search_at_initialisation_or_later():
+    assert planned_searches(recipe_of()) == ((0, 0.4),)
+    assert planned_searches(recipe_of(epoch=7)) == ((7, 0.4),)
+
+
+def test_shots_are_even_in_epochs_and_in_what_they_prune():
+    recipe = dataclasses.replace(recipe_of(shots=5, epoch=50), keep_ratio=0.1)
+    plan = planned_searches(recipe)
+    assert [epoch for epoch, _ in plan] == [0, 12, 25, 37, 50]
+    assert [keep for _, keep in plan] == pytest.approx([0.82, 0.64, 0.46, 0.28, 0.1])
+    assert plan[-1] == (50, 0.1)
+    for shots in range(2, 9):
+        epochs = [epoch for epoch, _ in planned_searches(recipe_of(shots=shots, epoch=shots - 1))]
+        assert epochs == list(range(shots))
+
+
+def test_dense_methods_search_never():
+    assert planned_searches(dataclasses.replace(recipe_of(), method="dense-sgd")) == ()
+
+
+@pytest.mark.parametrize("method", ["synflow", "snip", "grasp", "magnitude", "random"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_every_method_keeps_the_exact_count(splits, method, scope):
+    recipe = recipe_of(method=method, scope=scope, schedule="linear")
+    net = build_network(recipe, splits)
+    masks = search_masks(net, recipe, 0.4, splits)
+    weights = pabzip.init.seeded_parameters(net)
+    assert list(masks) == list(weights)
+    if scope == "layer":
+        assert counts(masks) == {name: round(0.4 * w.numel()) for name, w in weights.items()}
+    assert sum(counts(masks).values()) == pytest.approx(
+        0.4 * sum(w.numel() for w in weights.values()), abs=1 if scope == "global" else 2
+    )
+    for name, weight in weights.items():
+        assert torch.equal(weight != 0, masks[name])
+
+
+def test_snip_sees_the_samples_that_the_seed_chooses(splits):
+    recipe = recipe_of(method="snip", iterations=1)
+    net, other = build_network(recipe, splits), build_network(recipe, splits)
+    order = permutation(len(splits.train), seed=recipe.seed, stream=order_stream(2**30 - 1))[:21]
+    inputs = splits.train.normalise(splits.train.images[torch.from_numpy(order)])
+    labels = splits.train.labels[torch.from_numpy(order)]
+    batches = [(inputs[part], labels[part]) for part in np.array_split(np.arange(21), 3)]
+    expected = search.snip(other, 0.4, batches)
+    found = search_masks(net, recipe, 0.4, splits)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_more_samples_than_images(splits):
+    recipe = recipe_of(method="grasp", samples=10**6)
+    net = build_network(recipe, splits)
+    with pytest.raises(RecipeError, match=r"search.samples: expected at most the 1\d+ training"):
+        search_masks(net, recipe, 0.4, splits)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_synflow_is_told_everything(splits, precision):
+    recipe = recipe_of(precision=precision, schedule="linear", scope="layer")
+    net, other = build_network(recipe, splits), build_network(recipe, splits)
+    seen = []
+    found = search_masks(net, recipe, 0.4, splits, on_iteration=lambda *at: seen.append(at))
+    expected = search.synflow(
+        other, 0.4, (1, 8, 8), 3, dtype=getattr(torch, precision), schedule="linear", scope="layer"
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "method", ["synflow", "snip", "grasp", "magnitude", "random", "layerwise-random"]
+)
+def test_shots_only_ever_prune_and_end_at_the_keep_ratio(splits, method):
+    scope = "layer" if method == "grasp" else "global"  # which would empty a layer so small
+    recipe = recipe_of(method=method, scope=scope, shots=3, epoch=2)
+    net = build_network(recipe, splits)
+    total = sum(w.numel() for w in pabzip.init.seeded_parameters(net).values())
+    before = None
+    for _, keep_ratio in planned_searches(recipe):
+        masks = search_masks(net, recipe, keep_ratio, splits)
+        assert sum(counts(masks).values()) == pytest.approx(keep_ratio * total, abs=3)
+        if before is not None:
+            assert all(not bool((masks[name] & ~before[name]).any()) for name in masks)
+        before = masks
+        with torch.no_grad():
+            for weight in pabzip.init.seeded_parameters(net).values():
+                weight.neg_().add_(0.0)  # signs flip between the shots, and +0.0 stays
+    if method == "random":
+        whole = search_masks(build_network(recipe, splits), recipe, 0.4, splits)
+        assert all(torch.equal(masks[name], whole[name]) for name in masks)
+
+
+def test_ratios_by_name_and_the_keep_ratio_for_the_rest(splits):
+    recipe = recipe_of(method="layerwise-random")
+    weights = pabzip.init.seeded_parameters(build_network(recipe, splits))
+    first, *rest = weights
+    recipe = recipe_of(method="layerwise-random", ratios={first: 0.9})
+    masks = search_masks(build_network(recipe, splits), recipe, 0.4, splits)
+    assert counts(masks) == {
+        first: round(0.9 * weights[first].numel()),
+        **{name: round(0.4 * weights[name].numel()) for name in rest},
+    }
+    half_way = search_masks(build_network(recipe, splits), recipe, 0.7, splits)
+    assert counts(half_way)[first] == round(0.95 * weights[first].numel())
+    unknown = recipe_of(method="layerwise-random", ratios={"nothing": 0.5})
+    with pytest.raises(SearchError, match="keep_ratios: expected one for each of .* 'nothing'"):
+        search_masks(build_network(unknown, splits), unknown, 0.4, splits)
+
+
+@pytest.mark.parametrize("method", ["synflow", "snip", "grasp"])
+def test_predictive_gradients_play_no_part(splits, method):
+    recipe = recipe_of(method=method)
+    plain, predictive = build_network(recipe, splits), build_network(recipe, splits)
+    expected = search_masks(plain, recipe, 0.4, splits)
+    handle = apply_psg(predictive)
+    found = search_masks(predictive.train(), recipe, 0.4, splits)
+    handle.remove()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
