@@ -152,8 +152,9 @@ def _step(
     def run() -> None:
         step, (inputs, labels) = next(walk)
         optimisers.zero_grad()
-        batch = gradients(inputs, labels, 1, step)
-        meter.check(step, batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
+        meter.begin(step)
+        batch = gradients(inputs, labels, len(labels), 1, step)
+        meter.check(batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
         optimisers.step()
 
     return run

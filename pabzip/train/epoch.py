@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
 from pabzip.data import AnyAugmentation, AnyImages, batches
+from pabzip.train.dropping import dropped
 from pabzip.train.gradients import BatchGradients
-from pabzip.train.meter import Meter
-from pabzip.train.optimisers import Optimisers
+from pabzip.train.recipes import Recipe
+from pabzip.train.run_state import RunState
 
 
 def steps_of(samples: int, batch_size: int, shards: int = 1) -> int:
@@ -25,51 +24,48 @@ def steps_of(samples: int, batch_size: int, shards: int = 1) -> int:
 
 
 def train_epoch(
-    net: nn.Module,
+    state: RunState,
     images: AnyImages,
-    optimisers: Optimisers,
     gradients: BatchGradients,
-    meter: Meter,
+    recipe: Recipe,
     *,
-    epoch: int,
-    seed: int,
-    batch_size: int,
     steps: int,
+    ranks: tuple[int, int],
     augmentation: AnyAugmentation | None,
     on_step: Callable[[int], None],
-    done: int = 0,
 ) -> None:
-    """Take one step for each batch, in an order that ``seed`` and ``epoch`` decide.
+    """Take one step for each batch that is left of the epoch.
 
-    Sums stay on the device, in ``meter``; ``on_step`` reads them when it cares to, and a loss that
-    is not finite is noticed then.
+    Order, augmentation and which steps are dropped are decided by seed and epoch. Sums stay on the
+    device, in the meter; ``on_step`` reads them when it cares to, and a loss that is not finite is
+    noticed then.
 
     Args:
-        net: the network, put into training mode.
-        images: the training images, on the network's device.
-        optimisers: take the steps; their schedules are the caller's.
+        state: the run's; its network is put into training mode, its optimisers take the steps.
+        images: the training images.
         gradients: computes a batch's gradient.
-        meter: counts.
-        epoch: counted from 1.
-        seed: decides order and augmentation.
-        batch_size: images a step.
-        steps: how many to take, `steps_of`.
+        recipe: ``seed``, ``batch_size`` and ``drop_ratio`` matter.
+        steps: of the whole epoch, `steps_of`.
+        ranks: this process's rank and how many there are: it sees its part of every batch.
         augmentation: what the images are put through, or None.
-        on_step: told the number of each step that is done, from 1.
-        done: steps that were taken before; the epoch continues after them.
+        on_step: told the number of each step that is done or dropped, from 1.
 
     Raises:
         TrainingError: whatever ``on_step`` finds.
     """
+    net, meter, optimisers, epoch = state.net, state.meter, state.optimisers, state.epoch
     net.train()
     walk = batches(
-        images, batch_size, shuffle_seed=seed, epoch=epoch - 1, augmentation=augmentation,
-        start=done,
+        images, recipe.batch_size, shuffle_seed=recipe.seed, epoch=epoch - 1,
+        augmentation=augmentation, start=state.step, shard=ranks,
     )  # fmt: skip
-    for step, (inputs, labels) in zip(range(done + 1, steps + 1), walk, strict=False):
-        optimisers.zero_grad()
-        batch = gradients(inputs, labels, epoch, step)
-        meter.check(step, batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
-        optimisers.step()
-        meter.add(batch.loss, batch.correct, batch.samples, optimisers.flips)
+    for step, (inputs, labels) in zip(range(state.step + 1, steps + 1), walk, strict=False):
+        meter.begin(step)
+        if not dropped(recipe.seed, epoch - 1, step - 1, recipe.drop_ratio):
+            samples = min(recipe.batch_size, len(images) - (step - 1) * recipe.batch_size)
+            optimisers.zero_grad()
+            batch = gradients(inputs, labels, samples, epoch, step)
+            meter.check(batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
+            optimisers.step()
+            meter.add(batch.loss, batch.correct, samples, optimisers.flips)
         on_step(step)

@@ -21,12 +21,10 @@ class BatchNumbers:
     Attributes:
         loss: mean cross-entropy, a scalar.
         correct: samples classified rightly, a scalar.
-        samples: how many there were.
     """
 
     loss: torch.Tensor
     correct: torch.Tensor
-    samples: int
 
 
 class BatchGradients:
@@ -52,17 +50,18 @@ class BatchGradients:
         self._shards = shards
         self._world = world
         self._parameters = [p for p in net.parameters() if p.requires_grad]
-        self._statistics = [b for b in net.buffers() if b.is_floating_point()]
-        self._counters = [b for b in net.buffers() if not b.is_floating_point()]
+        self._buffers = list(net.buffers())
+        self._statistics = [buffer for buffer in self._buffers if buffer.is_floating_point()]
 
     def __call__(
-        self, inputs: torch.Tensor, labels: torch.Tensor, epoch: int, step: int
+        self, inputs: torch.Tensor, labels: torch.Tensor, samples: int, epoch: int, step: int
     ) -> BatchNumbers:
         """Compute one batch.
 
         Args:
-            inputs: ``float32[B, C, H, W]``, the whole batch, of which this process takes its part.
+            inputs: ``float32[B, C, H, W]``, this process's part of the batch.
             labels: ``int64[B]``.
+            samples: in the whole batch.
             epoch: counted from 1.
             step: counted from 1 in the epoch.
         """
@@ -71,30 +70,24 @@ class BatchGradients:
             loss, correct = self._forward(inputs, labels)
             self._precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
             self._unscale()
-            return BatchNumbers(loss.detach(), correct, len(labels))
-        before = [counter.clone() for counter in self._counters]
-        start = [values.clone() for values in self._statistics]
-        total = tree_sum(self._parts(inputs, labels, epoch, step, before, start))
+            return BatchNumbers(loss.detach(), correct)
+        total = tree_sum(self._parts(inputs, labels, samples, epoch, step))
         self._world.add_up(total)
-        return self._spread(total, len(labels))
+        return self._spread(total)
 
     def _parts(
-        self,
-        inputs: torch.Tensor,
-        labels: torch.Tensor,
-        epoch: int,
-        step: int,
-        counters: list[torch.Tensor],
-        statistics: list[torch.Tensor],
+        self, inputs: torch.Tensor, labels: torch.Tensor, samples: int, epoch: int, step: int
     ) -> Iterator[torch.Tensor]:
         """Yield for each shard of this process one vector of all that is to be added."""
-        samples = len(labels)
-        for shard in shards_of(self._world.rank, self._world.ranks, self._shards):
-            _restore(self._counters, counters)
-            _restore(self._statistics, statistics)
+        before = [buffer.clone() for buffer in self._buffers]
+        rank, ranks = self._world.rank, self._world.ranks
+        first, _ = bounds(samples, ranks, rank)
+        for shard in shards_of(rank, ranks, self._shards):
+            _restore(self._buffers, before)
             begin, end = bounds(samples, self._shards, shard)
+            mine = slice(begin - first, end - first)
             _seed_generators(step_seed(self._seed, epoch, step, shard), labels.device)
-            loss, correct = self._forward(inputs[begin:end], labels[begin:end])
+            loss, correct = self._forward(inputs[mine], labels[mine])
             share = loss * ((end - begin) / samples)
             scaled = self._precision.scaled(share)
             gradients = torch.autograd.grad(scaled, self._parameters, allow_unused=True)
@@ -107,7 +100,7 @@ class BatchGradients:
             pieces += [share.detach(), correct.to(share.dtype)]
             yield torch.cat([piece.reshape(-1).float() for piece in pieces])
 
-    def _spread(self, total: torch.Tensor, samples: int) -> BatchNumbers:
+    def _spread(self, total: torch.Tensor) -> BatchNumbers:
         """Hand the sums back to gradients and statistics."""
         targets = [*self._parameters, *self._statistics]
         parts = torch.split(total, [*(target.numel() for target in targets), 1, 1])
@@ -117,7 +110,7 @@ class BatchGradients:
         with torch.no_grad():
             for values, part in zip(self._statistics, parts[len(self._parameters) :], strict=False):
                 values.copy_(part.view(values.shape))
-        return BatchNumbers(parts[-2][0], parts[-1][0], samples)
+        return BatchNumbers(parts[-2][0], parts[-1][0])
 
     def _forward(
         self, inputs: torch.Tensor, labels: torch.Tensor

@@ -19,7 +19,7 @@ from pabzip.train.observers import JsonLog, Observer
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import TrainResult
 from pabzip.train.resumption import check_resumption
-from pabzip.train.run import Run
+from pabzip.train.run import Inputs, Run
 from pabzip.train.world import joined, local_rank
 
 
@@ -31,6 +31,7 @@ def train(
     observers: Iterable[Observer] = (),
     splits: Splits | None = None,
     download: bool = False,
+    ticket: str | os.PathLike[str] | None = None,
     save_every: SaveEvery | str | None = None,
     resume: bool = False,
 ) -> TrainResult:
@@ -57,6 +58,7 @@ def train(
         splits: the data, already loaded; by default ``recipe.data`` is loaded from
             ``recipe.data_root``.
         download: fetch a dataset that is missing.
+        ticket: a checkpoint of `find_ticket`, which takes the place of the search.
         save_every: how often the state of the run is saved in ``<output>.progress``, a `SaveEvery`
             or a text such as ``"10min"``, ``"500steps"`` or ``"1epoch"``; also after each search.
             By default it is not saved. The file is removed once ``output`` is written.
@@ -74,7 +76,7 @@ def train(
         DataError: the dataset is unknown or missing.
         RecipeError: a device that is not there, augmentation where the data has none, or a resumed
             run that was begun with another recipe.
-        CheckpointError: the saved state is damaged.
+        CheckpointError: the saved state is damaged, or ``ticket`` is not of this recipe.
         OSError: ``output``, the state or ``log`` cannot be written.
 
     Source: Peek-a-Boo, Algorithm 1.
@@ -92,7 +94,7 @@ def train(
         # Opened first, so that a place that cannot be written fails now and not after the training.
         with ExitStack() as writing:
             file = writing.enter_context(open_atomic(output)) if world.first else None
-            run = Run(recipe, device, world, told, splits, download, keeper)
+            run = Run(recipe, device, world, told, Inputs(splits, download, ticket), keeper)
             state = world.from_first(keeper.found) if resume else None
             if state is not None:
                 check_resumption(state, recipe, device, keeper.path)
@@ -106,9 +108,9 @@ def train(
                 raise TrainingError(f"{error}; {keeper.remains()}") from error
             result = run.result(output)
             if not run.method.seeded:
-                forget_seeding(run.net)
+                forget_seeding(run.state.net)
             if file is not None:
-                save_checkpoint(run.net, file, recipe=recipe, results=result)
+                save_checkpoint(run.state.net, file, recipe=recipe, results=result)
         if world.first:
             keeper.remove()
         for watcher in told:

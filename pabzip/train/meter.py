@@ -29,19 +29,21 @@ class Meter:
         self._taken = 0
         self._samples = 0
 
-    def check(self, step: int, loss: torch.Tensor, gradients: Iterable[torch.Tensor]) -> None:
+    def begin(self, step: int) -> None:
+        """Say which step comes next, counted from 1 in the epoch; it may be dropped."""
+        self._step = step
+
+    def check(self, loss: torch.Tensor, gradients: Iterable[torch.Tensor]) -> None:
         """Take note if the loss or a gradient is not finite.
 
         Args:
-            step: counted from 1 in the epoch.
             loss: the mean loss of the step, a scalar.
             gradients: those of all parameters.
         """
-        self._step = step
         largest = _largest(list(gradients))
         loss = loss.detach().double()
         sound = torch.isfinite(loss) & torch.isfinite(largest) | (self._failure[0] > 0)
-        here = torch.stack([torch.full_like(loss, step), loss])
+        here = torch.stack([torch.full_like(loss, self._step), loss])
         self._failure = torch.where(sound, self._failure, here)
 
     def add(

@@ -19,8 +19,8 @@ VERSION = 1
 _WAY_OUT = "remove it and begin again without --resume"
 _TYPES: dict[str, type] = {
     "pabzip": str, "torch": str, "threads": int, "device": str, "recipe": dict, "tensors": dict,
-    "masks": dict, "optimisers": dict, "meter": dict, "history": list, "searches": int, "step": int,
-    "seconds": float, "epoch_seconds": float,
+    "masks": dict, "optimisers": dict, "precision": dict, "meter": dict, "history": list,
+    "searches": int, "step": int, "seconds": float, "epoch_seconds": float,
 }  # fmt: skip
 
 

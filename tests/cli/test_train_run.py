@@ -34,7 +34,7 @@ def failing(monkeypatch):
         whole = pabzip.train.run.Run._epoch
 
         def fail(self):
-            if self.history:
+            if self.state.history:
                 raise error
             whole(self)
 

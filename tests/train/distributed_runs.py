@@ -26,7 +26,7 @@ def wrong_mask(find: Any) -> Any:
 
     def check(self: Run, what: str) -> None:
         if LAST and "search" in what:
-            next(iter(self.masks.values())).logical_not_()
+            next(iter(self.state.masks.values())).logical_not_()
         find(self, what)
 
     return check
