@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from pabzip.cli.train_flags import overrides, recipe_flags
 from pabzip.cli.train_run import RunFlags, first_process, run_flags
 from pabzip.formats.registry import ARCHITECTURES
 from pabzip.train.published import find_recipe
+
+if TYPE_CHECKING:
+    from pabzip.train.recipes import Recipe
 
 _NAMES = ", ".join(name for name in ARCHITECTURES if name != "custom")
 
@@ -46,6 +49,8 @@ def command(
     tensorboard: str | None,
     save_every: str | None,
     resume: bool,
+    search_only: bool,
+    ticket: str | None,
     output: str | None,
     force: bool,
     reporter: Reporter,
@@ -63,8 +68,8 @@ def command(
         return
     if recipe_file is not None:
         recipe_file = os.fspath(find_recipe(recipe_file))
-    target = output or "model.pt"
-    run = RunFlags(target, log, curves, tensorboard, save_every, resume)
+    target = output or ("found.pt" if search_only else "model.pt")
+    run = RunFlags(target, log, curves, tensorboard, save_every, resume, search_only, ticket)
     run.check(force=force, inputs=[] if recipe_file is None else [recipe_file])
     options = parse_options(arch_options)
     from pabzip.train.toml import read_recipe, to_dict
@@ -74,6 +79,9 @@ def command(
     )
     reporter.detail(f"recipe: {to_json(to_dict(recipe))}")
     require("torch", extra="train", purpose="pabzip train")
+    if search_only:
+        _search(recipe, target, download, reporter)
+        return
     from pabzip.train.loop import train
 
     with run.told(reporter):
@@ -83,6 +91,7 @@ def command(
             log=log,
             observers=run.observers(reporter),
             download=download,
+            ticket=ticket,
             save_every=run.saving(),
             resume=resume,
         )
@@ -93,4 +102,16 @@ def command(
         f"{target}: test accuracy {result.test_accuracy:.2%}, {result.arch} on {result.data}, "
         f"{result.epochs} epochs in {result.seconds:.1f} s; {result.survivors:,} of "
         f"{result.weights:,} weights survive, {result.flipped:.1%} of them with a flipped sign",
+    )
+
+
+def _search(recipe: Recipe, target: str, download: bool, reporter: Reporter) -> None:
+    """Find a ticket and write it, untrained."""
+    from pabzip.train.found_tickets import find_ticket
+
+    found = find_ticket(recipe, output=target, download=download)
+    reporter.result(
+        found.to_dict(),
+        f"{target}: {found.survivors:,} of {found.weights:,} weights survive, found by "
+        f"{found.search} in {found.seconds:.1f} s; train them with --ticket {target}",
     )

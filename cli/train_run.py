@@ -33,6 +33,10 @@ _OPTIONS = (
         help="Save the state beside the output: 10min, 500steps, 1epoch, several with commas, or "
         f"never. [{_SAVE_EVERY}]",
     ),
+    click.option(
+        "--search-only", is_flag=True, help="Write the ticket that the search finds, untrained."
+    ),
+    click.option("--ticket", metavar="FILE.pt", help="Train such a ticket instead of searching."),
     click.option("--resume", is_flag=True, help="Continue from the saved state, if there is one."),
 )
 
@@ -55,6 +59,8 @@ class RunFlags:
         tensorboard: folder of the event files, or None.
         save_every: how often the state is saved, or None for the default.
         resume: continue an earlier run.
+        search_only: do not train.
+        ticket: path of a ticket that was found before, or None.
     """
 
     output: str
@@ -63,6 +69,8 @@ class RunFlags:
     tensorboard: str | None
     save_every: str | None
     resume: bool
+    search_only: bool
+    ticket: str | None
 
     def check(self, *, force: bool, inputs: list[str]) -> None:
         """Refuse outputs before training, not after it.
@@ -73,6 +81,10 @@ class RunFlags:
         """
         if STANDARD in (self.output, self.log, self.curves, self.tensorboard):
             raise click.UsageError("a training run writes files; name them, '-' will not do")
+        if self.search_only:
+            self._check_search_only()
+        if self.ticket is not None:
+            inputs = [*inputs, self.ticket]
         check_output(self.output, force=force, inputs=inputs)
         taken = [*inputs, self.output]
         for extra in (self.log, self.curves):
@@ -87,6 +99,20 @@ class RunFlags:
                 "with -f/--force",
                 state,
             )
+
+    def _check_search_only(self) -> None:
+        """Refuse flags that a search would not heed."""
+        given = {
+            "--log": self.log,
+            "--curves": self.curves,
+            "--tensorboard": self.tensorboard,
+            "--save-every": self.save_every,
+            "--ticket": self.ticket,
+            "--resume": self.resume or None,
+        }
+        for flag, value in given.items():
+            if value is not None:
+                raise click.UsageError(f"{flag} is for training, which --search-only leaves out")
 
     def saving(self) -> str | None:
         """Return how often to save; None for never, which is the default for a device or pipe."""

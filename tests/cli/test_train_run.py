@@ -136,6 +136,31 @@ def test_never_keeps_nothing(folder, run, failing):
     assert names(folder) == []
 
 
+def test_two_stages_give_what_one_gives(folder, run):
+    result = run("train", *TINY, "--search-only", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["output"], found["epochs"]) == ("found.pt", 0)
+    assert run("train", *TINY, "--ticket", "found.pt").exit_code == 0
+    assert run("train", *TINY, "-o", "whole.pt").exit_code == 0
+    assert (folder / "model.pt").read_bytes() == (folder / "whole.pt").read_bytes()
+
+    result = run("train", *TINY, "--ticket", "found.pt", "-o", "x.pt", "--seed", "4")
+    assert result.exit_code == 3
+    assert "seed: 0 there, 4 here" in result.stderr
+    result = run("train", *TINY, "--ticket", "found.pt", "-o", "found.pt", "--force")
+    assert result.exit_code == 1
+    assert "is the input found.pt itself" in result.stderr
+
+
+def test_a_search_alone_heeds_no_flag_of_training(folder, run):
+    for flag in (("--log", "x"), ("--resume",), ("--ticket", "x"), ("--save-every", "never")):
+        result = run("train", *TINY, "--search-only", *flag)
+        assert result.exit_code == 2
+        assert f"{flag[0]} is for training" in result.stderr
+    assert names(folder) == []
+
+
 @pytest.mark.slow
 def test_ten_real_kills_change_nothing(folder):
     command = [sys.executable, "-m", "pabzip.cli", "train", *TINY, "--epochs", "6", "--resume"]
