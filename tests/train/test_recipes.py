@@ -167,6 +167,7 @@ def test_defaults_follow_architecture_and_data() -> None:
     assert (paper.arch, paper.epochs, paper.augment) == ("resnet18", 200, True)
     assert (paper.bop, paper.sgd, paper.psg) == (BopRecipe(), SgdRecipe(), PsgRecipe())
     assert default_recipe(method="sgd").method == "sgd"
+    assert default_recipe(method="pab-latent").sgd.milestones == (16, 24, 32)
     assert default_recipe(None, "cifar10", "signsgd").signsgd == SignSgdRecipe()
     assert default_recipe("conv4", "cifar100").arch == "conv4"
 
