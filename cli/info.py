@@ -66,7 +66,14 @@ def command(
 def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
     """Return the file's numbers as a table of two columns, for people."""
     weights, survivors = info["weights"], info["survivors"]
-    kept = f", keep ratio {survivors / weights:.4g}" if weights else ""
+    codes = {"weights": "all dense, none of a seed"}
+    if weights:
+        codes = {
+            "codes by Huffman": f"{size(info['huffman_bytes'])}, "
+            f"{ratio(info['huffman_bytes'], info['codes_bytes'])} the codes here",
+            "weights": f"{weights:,}, of them {survivors:,} survive, keep ratio "
+            f"{survivors / weights:.4g}",
+        }
     rows = {
         "architecture": info["arch"],
         "seed": str(info["seed"]),
@@ -76,9 +83,7 @@ def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
         "  header": size(info["header_bytes"]),
         "as float32": f"{size(info['float32_bytes'])}, "
         f"{ratio(info['float32_bytes'], info['bytes'])} the file",
-        "codes by Huffman": f"{size(info['huffman_bytes'])}, "
-        f"{ratio(info['huffman_bytes'], info['codes_bytes'])} the codes here",
-        "weights": f"{weights:,}, of them {survivors:,} survive{kept}",
+        **codes,
         "sha256": info["sha256"],
         **{f"{key}": str(value) for key, value in metadata.items()},
     }

@@ -90,8 +90,9 @@ def command(
 
 def _summary(source: str, target: str, info: dict[str, Any]) -> str:
     """Return the result in one line, for people."""
+    kept = f"{info['survivors']:,} of {info['weights']:,} weights survive"
     return (
         f"{source} -> {target}: {size(info['bytes'])}, "
         f"{ratio(info['float32_bytes'], info['bytes'])} smaller than float32; "
-        f"{info['survivors']:,} of {info['weights']:,} weights survive"
+        f"{kept if info['weights'] else 'all tensors dense'}"
     )

@@ -48,6 +48,8 @@ def pack(
 
     Args:
         source: a network drawn by `pabzip.init_`, a `Checkpoint`, or the path of a ``model.pt``.
+            One whose magnitudes were trained (`pabzip.train.methods.Method.seeded`) names no seeded
+            weight, and all its tensors are stored dense; zeros cost little there too.
         target: path of the file to write, or a binary stream.
         coder: ``"auto"`` takes the smallest for each tensor, or a coder's name.
         dense_dtype: None keeps dense tensors lossless; ``"float16"`` or ``"bfloat16"`` stores the

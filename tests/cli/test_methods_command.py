@@ -59,7 +59,9 @@ def test_a_baseline_unpacks_to_the_bit_and_exports(ask, run, tmp_path, method):
     from safetensors.torch import load_file
 
     ask("train", "--method", method, *TINY)
-    ask("pack", "model.pt", "--json")
+    packed = run("pack", "model.pt")
+    assert "all tensors dense" in packed.stdout
+    assert "all dense, none of a seed" in run("info", "model.pabz").stdout
     assert run("unpack", "model.pabz").exit_code == 0
     state = torch.load("model.pt", weights_only=True)["state_dict"]
     found = load_file("model.safetensors")
