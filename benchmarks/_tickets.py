@@ -34,10 +34,12 @@ class Network:
     Attributes:
         arch: its name.
         width: of its first stage; None for its own.
+        options: others that differ from the architecture's own, as pairs.
     """
 
     arch: str
     width: int | None = None
+    options: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Network:
@@ -47,11 +49,14 @@ class Network:
         return cls("resnet20", 4) if arguments.quick else cls("resnet18")
 
     def __str__(self) -> str:
-        return self.arch if self.width is None else f"{self.arch}-w{self.width}"
+        parts = [self.arch, *(f"{key}{value:d}" for key, value in self.options)]
+        return "-".join(parts if self.width is None else [*parts, f"w{self.width}"])
 
     def build(self) -> nn.Module:
         """Return the network, drawn from `SEED`."""
-        options = {} if self.width is None else {"width": self.width}
+        options = dict(self.options)
+        if self.width is not None:
+            options["width"] = self.width
         return pabzip.init_(pabzip.models.build(self.arch, options), SEED)
 
 

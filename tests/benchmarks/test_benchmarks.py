@@ -91,6 +91,16 @@ def test_codec_size(bench, cache):
     assert again["cases"] == found["cases"]
 
 
+def test_bitops_table(bench, cache):
+    stdout, stderr, found = bench("bitops_table", "--cache", cache)
+    check_machine(found["machine"])
+    assert "resnet20-w4" in stderr
+    assert {case["method"] for case in found["cases"]} == {"dense-sgd", "pab-bop", "pab-bop-psg"}
+    for case in found["cases"]:
+        assert case["ratio"] == case["ours"] / case["paper"]
+        assert f"{case['ours'] / 1e12:.3f}" in stdout
+
+
 def test_codec_speed(bench, cache):
     stdout, stderr, found = bench("codec_speed", "--cache", cache)
     check_machine(found["machine"])

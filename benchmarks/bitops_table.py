@@ -1,0 +1,179 @@
+"""Bit operations of a training step beside those that Peek-a-Boo prints, and where they part.
+
+Counts Tables 1, 2 and 5 of the paper (CIFAR, one sample, SynFlow masks, Kaiming normal). The masks
+of WideResNet-28-10 take minutes each and are found in fewer iterations.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from _shared import Progress, cache_argument, finish, heading, machine, markdown, parser
+from _tickets import Network, synflow_masks
+
+from pabzip.train import LayerCost, PsgRecipe, layer_costs, method_costs
+
+SHAPE = (3, 32, 32)
+WIDE = Network("wideresnet28", options=(("late_stride", True),))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One network of a table.
+
+    Attributes:
+        table: where the paper prints it.
+        network: what is counted.
+        keep_ratio: of its mask.
+        iterations: of SynFlow.
+        printed: operations in units of 10^12, by method.
+        bits: of inputs, weights and output gradients.
+    """
+
+    table: str
+    network: Network
+    keep_ratio: float
+    iterations: int
+    printed: Mapping[str, float]
+    bits: tuple[int, int, int] = (8, 8, 16)
+
+
+def rows(*, quick: bool) -> list[Row]:
+    """Return the rows of the paper's tables; a small network alone for a quick run."""
+    if quick:
+        small = {"dense-sgd": 1.71, "pab-bop": 0.72, "pab-bop-psg": 0.30}
+        return [Row("none", Network("resnet20", 4), 0.1, 5, small)]
+    resnet18 = Network("resnet18")
+    table1 = {"dense-sgd": 1.71, "edge-popup": 1.20, "pab-bop": 0.72, "pab-bop-psg": 0.30}
+    deeper = {"dense-sgd": 3.99, "edge-popup": 2.79, "pab-bop": 1.32, "pab-bop-psg": 0.55}
+    wide10 = {"dense-sgd": 18.28, "edge-popup": 12.80, "pab-bop": 4.86, "pab-bop-psg": 2.03}
+    wide100 = {"dense-sgd": 18.28, "edge-popup": 12.80, "pab-bop": 10.10, "pab-bop-psg": 4.20}
+    table5 = {
+        (4, 4, 4): 0.25, (4, 4, 8): 0.25, (8, 8, 8): 0.27, (8, 8, 16): 0.30, (16, 16, 16): 0.36,
+        (16, 16, 32): 0.48,
+    }  # fmt: skip
+    return [
+        Row("1", resnet18, 0.1, 100, table1),
+        Row("1", Network("resnet50"), 0.1, 100, deeper),
+        Row("2, CIFAR-10", WIDE, 0.1, 30, wide10),
+        Row("2, CIFAR-100", WIDE, 0.3, 30, wide100),
+        *(
+            Row("5", resnet18, 0.1, 100, {"pab-bop-psg": printed}, bits)
+            for bits, printed in table5.items()
+        ),
+    ]
+
+
+def counted(row: Row, cache: Path) -> dict[str, float]:
+    """Return our operations of one row, by method."""
+    found = synflow_masks(row.network, row.keep_ratio, cache, iterations=row.iterations)
+    masks = {name: torch.from_numpy(mask) for name, mask in found.items()}
+    inputs, weights, gradients = row.bits
+    psg = PsgRecipe(input_bits=inputs, weight_bits=weights, gradient_bits=gradients)
+    net = row.network.build()
+    costs = method_costs(net, SHAPE, masks, psg=psg)
+    dense = layer_costs(net, SHAPE)
+    # Edge-popup keeps a fraction of each layer in the forward pass; the paper counts both backward
+    # products as dense.
+    popup = sum(0.1 * cost.forward + cost.input_gradient + cost.weight_gradient for cost in dense)
+    return {**{name: total(layers) for name, layers in costs.items()}, "edge-popup": popup}
+
+
+def total(costs: list[LayerCost]) -> float:
+    """Return the operations of all layers."""
+    return sum(cost.total for cost in costs)
+
+
+def chosen_rows(arguments: argparse.Namespace) -> list[Row]:
+    """Return the rows that the arguments leave.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    every = rows(quick=arguments.quick)
+    found = [
+        row
+        for row in every
+        if arguments.arch in (None, row.network.arch)
+        and arguments.keep_ratio in (None, row.keep_ratio)
+    ]
+    if not found:
+        has = ", ".join(f"{row.network.arch} at {row.keep_ratio:g}" for row in every)
+        raise SystemExit(f"bitops_table: no such row; the tables have {has}")
+    return found
+
+
+def measured(chosen: Sequence[Row], cache: Path) -> list[dict[str, Any]]:
+    """Return one case a printed number."""
+    cases: list[dict[str, Any]] = []
+    progress = Progress(len(chosen))
+    for row in chosen:
+        progress.step(f"{row.network}, keep {row.keep_ratio:g}")
+        ours = counted(row, cache)
+        for method, printed in row.printed.items():
+            cases.append(
+                {
+                    "table": row.table,
+                    "network": str(row.network),
+                    "keep_ratio": row.keep_ratio,
+                    "search_iterations": row.iterations,
+                    "bits": list(row.bits),
+                    "method": method,
+                    "ours": ours[method],
+                    "paper": printed * 1e12,
+                    "ratio": ours[method] / (printed * 1e12),
+                }
+            )
+        progress.done()
+    progress.close()
+    return cases
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the Markdown table."""
+    columns = (
+        "table",
+        "network",
+        "keep",
+        "method",
+        "bits",
+        "ours, Tr",
+        "paper, Tr",
+        "ours / paper",
+    )
+    lines = [
+        [
+            case["table"],
+            case["network"],
+            f"{case['keep_ratio']:g}",
+            case["method"],
+            ", ".join(str(bits) for bits in case["bits"]),
+            f"{case['ours'] / 1e12:.3f}",
+            f"{case['paper'] / 1e12:.2f}",
+            f"{case['ratio']:.3f}",
+        ]
+        for case in result["cases"]
+    ]
+    title = "Bit operations of one training step of one sample"
+    return heading(title, result["machine"]) + markdown(columns, lines)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments_of = parser(__doc__)
+    cache_argument(arguments_of)
+    arguments = arguments_of.parse_args()
+    result = {
+        "machine": machine("torch"),
+        "cases": measured(chosen_rows(arguments), arguments.cache),
+    }
+    finish("bitops_table", arguments, result, table(result))
+
+
+if __name__ == "__main__":
+    main()
