@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -163,21 +164,19 @@ def test_a_search_alone_heeds_no_flag_of_training(folder, run):
 
 @pytest.mark.slow
 def test_ten_real_kills_change_nothing(folder):
-    command = [sys.executable, "-m", "pabzip.cli", "train", *TINY, "--epochs", "6", "--resume"]
+    command = [sys.executable, "-m", "pabzip.cli", "train", *TINY, "--epochs", "40", "--resume"]
     subprocess.run([*command, "-o", "whole.pt", "-q"], check=True)
-    chance, kills = random.Random(1), 0
-    while kills < 10:
-        process = subprocess.Popen([*command, "--save-every", "1steps", "-q"])
-        try:
-            # Not before the state has moved on, or ten kills would all hit the imports.
-            process.wait(timeout=4 + chance.uniform(0, 4))
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    if not (folder / "model.pt").exists():
-        subprocess.run([*command, "-q"], check=True)
-    assert kills > 0
+    state, chance = folder / "model.pt.progress", random.Random(1)
+    for _ in range(10):
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        with subprocess.Popen([*command, "--save-every", "1steps", "-q"]) as process:
+            # Not before the state has moved on, or ten kills might all hit the imports.
+            while not state.exists() or state.stat().st_mtime_ns == before:
+                assert process.poll() is None
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.2))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run([*command, "-q"], check=True)
     assert (folder / "model.pt").read_bytes() == (folder / "whole.pt").read_bytes()
     assert names(folder) == ["model.pt", "whole.pt"]
