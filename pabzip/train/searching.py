@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pabzip import search
-from pabzip.data import Images, Splits, batches
+from pabzip.data import AnyImages, Splits, batches
 from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters
 from pabzip.train.methods import method_of
@@ -108,7 +108,7 @@ def search_masks(
             raise RecipeError(f"search.method: expected a known method, found {method!r}")
 
 
-def _samples(net: nn.Module, recipe: Recipe, images: Images) -> list[tuple[Tensor, Tensor]]:
+def _samples(net: nn.Module, recipe: Recipe, images: AnyImages) -> list[tuple[Tensor, Tensor]]:
     """Return the images that SNIP and GraSP measure on, in batches of nearly equal size."""
     wanted = recipe.search.samples
     if wanted > len(images):
