@@ -1,4 +1,4 @@
-"""How ``pabzip bench bitops`` shows its result to people."""
+"""How commands show bit operations to people."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def method_table(values: dict[str, Any]) -> Table:
     table = _table("method", "operations", "of dense-sgd")
     dense = values["methods"]["dense-sgd"]
     for name, operations in values["methods"].items():
-        table.add_row(name, _short(operations), f"{operations / dense:.1%}")
+        table.add_row(name, short(operations), f"{operations / dense:.1%}")
     return table
 
 
@@ -49,15 +49,15 @@ def layer_table(values: dict[str, Any]) -> Table:
         psg = operations["pab-bop-psg"]
         table.add_row(
             printable(layer["name"]),
-            _short(layer["macs"]),
+            short(layer["macs"]),
             f"{layer['kept']:.2%}",
-            *(_short(each) for each in (*totals, sum(psg.values()), *psg.values())),
+            *(short(each) for each in (*totals, sum(psg.values()), *psg.values())),
         )
     return table
 
 
-def _short(operations: float) -> str:
-    """Return a count for people: ``1.71 T``."""
+def short(operations: float) -> str:
+    """Return a number of operations for people: ``1.71 T``."""
     for unit, each in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if operations >= each:
             value = operations / each

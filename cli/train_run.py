@@ -122,9 +122,12 @@ class RunFlags:
 
     def observers(self, reporter: Reporter) -> list[Observer]:
         """Return those that were asked for."""
+        from pabzip.cli.train_costs import CostRemark
         from pabzip.train.observers import Curves, ProgressBar, TensorBoard
 
         found: list[Observer] = [ProgressBar()] if reporter.progress else []
+        if reporter.progress or (reporter.verbose and not reporter.quiet):
+            found.append(CostRemark(layers=reporter.verbose > 0))
         if self.tensorboard is not None:
             found.append(TensorBoard(self.tensorboard))
         if self.curves is not None:

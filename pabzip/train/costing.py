@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,6 +12,28 @@ from pabzip.train.bitops import LayerCost, costs_of, kept_fractions
 from pabzip.train.macs import count_macs
 from pabzip.train.methods import METHODS, Method, method_of
 from pabzip.train.recipes import PsgRecipe, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What one training step of one sample costs, from some epoch of a run on.
+
+    Attributes:
+        epoch: the first epoch that it holds for, counted from 1.
+        layers: the cost of each layer, from `step_costs`.
+        weights: number of seeded weights.
+        survivors: how many of them are not pruned.
+    """
+
+    epoch: int
+    layers: tuple[LayerCost, ...]
+    weights: int
+    survivors: int
+
+    @property
+    def bitops(self) -> float:
+        """Bit operations of all layers together."""
+        return sum(cost.total for cost in self.layers)
 
 
 def step_costs(

@@ -13,13 +13,14 @@ from pabzip.formats.atomic import open_atomic
 from pabzip.train.cadence import SaveEvery
 from pabzip.train.checkpoint import save_checkpoint
 from pabzip.train.isolation import isolated
+from pabzip.train.inputs import Inputs
 from pabzip.train.keeper import Keeper
 from pabzip.train.network import forget_seeding, pick_device
 from pabzip.train.observers import JsonLog, Observer
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import TrainResult
 from pabzip.train.resumption import check_resumption
-from pabzip.train.run import Inputs, Run
+from pabzip.train.run import Run
 from pabzip.train.world import joined, local_rank
 
 

@@ -12,19 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from pabzip import data
 from pabzip._version import __version__
-from pabzip.data import Splits
-from pabzip.errors import CheckpointError, RecipeError, TrainingError
+from pabzip.errors import CheckpointError, TrainingError
 from pabzip.init import seeded_parameters
 from pabzip.search import apply_masks
-from pabzip.train.costing import step_costs
+from pabzip.train.costing import StepCosts, step_costs
 from pabzip.train.digest import digest
 from pabzip.train.epoch import steps_of, train_epoch
 from pabzip.train.evaluation import Evaluation, evaluate
 from pabzip.train.expected_bytes import ExpectedBytes
 from pabzip.train.found_tickets import apply_ticket
 from pabzip.train.gradients import BatchGradients
+from pabzip.train.inputs import Inputs, check_data, load_data
 from pabzip.train.keeper import Keeper
 from pabzip.train.meter import Meter
 from pabzip.train.methods import method_of
@@ -44,21 +43,6 @@ from pabzip.train.toml import to_dict
 from pabzip.train.world import World
 
 _READ_EVERY = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What a run is given besides its recipe.
-
-    Attributes:
-        splits: the data, already loaded; None loads the recipe's.
-        download: fetch a dataset that is missing.
-        ticket: path of a ticket that was found before; it takes the place of the search.
-    """
-
-    splits: Splits | None = None
-    download: bool = False
-    ticket: str | os.PathLike[str] | None = None
 
 
 class Run:
@@ -95,11 +79,11 @@ class Run:
         self.device, self.world, self.keeper = device, world, keeper
         self.observers = observers
         self.ticket = inputs.ticket
-        splits = _load(recipe, inputs, world)
+        splits = load_data(recipe, inputs, world)
         self.splits = dataclasses.replace(
             splits, train=splits.train.to(device), test=splits.test.to(device)
         )
-        _check_fit(recipe, splits, world)
+        check_data(recipe, splits, world)
         self.steps = steps_of(len(splits.train), recipe.batch_size, recipe.shards)
         precision = Precision(recipe.precision, recipe.channels_last, device)
         net = build_network(recipe, splits).to(device)
@@ -118,6 +102,7 @@ class Run:
             meter=Meter(1, device),
         )
         self._gradients = BatchGradients(net, recipe.seed, recipe.shards, world, precision)
+        self._costs: StepCosts | None = None
         self._expected: ExpectedBytes | None = None
 
     def run(self) -> None:
@@ -125,15 +110,13 @@ class Run:
         for observer in self.observers:
             observer.started(self.recipe, self.steps)
         while self.state.epoch <= self.recipe.epochs:
-            for epoch, keep_ratio in planned_searches(self.recipe)[self.state.searches :]:
-                if epoch < self.state.epoch:
-                    self._search(keep_ratio)
+            self._search_when_due()
             self._epoch()
 
     def result(self, output: str | os.PathLike[str]) -> TrainResult:
         """Return the results of a run that is done; ``output`` is named in them."""
-        recipe, state = self.recipe, self.state
-        last = state.history[-1]
+        recipe, last = self.recipe, self.state.history[-1]
+        costs = self._count() if self._costs is None else self._costs
         return TrainResult(
             arch=recipe.arch,
             data=recipe.data,
@@ -143,14 +126,11 @@ class Run:
             test_accuracy=last.test_accuracy,
             output=os.fspath(output),
             seconds=perf_counter() - self._begun,
-            bitops=sum(
-                cost.total
-                for cost in step_costs(state.net, self.splits.input_shape, state.masks, recipe)
-            ),
+            bitops=costs.bitops,
             test_loss=last.test_loss,
             train_accuracy=last.train_accuracy,
-            weights=self.signs.total,
-            survivors=sum(int(mask.sum()) for mask in state.masks.values()),
+            weights=costs.weights,
+            survivors=costs.survivors,
             flipped=last.flipped,
             seed=recipe.seed,
         )
@@ -203,6 +183,28 @@ class Run:
         """
         if self.world.ranks > 1:
             self.world.check_same(what, self.state.digest())
+
+    def _search_when_due(self) -> None:
+        """Do the searches that are due before this epoch, and say what a step costs from now on."""
+        searches = self.state.searches
+        for epoch, keep_ratio in planned_searches(self.recipe)[searches:]:
+            if epoch < self.state.epoch:
+                self._search(keep_ratio)
+        if self.state.searches > searches or self._costs is None:
+            self._costs = self._count()
+            for observer in self.observers:
+                observer.counted(self._costs)
+
+    def _count(self) -> StepCosts:
+        """Return what a training step of the network costs as it is pruned now."""
+        state = self.state
+        layers = step_costs(state.net, self.splits.input_shape, state.masks, self.recipe)
+        return StepCosts(
+            epoch=state.epoch,
+            layers=tuple(layers),
+            weights=self.signs.total,
+            survivors=sum(int(mask.sum()) for mask in state.masks.values()),
+        )
 
     def _search(self, keep_ratio: float) -> None:
         """Prune the network to ``keep_ratio``, on all processes by the first one's masks."""
@@ -301,35 +303,3 @@ class Run:
         """Tell the observers of the search."""
         for observer in self.observers:
             observer.searched(iteration, iterations)
-
-
-def _load(recipe: Recipe, inputs: Inputs, world: World) -> Splits:
-    """Return the data; where it has to be fetched, one process does so before the others read."""
-    if inputs.splits is not None:
-        return inputs.splits
-
-    def fetch() -> None:
-        data.load(recipe.data, root=recipe.data_root, download=True)
-
-    if inputs.download and world.ranks > 1:
-        world.from_first(fetch)
-    return data.load(recipe.data, root=recipe.data_root, download=inputs.download)
-
-
-def _check_fit(recipe: Recipe, splits: Splits, world: World) -> None:
-    """Refuse augmentation that there is none of, and shards that cannot be shared out or filled."""
-    if recipe.augment and splits.augmentation is None:
-        raise RecipeError(
-            f"augment: expected false for {splits.name}, which has no augmentation, found true"
-        )
-    if recipe.shards % world.ranks:
-        raise RecipeError(
-            f"shards: expected a multiple of the {world.ranks} processes, which must be a power of "
-            f"two, found {recipe.shards}; set --shards {1 << (world.ranks - 1).bit_length()}, or "
-            "start torchrun with --nproc-per-node of 1, 2, 4, ... processes"
-        )
-    if len(splits.train) < recipe.shards:
-        raise RecipeError(
-            f"shards: expected at most the {len(splits.train)} training images, found "
-            f"{recipe.shards}"
-        )

@@ -57,7 +57,7 @@ def test_train_writes_model_pt_and_prints_the_stable_keys(folder, run):
     assert (found["epochs"], found["keep_ratio"], found["data"]) == (1, 0.1, "digits")
     assert {path.name for path in folder.iterdir()} == {"model.pt", "run.jsonl"}
     events = [json.loads(line)["event"] for line in (folder / "run.jsonl").read_text().splitlines()]
-    assert events == ["start", "epoch", "result"]
+    assert events == ["start", "bitops", "epoch", "result"]
     content = torch.load("model.pt", weights_only=True)
     assert content["results"]["test_accuracy"] == found["test_accuracy"]
     assert result.stderr == ""

@@ -160,6 +160,11 @@ def test_a_short_run_on_the_digits_learns_and_tells_the_truth(tmp_path: Path) ->
     assert checkpoint.metadata()["test_accuracy"] == result.test_accuracy
 
 
+def costs(layer):
+    """What a layer of the log costs."""
+    return layer["forward"] + layer["input_gradient"] + layer["weight_gradient"]
+
+
 def test_observers_and_log_hear_everything_in_order(tmp_path: Path, splits: Splits) -> None:
     recorder, log = Recorder(), tmp_path / "log.jsonl"
     result = train(
@@ -174,13 +179,15 @@ def test_observers_and_log_hear_everything_in_order(tmp_path: Path, splits: Spli
     assert (stats.loss, stats.train_accuracy) == (progress.loss, progress.accuracy)
     assert stats.test_accuracy == result.test_accuracy
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line.pop("event") for line in lines] == ["start", "epoch", "epoch", "result"]
+    assert [line.pop("event") for line in lines] == ["start", "bitops", "epoch", "epoch", "result"]
     assert lines[0]["recipe"]["arch"] == "conv2"
-    assert lines[2] == stats.to_dict()
-    assert lines[3] == result.to_dict()
+    assert lines[1]["bitops"] == result.bitops == sum(costs(each) for each in lines[1]["layers"])
+    assert (lines[1]["weights"], lines[1]["survivors"]) == (result.weights, result.survivors)
+    assert lines[3] == stats.to_dict()
+    assert lines[4] == result.to_dict()
     keys = ["arch", "data", "method", "keep_ratio", "epochs", "test_accuracy", "output",
             "seconds", "bitops"]  # fmt: skip
-    assert list(lines[3])[:9] == keys
+    assert list(lines[4])[:9] == keys
     assert result.output == str(tmp_path / "model.pt")
 
 

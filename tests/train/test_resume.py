@@ -253,13 +253,13 @@ def test_the_log_has_each_epoch_once(tmp_path: Path, splits: Splits) -> None:
     log.write_text(first + '{"event": "epo')
     interrupted(tiny(), file, splits, 3, resume=True, log=log)
     lines = log.read_text().splitlines()
-    log.write_text("\n".join([*lines[:2], lines[1]]))  # an epoch is lost, the last line is cut
+    log.write_text("\n".join([*lines[:3], lines[2]]))  # an epoch is lost, the last line is cut
     train(tiny(), output=file, splits=splits, resume=True, log=log)
     events = [json.loads(line) for line in log.read_text().splitlines()]
     names = [event["event"] for event in events]
-    assert names == ["start", "epoch", "epoch", "resume", "epoch", "result"]
-    assert [event["epoch"] for event in events[1:5]] == [1, 2, 3, 3]
-    assert events[3]["torch"] == str(torch.__version__)
+    assert names == ["start", "bitops", "epoch", "epoch", "resume", "bitops", "epoch", "result"]
+    assert [event["epoch"] for event in events[1:7]] == [1, 1, 2, 3, 3, 3]
+    assert events[4]["torch"] == str(torch.__version__)
 
 
 def test_a_lost_log_begins_again_with_the_past(tmp_path: Path, splits: Splits) -> None:
@@ -268,7 +268,7 @@ def test_a_lost_log_begins_again_with_the_past(tmp_path: Path, splits: Splits) -
     log.unlink()
     train(tiny(), output=file, splits=splits, resume=True, log=log)
     names = [json.loads(line)["event"] for line in log.read_text().splitlines()]
-    assert names == ["start", "epoch", "resume", "epoch", "epoch", "result"]
+    assert names == ["start", "epoch", "resume", "bitops", "epoch", "epoch", "result"]
 
 
 def test_when_a_save_is_due() -> None:

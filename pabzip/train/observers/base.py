@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import EpochStats, TrainResult
+
+if TYPE_CHECKING:
+    from pabzip.train.costing import StepCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,9 @@ class Observer:
 
     def searched(self, iteration: int, iterations: int) -> None:
         """Learn that an iteration of the search is done, counted from 1."""
+
+    def counted(self, costs: StepCosts) -> None:
+        """Learn what a training step costs: before the first one, and after each later search."""
 
     def stepped(self, progress: Progress) -> None:
         """Learn how the epoch goes; every few steps only, since reading the numbers takes time."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -15,14 +16,18 @@ from pabzip.train.recipes import Recipe
 from pabzip.train.results import EpochStats, TrainResult
 from pabzip.train.toml import to_dict
 
+if TYPE_CHECKING:
+    from pabzip.train.costing import StepCosts
+
 
 class JsonLog(Observer):
     """A log of one JSON object a line, each written at once, so that a killed run leaves its part.
 
-    The first line has ``event`` ``"start"`` and the recipe, then one ``"epoch"`` an epoch with the
-    numbers of `EpochStats`, the last ``"result"`` with those of `TrainResult`. A run that is
-    continued appends a line with ``event`` ``"resume"``, the epoch and the steps done in it, and
-    the versions of pabzip and torch; lines of epochs that have to be run again are removed first,
+    The first line has ``event`` ``"start"`` and the recipe; ``"bitops"`` says what a step costs, by
+    layer, before the first step and after each later search; then there is one ``"epoch"`` an epoch
+    with the numbers of `EpochStats`, and the last, ``"result"``, has those of `TrainResult`. A run
+    that is continued appends a line with ``event`` ``"resume"``, the epoch and the steps done in
+    it, and the versions of pabzip and torch; lines of what has to be run again are removed first,
     and finished epochs that the log lacks are added, so that each stands there exactly once.
 
     Args:
@@ -71,6 +76,19 @@ class JsonLog(Observer):
             },
         )
 
+    def counted(self, costs: StepCosts) -> None:
+        """Write what a step costs from now on."""
+        self._write(
+            "bitops",
+            {
+                "epoch": costs.epoch,
+                "bitops": costs.bitops,
+                "weights": costs.weights,
+                "survivors": costs.survivors,
+                "layers": [dataclasses.asdict(layer) for layer in costs.layers],
+            },
+        )
+
     def epoch_ended(self, stats: EpochStats) -> None:
         """Write one epoch."""
         self._write("epoch", stats.to_dict())
@@ -106,12 +124,19 @@ def _keep_past(file: IO[str], epochs: int) -> int | None:
             logged = 0
         elif logged is not None and event.get("event") == "epoch" and logged < epochs:
             logged += 1
-        elif logged is None or event.get("event") != "resume":
+        elif logged is None or not _belongs(event, epochs):
             break
         kept = file.tell()
     file.seek(kept)
     file.truncate()
     return logged
+
+
+def _belongs(event: dict[str, Any], epochs: int) -> bool:
+    """Say whether a line that is no epoch's may stay: it tells of nothing that is to come again."""
+    if event.get("event") == "bitops":
+        return bool(event.get("epoch", 0) <= epochs)
+    return event.get("event") == "resume"
 
 
 def _event(line: str) -> dict[str, Any]:
