@@ -147,6 +147,28 @@ def test_train_speed(bench):
         assert found[name] > 0
 
 
+def test_rate_aware(bench, tmp_path_factory):
+    picture = tmp_path_factory.mktemp("picture") / "curves.png"
+    stdout, stderr, found = bench("rate_aware", "--picture", picture)
+    check_machine(found["machine"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "lenet-300-100, seed 0" in stderr
+    (network,) = found["networks"]
+    assert network["expected_bytes_error"] < 0.02
+    points = {(point["threshold"], point["flip_cost"]): point for point in network["points"]}
+    ours, plain = points[1e-4, 3e-4], points[1e-4, 0.0]
+    assert ours["flipped"] < 0.5 * plain["flipped"]
+    assert ours["bytes"] - ours["sign_bytes"] == pytest.approx(
+        plain["bytes"] - plain["sign_bytes"], rel=0.02
+    )
+    for point in network["points"]:
+        assert point["rule"] in stdout
+        assert f"{point['bytes']:,.0f}" in stdout
+    least = network["best_plain"]["test_accuracy"] - found["tolerance"]
+    for point in filter(None, network["smallest_equal"].values()):
+        assert point["test_accuracy"] >= least
+
+
 def test_forms_hold_the_codes():
     module = load("_compressors")
     rng = np.random.default_rng(0)
