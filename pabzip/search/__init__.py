@@ -8,7 +8,8 @@ the mask they return, and go on from weights that are pruned already.
 """
 
 from pabzip.search.budgets import SCOPES, Budget, layer_budgets, scoped_budgets
-from pabzip.search.driver import Scorer, iterative_search
+from pabzip.search.driver import ExactScorer, Scorer, iterative_search
+from pabzip.search.fast_synflow import FastSynFlowScorer
 from pabzip.search.grasp import GraspScorer, grasp
 from pabzip.search.loss import LossNetwork
 from pabzip.search.magnitude import MagnitudeScorer, magnitude
@@ -22,6 +23,8 @@ __all__ = [
     "SCHEDULES",
     "SCOPES",
     "Budget",
+    "ExactScorer",
+    "FastSynFlowScorer",
     "GraspScorer",
     "LossNetwork",
     "MagnitudeScorer",

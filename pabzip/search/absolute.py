@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
 from pabzip.search.isolation import call, isolated
+from pabzip.search.products import Product
+from pabzip.search.taps import Taps
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What `AbsoluteNetwork.flow` finds.
+
+    The gradient of R by a weight is the sum of its products' parts and of its rest.
+
+    Attributes:
+        total: R, the sum of the outputs for an input of ones.
+        products: the linear maps and convolutions of each weight, by its name.
+        rests: gradients of R by each weight through other uses than ``products``, by its name;
+            None where there are none.
+        from_input: gradient of R by the input, of shape ``(1, *input_shape)``.
+    """
+
+    total: float
+    products: Mapping[str, list[Product]]
+    rests: Mapping[str, Tensor | None]
+    from_input: Tensor
 
 
 class AbsoluteNetwork:
@@ -18,12 +41,12 @@ class AbsoluteNetwork:
     (``torch.func.functional_call``), so its own weights, signs, buffers, gradients and dtypes are
     never written. Calls run in evaluation mode, which is put back module by module afterwards,
     even on an exception. The caller's random state, autocast and gradient mode are left alone.
+    All of it is computed in float64: R is a product over the layers, and overflows float32 soon.
 
     Args:
         net: any module that maps one floating tensor to one floating tensor.
         weights: the parameters that get gradients; pruned entries can be zeroed with `prune`.
         input_shape: shape of one input, without the batch dimension.
-        dtype: floating dtype of the computation.
 
     Raises:
         SearchError: ``input_shape`` is not a sequence of positive integers.
@@ -34,13 +57,9 @@ class AbsoluteNetwork:
         net: nn.Module,
         weights: Mapping[str, nn.Parameter],
         input_shape: Sequence[int],
-        dtype: torch.dtype,
     ):
         self._input_shape = check_input_shape(input_shape)
-        if not dtype.is_floating_point:
-            raise SearchError(f"dtype: expected a floating dtype, found {dtype}")
         self._net = net
-        self._dtype = dtype
         self._names = {id(parameter): name for name, parameter in net.named_parameters()}
         self._state = {
             name: self._absolute(tensor)
@@ -61,33 +80,35 @@ class AbsoluteNetwork:
     def prune(self, masks: Mapping[str, Tensor]) -> None:
         """Set the weights that ``masks`` has pruned to zero, in the copies alone."""
         for name, weight in self._weights.items():
-            weight.masked_fill_(~masks[name], 0.0)
+            weight.mul_(masks[name])  # none is negative, so this gives +0.0
 
-    def gradients(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the gradients of R, the sum of the outputs for an input of ones.
-
-        Returns:
-            The gradient of each searched weight by name, and the gradient of the input, of shape
-            ``(1, *input_shape)``. Both in the dtype of the computation. A weight or an input that
-            does not reach the outputs has a gradient of zeros.
+    def flow(self) -> Flow:
+        """Return R and what its gradients are made of.
 
         Raises:
             SearchError: the network refuses the input, or does not give one floating tensor.
         """
         with isolated(self._net, self._device, training=lambda _: False):
             ones = torch.ones(
-                (1, *self._input_shape), dtype=self._dtype, device=self._device, requires_grad=True
-            )
-            total = call(self._net, self._state, ones).sum()
-            wanted = [*self._weights.values(), ones]
-            found = torch.autograd.grad(total, wanted, materialize_grads=True)
-        return dict(zip(self._weights, found[:-1], strict=True)), found[-1]
+                (1, *self._input_shape), dtype=torch.float64, device=self._device,
+                requires_grad=True,
+            )  # fmt: skip
+            with Taps(self._weights) as taps:
+                total = call(self._net, self._state, ones).sum()
+            wanted = [ones, *self._weights.values()]
+            first, *rest = torch.autograd.grad(total, wanted, allow_unused=True)
+        return Flow(
+            total=float(total.detach()),
+            products=taps.products,
+            rests=dict(zip(self._weights, rest, strict=True)),
+            from_input=torch.zeros_like(ones) if first is None else first,
+        )
 
     def _absolute(self, tensor: Tensor) -> Tensor:
         """Return a detached copy: absolute values if floating, else the values themselves."""
         with torch.no_grad():
             if tensor.is_floating_point():
-                return tensor.detach().to(self._dtype, copy=True).abs_()
+                return tensor.detach().to(torch.float64, copy=True).abs_()
             return tensor.detach().clone()
 
 

@@ -34,10 +34,9 @@ def refuse_collapse(
     empty = [name for name, mask in masks.items() if not bool(torch.any(mask))]
     if not empty:
         return
-    network = AbsoluteNetwork(net, weights, input_shape, torch.float64)
+    network = AbsoluteNetwork(net, weights, input_shape)
     network.prune(masks)
-    _, from_input = network.gradients()
-    if not bool(torch.any(from_input != 0)):
+    if not bool(torch.any(network.flow().from_input != 0)):
         raise SearchError(
             f"layer collapse: nothing is left of {', '.join(repr(name) for name in empty)}, and "
             "no path leads from the input to the output; expected survivors in every layer, "

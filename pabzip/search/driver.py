@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -22,6 +22,22 @@ class Scorer(Protocol):
         """Return a floating tensor for each mask, by name and of its shape; higher is kept.
 
         What it says of weights that ``masks`` has pruned does not matter.
+        """
+        ...
+
+
+@runtime_checkable
+class ExactScorer(Scorer, Protocol):
+    """A scorer whose scores are rounded, and which can say more precisely where it matters."""
+
+    def exact(self, places: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return scores of the last round in float64, up to one factor, at some places.
+
+        Args:
+            places: positions in the flat weights, int64 vectors by name.
+
+        Returns:
+            Vectors by the same names, in the same order.
         """
         ...
 
@@ -64,6 +80,7 @@ def iterative_search(
             left from the input to the output. ``net`` is then as it was.
     """
     masks = {name: parameter.detach() != 0 for name, parameter in weights.items()}
+    exact = scorer.exact if isinstance(scorer, ExactScorer) else None
     plans = [(budget.names, budget.counts(masks, iterations, schedule)) for budget in budgets]
     for iteration in range(iterations):
         scores = scorer.scores(masks)
@@ -74,6 +91,7 @@ def iterative_search(
                 {name: scores[name] for name in names},
                 {name: masks[name] for name in names},
                 counts[iteration],
+                exact=exact,
             ).items()
         }
         if on_iteration is not None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
+from pabzip.search.selection import Settle, largest
 
 
 def keep_largest(
-    scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], count: int
+    scores: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    count: int,
+    *,
+    exact: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Keep the ``count`` best of the weights that ``masks`` still has, over all tensors at once.
 
@@ -23,6 +28,9 @@ def keep_largest(
         scores: finite floating tensors by name, higher is kept.
         masks: bool tensors by the same names and of the same shapes, True for a survivor.
         count: how many weights to keep.
+        exact: for rounded scores: given places in the flat tensors by name, returns what the
+            scores there stand for (`pabzip.search.ExactScorer`). It is asked about those too near
+            the threshold to be told apart.
 
     Returns:
         New bool tensors by name; ``masks`` itself is not changed. When ``masks`` has no more than
@@ -37,33 +45,30 @@ def keep_largest(
             unfit = int(score.numel() - torch.isfinite(score).sum())
             raise SearchError(
                 f"scores of {name!r}: expected finite values, found {unfit} of {score.numel()} "
-                "that are infinite or not a number; search in float64, or shrink the "
-                "initialisation (its activations overflow without batch norm)"
+                "that are infinite or not a number; shrink the initialisation, or add batch norm "
+                "(without it the activations of a deep network overflow)"
             )
-    device = next(iter(masks.values())).device
-    candidates = torch.cat([scores[name][mask].to(device) for name, mask in masks.items()])
-    alive = candidates.numel()
+    alive = sum(int(torch.count_nonzero(mask)) for mask in masks.values())
     if count >= alive:
         return {name: mask.clone() for name, mask in masks.items()}
-    kept = _largest(candidates, count)
-    sizes = [int(torch.count_nonzero(mask)) for mask in masks.values()]
-    result = {}
-    for (name, mask), part in zip(masks.items(), torch.split(kept, sizes), strict=True):
-        result[name] = torch.zeros_like(mask).masked_scatter_(mask, part.to(mask.device))
-    return result
+    settle = None if exact is None else _by_position(exact, list(masks))
+    values = [scores[name].detach() for name in masks]
+    kept = largest(values, list(masks.values()), count, settle)
+    return dict(zip(masks, kept, strict=True))
 
 
-def _largest(values: Tensor, count: int) -> Tensor:
-    """Return a bool vector with exactly ``count`` True, at the largest values, earlier on ties."""
-    if count <= 0:
-        return torch.zeros_like(values, dtype=torch.bool)
-    # Selecting the k-th value is linear in time, where sorting millions of scores is not.
-    threshold = torch.kthvalue(values, values.numel() - count + 1).values
-    kept = values > threshold
-    missing = count - int(torch.count_nonzero(kept))
-    ties = torch.nonzero(values == threshold).flatten()
-    kept[ties[:missing]] = True
-    return kept
+def _by_position(
+    exact: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], names: Sequence[str]
+) -> Settle:
+    """Return ``exact`` for lists in the order of ``names``."""
+
+    def settle(places: Sequence[Tensor]) -> Sequence[Tensor]:
+        found = exact(
+            {name: place for name, place in zip(names, places, strict=True) if len(place)}
+        )
+        return list(found.values())
+
+    return settle
 
 
 def apply_masks(net: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -267,15 +267,16 @@ def test_an_empty_layer_with_a_way_around_it_is_no_collapse():
     assert not masks["side.weight"].any()
 
 
-def test_overflow_names_the_layer():
-    net = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_overflow_names_the_layer(dtype):
+    net = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(9)))
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.fill_(1e20)
+            parameter.fill_(1e38)
     with pytest.raises(
         SearchError, match=r"scores of '0.weight': expected finite values, found 16"
     ):
-        synflow(net, 0.5, (4,), 2, weights=weights_of(net), dtype=torch.float32)
+        synflow(net, 0.5, (4,), 2, weights=weights_of(net), dtype=dtype)
 
 
 def test_weights_that_are_not_finite_are_named():
@@ -388,7 +389,9 @@ def test_weights_of_another_network():
         synflow(net, 0.5, (5,), weights={})
 
 
-def test_dtype_that_is_not_floating():
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16])
+def test_dtype_of_scores(dtype):
     net = small_net()
-    with pytest.raises(SearchError, match=r"dtype: expected a floating dtype, found torch.int64"):
-        synflow(net, 0.5, (5,), weights=weights_of(net), dtype=torch.int64)
+    problem = rf"dtype: expected torch.float64 or torch.float32, found {dtype}"
+    with pytest.raises(SearchError, match=problem):
+        synflow(net, 0.5, (5,), weights=weights_of(net), dtype=dtype)
