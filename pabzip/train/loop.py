@@ -12,8 +12,8 @@ from pabzip.errors import TrainingError
 from pabzip.formats.atomic import open_atomic
 from pabzip.train.cadence import SaveEvery
 from pabzip.train.checkpoint import save_checkpoint
-from pabzip.train.isolation import isolated
 from pabzip.train.inputs import Inputs
+from pabzip.train.isolation import isolated
 from pabzip.train.keeper import Keeper
 from pabzip.train.network import forget_seeding, pick_device
 from pabzip.train.observers import JsonLog, Observer

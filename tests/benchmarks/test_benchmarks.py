@@ -169,6 +169,18 @@ def test_rate_aware(bench, tmp_path_factory):
         assert point["test_accuracy"] >= least
 
 
+def test_search_speed(bench):
+    stdout, stderr, found = bench("search_speed", "--json", "--threads", 1)
+    check_machine(found["machine"])
+    assert json.loads(stdout) == found
+    assert "published float32" in stderr
+    ours = {"pabzip float64", "pabzip float32"}
+    assert set(found["seconds"]) == {*ours, "published float64", "published float32"}
+    assert all(found["mask_shared"][name] == 1.0 for name in (*ours, "published float64"))
+    assert found["survivors_shared"]["published float32"] > 0.9
+    assert found["published_over_fast"] > 0
+
+
 def test_forms_hold_the_codes():
     module = load("_compressors")
     rng = np.random.default_rng(0)
