@@ -15,9 +15,9 @@ from pabzip.search.driver import iterative_search
 from pabzip.search.targets import search_weights
 from pabzip.seeds import InitSpec, check_seed, magnitudes
 
-FIRST_STREAM = 2**30
-"""Stream of the first weight's scores: weights are drawn from the streams far below, data is
-shuffled by those from 2**31 upwards."""
+FIRST_STREAM = 2**29
+"""Stream of the first weight's scores. Weights are drawn from the streams far below; latent weights
+begin at 2**30, dropped steps at 3 * 2**29, and the order of the data at 2**31."""
 
 
 class RandomScorer:

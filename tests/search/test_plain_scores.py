@@ -34,7 +34,7 @@ def best(scores, count):
 def philox_scores(seed):
     """The scores of every weight, from the plain numpy generator."""
     return [
-        words(seed, 2**30 + number, 0, int(np.prod(shape))) & np.uint32(2**31 - 1)
+        words(seed, 2**29 + number, 0, int(np.prod(shape))) & np.uint32(2**31 - 1)
         for number, shape in enumerate(SHAPES.values())
     ]
 
