@@ -15,8 +15,9 @@ class FastSynFlowScorer:
     """Scores weights by their synaptic flow, as `SynFlowScorer` does, in float32.
 
     What flows through the network stays float64; the scores, which are millions where activations
-    are thousands, are computed in float32. They are divided by a power of two near R, which
-    rounds nothing and changes no order, so that they overflow for no network whose R does not.
+    are thousands, are computed in float32, so that half as many bytes are moved for them. They
+    are divided by a power of two near R, which rounds nothing and changes no order, so that they
+    overflow for no network whose R does not.
 
     Scores too near the threshold for float32 to tell apart are settled by `exact`. Without that
     the mask would not be float64's, since SynFlow multiplies differences: a channel that has lost
@@ -50,7 +51,8 @@ class FastSynFlowScorer:
     def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the synaptic flow of each weight under ``masks``, over a power of two for all.
 
-        The tensors are written anew by the next call.
+        Weights that are pruned get the flow that they would have. The tensors are written anew by
+        the next call.
 
         Raises:
             SearchError: ``input_shape`` does not fit the network.
@@ -62,7 +64,7 @@ class FastSynFlowScorer:
             products = [part.scaled(exponent, torch.float32) for part in flow.products[name]]
             rest = flow.rests[name]
             write_gradient(score, products, None if rest is None else shifted(rest, -exponent))
-            score.mul_(self._weights[name].mul_(masks[name])).abs_()
+            score.mul_(self._weights[name]).abs_()
         return dict(self._scores)
 
     @torch.no_grad()

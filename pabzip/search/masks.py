@@ -53,7 +53,7 @@ def keep_largest(
         return {name: mask.clone() for name, mask in masks.items()}
     settle = None if exact is None else _by_position(exact, list(masks))
     values = [scores[name].detach() for name in masks]
-    kept = largest(values, list(masks.values()), count, settle)
+    kept = largest(values, list(masks.values()), alive, count, settle)
     return dict(zip(masks, kept, strict=True))
 
 

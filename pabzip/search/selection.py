@@ -23,6 +23,7 @@ Settle = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 def largest(
     values: Sequence[Tensor],
     among: Sequence[Tensor],
+    alive: int,
     count: int,
     settle: Settle | None = None,
 ) -> list[Tensor]:
@@ -35,7 +36,8 @@ def largest(
     Args:
         values: finite floating tensors.
         among: bool tensors of the same shapes: only where they are True, values count.
-        count: how many to find, at most as many as ``among`` has.
+        alive: how many ``among`` has.
+        count: how many to find, at most ``alive``.
         settle: where values are rounded, tells those within `DOUBT` of the smallest one found.
 
     Returns:
@@ -47,7 +49,7 @@ def largest(
     values = [
         part.to(mask.device, dtype).contiguous() for part, mask in zip(values, among, strict=True)
     ]
-    low, high = _bracket(values, among, count)
+    low, high = _bracket(values, among, count / alive)
     if settle is not None:
         low, high = low - 2 * DOUBT * abs(low), high + 2 * DOUBT * abs(high)
     above = [(part > high).logical_and_(mask) for part, mask in zip(values, among, strict=True)]
@@ -55,16 +57,19 @@ def largest(
         ((part >= low).logical_and_(mask)).logical_xor_(sure)
         for part, mask, sure in zip(values, among, above, strict=True)
     ]
-    missing = count - _count(above)
-    if not 0 < missing <= _count(near):
+    missing = count - sum(int(torch.count_nonzero(part)) for part in above)
+    places = [torch.nonzero(part.view(-1)).flatten() for part in near]
+    if not 0 < missing <= sum(len(place) for place in places):
         above = [torch.zeros(part.shape, dtype=torch.bool, device=part.device) for part in among]
-        near, missing = list(among), count
-    _add_largest(above, values, near, missing, settle)
+        places, missing = [torch.nonzero(part.reshape(-1)).flatten() for part in among], count
+    _add_largest(above, values, places, missing, settle)
     return above
 
 
-def _bracket(values: Sequence[Tensor], among: Sequence[Tensor], count: int) -> tuple[float, float]:
-    """Return two values between which the ``count``-th largest lies, very probably."""
+def _bracket(
+    values: Sequence[Tensor], among: Sequence[Tensor], share: float
+) -> tuple[float, float]:
+    """Return two values between which lies, very probably, what a share of them reaches."""
     # Every n-th value, n of no factor with the usual sizes, so that each place of a kernel is met.
     stride = max(1, sum(part.numel() for part in values) // _SAMPLES)
     while math.gcd(stride, 2 * 3 * 5 * 7) > 1:
@@ -75,7 +80,6 @@ def _bracket(values: Sequence[Tensor], among: Sequence[Tensor], count: int) -> t
         for part, mask in zip(values, among, strict=True)
     ]
     sample = torch.sort(torch.cat(parts), descending=True).values
-    share = count / _count(among)
     place = share * len(sample)
     margin = 1.0 + _DEVIATIONS * math.sqrt(max(place * (1.0 - share), 0.0))
     begin, end = math.floor(place - margin), math.ceil(place + margin)
@@ -87,12 +91,11 @@ def _bracket(values: Sequence[Tensor], among: Sequence[Tensor], count: int) -> t
 def _add_largest(
     kept: Sequence[Tensor],
     values: Sequence[Tensor],
-    near: Sequence[Tensor],
+    places: Sequence[Tensor],
     count: int,
     settle: Settle | None,
 ) -> None:
-    """Set ``kept`` at the ``count`` largest of the values where ``near`` is True."""
-    places = [torch.nonzero(part.reshape(-1)).flatten() for part in near]
+    """Set ``kept`` at the ``count`` largest of the values at some places in the flat tensors."""
     first = values[0].device
     found = torch.cat(
         [part.view(-1)[place].to(first) for part, place in zip(values, places, strict=True)]
@@ -114,8 +117,3 @@ def _add_largest(
     parts = torch.split(chosen, [len(place) for place in places])
     for mask, place, part in zip(kept, places, parts, strict=True):
         mask.view(-1)[place[part.to(mask.device)]] = True
-
-
-def _count(masks: Sequence[Tensor]) -> int:
-    """Return how many are True together."""
-    return sum(int(torch.count_nonzero(mask)) for mask in masks)
