@@ -47,8 +47,8 @@ def _method(name: str, *flags: str, note: str = "") -> Variant:
 _CLUTTERED = (
     "--data cluttered-digits --arch resnet18 --arch-option width=16 --keep-ratio 0.5 --epochs 10 "
     "--batch-size 64 --no-augment --precision bfloat16 --channels-last --learning-rate 0.05 "
-    "--milestones 6,9 --adaptivity-rate 3e-4 --threshold 1e-6 --bop-decay-every 2 "
-    "--bop-decay-ratio 0.35"
+    "--milestones 6,9 --adaptivity-rate 3e-4 --threshold 1e-6 --bop-decay-every 1 "
+    "--bop-decay-ratio 0.65"
 )
 
 METHODS = (

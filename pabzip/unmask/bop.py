@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,13 @@ from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters
 from pabzip.unmask.bop_update import update
 from pabzip.unmask.rate import seed_signs
+from pabzip.unmask.rule import FlippingRule
 
 STARTS = ("first-gradient", "zero")
 """What the moving average is before the first step; see `Bop`."""
 
 
-class Bop(torch.optim.Optimizer):
+class Bop(FlippingRule):
     r"""Flips the sign of a weight when its gradient has asked for it clearly and for long enough.
 
     For a weight w with gradient g, each step is::
@@ -80,7 +81,6 @@ class Bop(torch.optim.Optimizer):
         flip_cost: float = 0.0,
     ):
         seeded = seeded_parameters(params) if isinstance(params, nn.Module) else {}
-        self._flips: Tensor | None = None
         defaults = {
             "adaptivity_rate": adaptivity_rate,
             "threshold": threshold,
@@ -92,18 +92,6 @@ class Bop(torch.optim.Optimizer):
         if isinstance(params, nn.Module) and flip_cost > 0:
             for name, sign in seed_signs(params).items():
                 self.state[seeded[name]]["home"] = sign.to(seeded[name].device)
-
-    @property
-    def flips(self) -> Tensor:
-        """How many weights the last step flipped: int64 scalar on the weights' device.
-
-        Zero before the first step. Reading it costs nothing; ``int(bop.flips)`` waits for the
-        device.
-        """
-        if self._flips is None:
-            device = self.param_groups[0]["params"][0].device
-            return torch.zeros((), dtype=torch.int64, device=device)
-        return self._flips
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as every torch optimiser does, with Bop's own checks.
@@ -131,23 +119,8 @@ class Bop(torch.optim.Optimizer):
             claimed.add(id(parameter))
         super().add_param_group(group)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update the moving averages and flip; ``closure`` recomputes the loss, and is optional.
-
-        Returns:
-            What ``closure`` returns, or None.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _advance(self) -> None:
+        """Update the moving averages and flip."""
         counts = []
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
@@ -156,10 +129,7 @@ class Bop(torch.optim.Optimizer):
             begin = 1.0 if group["start"] == "first-gradient" else group["adaptivity_rate"]
             counts += self._update(fresh, group, begin)
             counts += self._update(known, group, group["adaptivity_rate"])
-        self._flips = None
-        if counts:
-            self._flips = torch.stack([count.to(counts[0].device) for count in counts]).sum()
-        return loss
+        self._count(counts)
 
     def _split(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Tell weights without a moving average from those with one; the former get zeros."""
@@ -208,12 +178,6 @@ class Bop(torch.optim.Optimizer):
             for weight, key in zip(group["params"], stored["params"], strict=True):
                 for name, value in saved.get(key, {}).items():
                     self.state[weight][name] = value.detach().to(weight.device, copy=True)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._flips = None
-        for group in self.param_groups:  # of a state that was saved before there were flip costs
-            group.setdefault("flip_cost", 0.0)
 
 
 def _check_group(group: dict[str, Any]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +13,14 @@ from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters, seeding
 from pabzip.seeds import InitSpec, weights
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
+from pabzip.unmask.rule import FlippingRule
 
 # Each latent weight's stream of the generator is its weight's with this bit turned; weights take
 # streams from 0 upwards.
 _STREAM_BIT = 2**30
 
 
-class LatentSigns(torch.optim.Optimizer):
+class LatentSigns(FlippingRule):
     r"""Trains a latent number u for each seeded weight w, which has the sign of u.
 
     The sign is a step, whose gradient is taken to be 1 (the straight-through estimator). With
@@ -77,53 +77,20 @@ class LatentSigns(torch.optim.Optimizer):
                 )
         defaults = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(list(parameters.values()), defaults)
-        self._flips: Tensor | None = None
         record = seeding(net)
         for name, weight in parameters.items():
             stream = record.specs[name].stream ^ _STREAM_BIT
             self.state[weight]["latent"] = _drawn(weight.detach(), record.seed, stream, start)
 
-    @property
-    def flips(self) -> Tensor:
-        """How many weights the last step flipped: int64 scalar on the weights' device.
-
-        Zero before the first step. Reading it costs nothing; ``int(latent.flips)`` waits for the
-        device.
-        """
-        if self._flips is None:
-            device = self.param_groups[0]["params"][0].device
-            return torch.zeros((), dtype=torch.int64, device=device)
-        return self._flips
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move the latents and flip; ``closure`` recomputes the loss, and is optional.
-
-        Weights without a gradient are left out.
-
-        Returns:
-            What ``closure`` returns, or None.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _advance(self) -> None:
+        """Move the latents and flip."""
         counts: list[Tensor] = []
         for group in self.param_groups:
             moved = [weight for weight in group["params"] if weight.grad is not None]
             if moved:
                 latents = self._latents(moved, group)
                 counts += _follow(moved, latents)
-        self._flips = None
-        if counts:
-            self._flips = torch.stack([count.to(counts[0].device) for count in counts]).sum()
-        return loss
+        self._count(counts)
 
     def _latents(self, moved: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Take the step of SGD and return the latents."""
@@ -149,10 +116,6 @@ class LatentSigns(torch.optim.Optimizer):
             self.state[weight]["momentum_buffer"] = buffer
             buffers.append(buffer)
         return buffers
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._flips = None
 
 
 def _drawn(weight: Tensor, seed: int, stream: int, start: float) -> Tensor:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pabzip.errors import RecipeError
+from pabzip.unmask.rule import Rule
 
 
-class SignSgd(torch.optim.Optimizer):
+class SignSgd(Rule):
     r"""SignSGD, and with momentum Signum.
 
     With gradient g, learning rate eta, momentum beta and weight decay lambda, each step is::
@@ -57,28 +58,12 @@ class SignSgd(torch.optim.Optimizer):
         defaults = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move the weights; ``closure`` recomputes the loss, and is optional.
-
-        Returns:
-            What ``closure`` returns, or None.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _advance(self) -> None:
+        """Take the step, group by group."""
         for group in self.param_groups:
             moved = [weight for weight in group["params"] if weight.grad is not None]
             if moved:
                 self._move(moved, group)
-        return loss
 
     def _move(self, moved: list[Tensor], group: dict[str, Any]) -> None:
         """Take the step of one group."""
