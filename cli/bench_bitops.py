@@ -98,7 +98,7 @@ def _values(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
         "keep_ratio": recipe.keep_ratio,
         "drop_ratio": recipe.drop_ratio,
         "classifier": recipe.classifier,
-        "search_iterations": recipe.search.iterations,
+        "search_iterations": recipe.search.rounds,
         "seed": recipe.seed,
         "bits": {
             "input": recipe.psg.input_bits,

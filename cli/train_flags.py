@@ -112,7 +112,12 @@ FLAGS = (
         "How images and convolutions lie in memory.",
     ),
     Flag("--search-method", "search.method", click.Choice(SEARCHES), "Search: scores weights."),
-    Flag("--search-iterations", "search.iterations", click.INT, "Search: steps of the schedule."),
+    Flag(
+        "--search-iterations",
+        "search.iterations",
+        click.INT,
+        "Search: steps of the schedule; 100 with SynFlow, else 1.",
+    ),
     Flag(
         "--search-schedule",
         "search.schedule",

@@ -30,8 +30,9 @@ def load_folder(root: str | os.PathLike[str] | None, *, name: str = "folder") ->
     """Load the caller's own images: ``train`` and ``test`` (or ``val``), one subfolder a class.
 
     The sorted names of ``train``'s subfolders are the classes. Files are decoded on use. Inputs are
-    224x224 pixels, or smaller where the first training image is, so that folders of small images
-    suit the networks for small images. Pixels are normalised by ImageNet's constants.
+    224x224 pixels, the middle of an image of 256 pixels in evaluation; where the shorter side of
+    the first training image is less than 224, that is the size of both, so that folders of small
+    images suit the networks for small images. Pixels are normalised by ImageNet's constants.
 
     Args:
         root: the folder that holds ``train`` and ``test``.
@@ -55,7 +56,8 @@ def load_imagenet(root: str | os.PathLike[str] | None) -> Splits:
 
     ``root`` holds ``train`` and ``val``, each with one subfolder a class, named by its WordNet
     number: the form that torchvision and most training code expect. Files are decoded on use.
-    Inputs are 224x224 pixels. A part of ImageNet is loaded as the dataset ``"folder"``.
+    Inputs are 224x224 pixels, in evaluation the middle of an image whose shorter side is 256. A
+    part of ImageNet is loaded as the dataset ``"folder"``.
 
     Args:
         root: the folder that holds ``train`` and ``val``. The files can be had from image-net.org
@@ -157,8 +159,10 @@ def _from_folders(name: str, train: Path, test: Path) -> Splits:
     """Return the two parts, with the classes of the first."""
     classes = class_names(train)
     learned, measured = samples_of(train, classes), samples_of(test, classes)
-    first = min(open_image(learned[0][0]).size)
-    size, resized = min(SIZE, first), min(RESIZED, first)
+    # What is called ImageNet is measured as ImageNet is, whatever its first image; one's own
+    # folder may hold small images for small networks.
+    first = SIZE if name == "imagenet" else min(open_image(learned[0][0]).size)
+    size, resized = (SIZE, RESIZED) if first >= SIZE else (first, first)
     return Splits(
         name=name,
         train=image_files(learned, size=size, resized=resized),

@@ -67,6 +67,7 @@ class LossNetwork:
             )
             for name, tensor in (*net.named_parameters(), *net.named_buffers())
         }
+        self._pruned: dict[str, Tensor] = {}
         self._weights = {
             name: self._state[names[id(parameter)]].requires_grad_()
             for name, parameter in weights.items()
@@ -81,7 +82,8 @@ class LossNetwork:
     def prune(self, masks: Mapping[str, Tensor]) -> None:
         """Set the weights that ``masks`` has pruned to zero, in the copies alone."""
         for name, weight in self._weights.items():
-            weight.masked_fill_(~masks[name], 0.0)
+            self._pruned[name] = ~masks[name]
+            weight.masked_fill_(self._pruned[name], 0.0)
 
     def gradients(self) -> dict[str, Tensor]:
         """Return g, the gradient of the loss by each searched weight, by name.
@@ -100,13 +102,18 @@ class LossNetwork:
         """Return Hg, the Hessian of the loss times its gradient, by name of each searched weight.
 
         Two passes: the gradient over all batches, then the derivative of its product with each
-        batch's own gradient. The Hessian itself is never formed.
+        batch's own gradient. The Hessian itself is never formed. Weights that are pruned never move
+        again, so their gradients are no part of g here.
 
         Raises:
             SearchError: as `gradients`, or an operation that has no second derivative.
         """
         wanted = list(self._weights.values())
-        direction = list(self.gradients().values())
+        gradients = self.gradients()
+        with torch.no_grad():
+            for name, pruned in self._pruned.items():
+                gradients[name].masked_fill_(pruned, 0.0)
+        direction = list(gradients.values())
         with isolated(self._net, self._device, training=_normalises):
             parts = (self._product(loss, wanted, direction) for loss in self._losses())
             return self._summed(parts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pabzip.errors import SearchError
 from pabzip.train.macs import count_macs
 
 _FULL = 32
@@ -116,15 +117,20 @@ def kept_fractions(
     Args:
         net: the network that the masks belong to.
         masks: bool tensors by weight name, or None for none at all.
+
+    Raises:
+        SearchError: a mask of no parameter of ``net``.
     """
     if masks is None:
         return None
     parameters = dict(net.named_parameters(remove_duplicate=False))
-    by_tensor = {
-        id(parameters[name]): float(mask.double().mean())
-        for name, mask in masks.items()
-        if name in parameters
-    }
+    for name in masks:
+        if name not in parameters:
+            raise SearchError(
+                f"masks[{name!r}]: expected the name of a parameter of {type(net).__name__}, "
+                f"which has {', '.join(list(parameters)[:8])}"
+            )
+    by_tensor = {id(parameters[name]): float(mask.double().mean()) for name, mask in masks.items()}
     return {
         name: by_tensor[id(parameter)]
         for name, parameter in parameters.items()

@@ -50,12 +50,13 @@ def estimate_costs(
 
     Args:
         recipe: ``arch``, ``arch_options``, ``data`` (one of `pabzip.data.geometry`), ``seed``,
-            ``scheme``, ``classifier``, ``keep_ratio``, ``search.iterations``, ``search.precision``,
-            ``psg`` and ``drop_ratio`` matter.
+            ``scheme``, ``classifier``, ``keep_ratio``, ``search``, ``psg`` and ``drop_ratio``
+            matter. Where it searches late or in several shots, which takes training, the mask is
+            that of one search at initialisation.
         on_iteration: as for `pabzip.search.synflow`.
 
     Raises:
-        RecipeError: another search than SynFlow at initialisation.
+        RecipeError: another search than SynFlow.
         DataError: the dataset is unknown.
         ArchitectureError: options that do not fit the architecture.
         SearchError: a network that does not take the data's images, or no usable mask.
@@ -71,7 +72,9 @@ def estimate_costs(
         net,
         recipe.keep_ratio,
         shape,
-        search.iterations,
+        search.rounds,
+        schedule=search.schedule,
+        scope=search.scope,
         dtype=getattr(torch, search.precision),
         on_iteration=on_iteration,
     )

@@ -27,13 +27,16 @@ def count_macs(net: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
     macs: dict[str, int] = {}
 
     def count(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            macs[name] = macs.get(name, 0) + _macs(module, inputs[0], output)
+        def hook(module: nn.Module, given: Any, named: Any, output: torch.Tensor) -> None:
+            inputs = given[0] if given else named["input"]
+            macs[name] = macs.get(name, 0) + _macs(module, inputs, output)
 
         return hook
 
     hooks: list[Any] = [
-        module.register_forward_hook(count(f"{name}.weight" if name else "weight"))
+        module.register_forward_hook(
+            count(f"{name}.weight" if name else "weight"), with_kwargs=True
+        )
         for name, module in net.named_modules()
         if isinstance(module, nn.Linear | _ConvNd)
     ]

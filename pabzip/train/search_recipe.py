@@ -22,9 +22,9 @@ class SearchRecipe:
         method: what scores the weights: ``"synflow"`` (no data), ``"snip"`` and ``"grasp"``
             (gradients of training images), ``"magnitude"``, ``"random"`` (one ratio for all), or
             ``"layerwise-random"`` (a ratio for each weight).
-        iterations: pruning steps of the schedule, 1 or more. With SynFlow few iterations prune
-            much at once and risk layer collapse; 100 is its published number. The others were
-            published with 1.
+        iterations: pruning steps of the schedule, 1 or more; None takes the published number, 100
+            for SynFlow and 1 for the others. With SynFlow few iterations prune much at once and
+            risk layer collapse.
         schedule: how the kept fraction falls over the iterations: ``"exponential"`` or
             ``"linear"``.
         scope: one threshold over all weights (``"global"``) or one for each (``"layer"``), which
@@ -47,7 +47,7 @@ class SearchRecipe:
     """
 
     method: str = "synflow"
-    iterations: int = 100
+    iterations: int | None = None
     schedule: str = "exponential"
     scope: str = "global"
     epoch: int = 0
@@ -58,7 +58,8 @@ class SearchRecipe:
 
     def __post_init__(self) -> None:
         check_choice("search.method", self.method, SEARCHES)
-        check_integer("search.iterations", self.iterations, 1)
+        if self.iterations is not None:
+            check_integer("search.iterations", self.iterations, 1)
         check_choice("search.schedule", self.schedule, SCHEDULES)
         check_choice("search.scope", self.scope, SCOPES)
         check_integer("search.epoch", self.epoch, 0)
@@ -76,3 +77,10 @@ class SearchRecipe:
                 f"search.ratios: expected none for search.method = {self.method!r}, found "
                 f"{len(self.ratios)}; they are for layerwise-random"
             )
+
+    @property
+    def rounds(self) -> int:
+        """Pruning steps of the schedule: ``iterations``, or the published number."""
+        if self.iterations is not None:
+            return self.iterations
+        return 100 if self.method == "synflow" else 1

@@ -82,7 +82,7 @@ def search_masks(
     settings = recipe.search
     input_shape = (splits.in_channels, splits.image_size, splits.image_size)
     rounds: dict[str, Any] = {
-        "iterations": settings.iterations,
+        "iterations": settings.rounds,
         "schedule": settings.schedule,
         "scope": settings.scope,
         "on_iteration": on_iteration,

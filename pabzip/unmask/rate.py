@@ -60,8 +60,8 @@ def price(flipped: Tensor, survivors: Tensor) -> Tensor:
     Returns:
         float32, of the same shape, on the same device; nothing waits for it.
     """
-    home = survivors - flipped
-    return torch.log2((home + 0.5) / (flipped + 0.5)).clamp_(min=0)
+    home = (survivors - flipped).float()
+    return torch.log2((home + 0.5) / (flipped.float() + 0.5)).clamp_(min=0)
 
 
 def seed_signs(net: nn.Module) -> dict[str, Tensor]:

@@ -107,4 +107,5 @@ def test_imagenet(root, monkeypatch):
     monkeypatch.setattr(folders, "_IMAGENET_CLASSES", 2)
     splits = data.load("imagenet", root=root)
     assert (splits.name, len(splits.train), len(splits.test)) == ("imagenet", 5, 3)
+    assert (splits.image_size, splits.train.resized, splits.test.resized) == (224, 256, 256)
     assert splits.mean == (0.485, 0.456, 0.406)

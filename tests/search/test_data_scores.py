@@ -230,7 +230,9 @@ def test_masks_are_the_largest_scores_round_by_round(method):
         temperature = 200.0 if method is grasp else 1.0
         gradient = perceptron_gradient(now, inputs, labels, temperature)
         if method is grasp:
-            gradient = perceptron_product(now, inputs, labels, temperature, gradient)
+            kept = [keep[:35].reshape(7, 5), keep[35:].reshape(4, 7)]
+            direction = [g * k for g, k in zip(gradient, kept, strict=True)]
+            gradient = perceptron_product(now, inputs, labels, temperature, direction)
         scores = np.concatenate([part.ravel() for part in gradient]) * flat
         scores = np.where(keep, scores if method is grasp else np.abs(scores), -np.inf)
         keep = np.zeros(63, bool)

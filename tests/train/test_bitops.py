@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pabzip import models
+from pabzip.errors import SearchError
 from pabzip.train import (
     PsgRecipe,
     Recipe,
@@ -157,3 +158,22 @@ def test_resnet18_costs_what_the_paper_says() -> None:
     bits = {"input_bits": 8, "weight_bits": 8, "gradient_bits": 16}
     assert kept == pytest.approx(dense / 10, rel=1e-3)
     assert bit_operations(net, (3, 32, 32), masks, **bits) == pytest.approx(kept * 1280 / 3072)
+
+
+def test_a_mask_of_no_weight_is_refused():
+    net = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(SearchError, match=r"masks\['0.wieght'\]: expected the name of a parameter"):
+        layer_costs(net, (4,), {"0.wieght": torch.ones(3, 4, dtype=torch.bool)})
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        return self.layer(input=inputs)
+
+
+def test_layers_called_by_keyword_are_counted():
+    assert [cost.macs for cost in layer_costs(ByKeyword(), (4,))] == [12]

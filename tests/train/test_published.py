@@ -45,7 +45,7 @@ def test_a_recipe_says_what_it_repeats(name):
 @pytest.mark.parametrize("name", sorted(n for n in rows() if n.startswith("table")))
 def test_cifar_recipes_follow_section_4_1(name):
     found = recipe(name)
-    assert (found.epochs, found.search.method, found.search.iterations) == (200, "synflow", 100)
+    assert (found.epochs, found.search.method, found.search.rounds) == (200, "synflow", 100)
     assert (found.bop.adaptivity_rate, found.bop.threshold) == (1e-3, 1e-6)
     assert (found.bop.decay_every, found.bop.decay_ratio) == (45, 0.15)
     assert (found.sgd.learning_rate, found.sgd.milestones, found.sgd.decay) == (0.1, (80, 120), 0.1)

@@ -152,3 +152,12 @@ def test_predictive_gradients_play_no_part(splits, method):
     found = search_masks(predictive.train(), recipe, 0.4, splits)
     handle.remove()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_rounds_are_the_published_ones_unless_said():
+    assert [SearchRecipe(method=name).rounds for name in ("synflow", "snip", "grasp")] == [
+        100,
+        1,
+        1,
+    ]
+    assert SearchRecipe(method="grasp", iterations=7).rounds == 7

@@ -333,3 +333,13 @@ def test_a_cost_out_of_range(cost):
         Bop([parameter], flip_cost=cost)
     with pytest.raises(RecipeError, match="flip_cost: expected zero or more, and finite, found"):
         Bop([{"params": [parameter], "flip_cost": cost}])
+
+
+def test_prices_are_float32_whatever_torchs_default():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = price(torch.tensor([1, 3]), torch.tensor([8, 8]))
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
