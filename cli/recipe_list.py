@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from pabzip.cli.output import Reporter
 
 
 def show_recipes(reporter: Reporter) -> None:
     """Write name and meaning of every published recipe."""
+    from rich.table import Table
+
     from pabzip.train.published import published_recipes
 
     found = published_recipes()

@@ -102,7 +102,7 @@ FLAGS = (
     Flag("--epochs", "epochs", click.INT, "Passes over the training images."),
     Flag("--batch-size", "batch_size", click.INT, "Images a step."),
     Flag("--shards", "shards", click.INT, "Parts of a batch; the processes of torchrun divide it."),
-    Flag("--device", "device", click.STRING, "auto, cpu, cuda, cuda:<number> or mps."),
+    Flag("--device", "device", click.STRING, "auto, cpu, cuda or cuda:<number>."),
     Flag("--drop-ratio", "drop_ratio", click.FLOAT, "Fraction of the steps that are left out."),
     Flag("--precision", "precision", click.Choice(PRECISIONS), "Of forward and backward."),
     Flag(

@@ -87,11 +87,12 @@ class RunFlags:
             inputs = [*inputs, self.ticket]
         check_output(self.output, force=force, inputs=inputs)
         taken = [*inputs, self.output]
+        state = progress_path(self.output)
+        continued = self.resume and os.path.lexists(state)
         for extra in (self.log, self.curves):
             if extra is not None:
-                check_output(extra, force=force or self.resume, inputs=taken)
+                check_output(extra, force=force or continued, inputs=taken)
                 taken.append(extra)
-        state = progress_path(self.output)
         if os.path.lexists(state) and not (self.resume or force):
             raise FileExistsError(
                 errno.EEXIST,
@@ -113,6 +114,11 @@ class RunFlags:
         for flag, value in given.items():
             if value is not None:
                 raise click.UsageError(f"{flag} is for training, which --search-only leaves out")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise click.UsageError(
+                "--search-only is for one process; run it without torchrun, then train by torchrun "
+                "with --ticket"
+            )
 
     def saving(self) -> str | None:
         """Return how often to save; None for never, which is the default for a device or pipe."""
@@ -151,7 +157,7 @@ class RunFlags:
 
 def first_process() -> bool:
     """Whether this process is the one of torchrun's that reports, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def _remark(reporter: Reporter, text: str) -> None:

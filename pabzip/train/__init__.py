@@ -18,11 +18,12 @@ if TYPE_CHECKING:
         network_from_checkpoint,
         save_checkpoint,
     )
-    from pabzip.train.costing import method_costs, step_costs
+    from pabzip.train.costing import StepCosts, method_costs, step_costs
     from pabzip.train.defaults import default_recipe
     from pabzip.train.estimate import Estimate, estimate_costs
     from pabzip.train.evaluation import Evaluation, evaluate
     from pabzip.train.expected_bytes import ExpectedBytes
+    from pabzip.train.found_tickets import SearchResult, apply_ticket, find_ticket
     from pabzip.train.loop import train
     from pabzip.train.macs import count_macs
     from pabzip.train.methods import Method, method_of
@@ -66,10 +67,13 @@ _HOMES = {
     "Recipe": "recipes",
     "SaveEvery": "cadence",
     "SearchRecipe": "recipes",
+    "SearchResult": "found_tickets",
     "SgdRecipe": "recipes",
     "SignSgdRecipe": "recipes",
+    "StepCosts": "costing",
     "TensorBoard": "observers",
     "TrainResult": "results",
+    "apply_ticket": "found_tickets",
     "bit_operations": "bitops",
     "build_network": "network",
     "classifier_name": "network",
@@ -77,6 +81,7 @@ _HOMES = {
     "default_recipe": "defaults",
     "estimate_costs": "estimate",
     "evaluate": "evaluation",
+    "find_ticket": "found_tickets",
     "from_dict": "toml",
     "layer_costs": "bitops",
     "load_checkpoint": "checkpoint",
@@ -111,10 +116,13 @@ __all__ = [
     "Recipe",
     "SaveEvery",
     "SearchRecipe",
+    "SearchResult",
     "SgdRecipe",
     "SignSgdRecipe",
+    "StepCosts",
     "TensorBoard",
     "TrainResult",
+    "apply_ticket",
     "bit_operations",
     "build_network",
     "classifier_name",
@@ -122,6 +130,7 @@ __all__ = [
     "default_recipe",
     "estimate_costs",
     "evaluate",
+    "find_ticket",
     "from_dict",
     "layer_costs",
     "load_checkpoint",

@@ -49,9 +49,7 @@ class SaveEvery:
         found: dict[str, float] = {}
         for part in text.lower().split(","):
             match = _PART.fullmatch(part.strip())
-            unit = (
-                "" if match is None else {"s": "steps", "e": "epochs"}.get(match[2][0], "minutes")
-            )
+            unit = "" if match is None else _UNITS[match[2][0]]
             if match is None or unit in found or ("." in match[1] and unit != "minutes"):
                 raise RecipeError(
                     f"save_every: expected such as 10min, 500steps, 1epoch or 1epoch,10min, "

@@ -70,7 +70,7 @@ class Keeper:
         """Say what a run that fails now leaves."""
         if self._kept is None:
             return "nothing was written"
-        return f"the state after {self._kept} is kept in {self.path}, --resume continues from it"
+        return f"the state after {self._kept} is kept in {self.path}"
 
 
 def _where(state: Mapping[str, Any]) -> str:

@@ -75,8 +75,8 @@ class Meter:
             raise TrainingError(
                 f"epoch {self._epoch}, step {int(failed)}: expected a finite loss and finite "
                 f"gradients, found a loss of {found:g}"
-                f"{' with an infinite gradient' if finite else ''}; lower sgd.learning_rate, or "
-                "use an architecture with batch norm"
+                f"{' with an infinite gradient' if finite else ''}; begin again with a lower "
+                "sgd.learning_rate, or use an architecture with batch norm"
             )
         samples, taken = max(self._samples, 1), max(self._taken, 1)
         return Progress(self._epoch, self._step, loss / samples, correct / samples, flips / taken)

@@ -14,7 +14,7 @@ from typing import Any
 from pabzip.errors import RecipeError
 from pabzip.models import names
 from pabzip.seeds import SCHEMES
-from pabzip.train.methods import METHODS
+from pabzip.train.methods import METHODS, method_of
 from pabzip.train.search_recipe import SearchRecipe
 from pabzip.train.sgd_recipes import SgdRecipe, SignSgdRecipe
 from pabzip.train.unmask_recipes import BopRecipe, LatentRecipe, PsgRecipe
@@ -139,7 +139,7 @@ class Recipe:
             raise RecipeError(
                 f"device: expected auto, cpu, cuda or cuda:<number>, found {self.device!r}"
             )
-        if self.search.epoch >= self.epochs:
+        if method_of(self).masked and self.search.epoch >= self.epochs:
             raise RecipeError(
                 f"search.epoch: expected less than the {self.epochs} epochs of the run, found "
                 f"{self.search.epoch}; what the last search leaves has to be trained"

@@ -49,7 +49,7 @@ class TrainResult:
         arch: the recipe's architecture.
         data: the recipe's dataset.
         method: the recipe's method.
-        keep_ratio: the recipe's keep ratio.
+        keep_ratio: the recipe's keep ratio; 1.0 where the network stays dense.
         epochs: epochs trained.
         test_accuracy: of the network as it was written, after the last epoch (no epoch is picked
             by its test accuracy).

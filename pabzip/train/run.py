@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pabzip._version import __version__
-from pabzip.errors import CheckpointError, TrainingError
+from pabzip.errors import CheckpointError, RecipeError, TrainingError
 from pabzip.init import seeded_parameters
 from pabzip.search import apply_masks
 from pabzip.train.costing import StepCosts, step_costs
@@ -60,7 +60,8 @@ class Run:
         keeper: keeps the state.
 
     Raises:
-        RecipeError: augmentation where the data has none, or shards that do not fit.
+        RecipeError: augmentation where the data has none, shards that do not fit, or a ticket for
+            a method that has no use for it.
         DataError: the dataset is unknown or missing.
         ArchitectureError: the architecture does not fit the data.
     """
@@ -79,6 +80,11 @@ class Run:
         self.device, self.world, self.keeper = device, world, keeper
         self.observers = observers
         self.ticket = inputs.ticket
+        if self.ticket is not None and not (self.method.masked or self.method.short):
+            raise RecipeError(
+                "a found ticket: expected a method that trains on a mask, found "
+                f"{recipe.method!r}; leave the ticket out, or choose another method"
+            )
         splits = load_data(recipe, inputs, world)
         self.splits = dataclasses.replace(
             splits, train=splits.train.to(device), test=splits.test.to(device)
@@ -236,6 +242,8 @@ class Run:
         """Train one epoch or what is left of it, evaluate, and tell the observers."""
         state = self.state
         epoch = state.epoch
+        if not state.step:
+            self._epoch_begun = perf_counter()
         with predictive_gradients(state.net, self.recipe):
             train_epoch(
                 state,
@@ -258,7 +266,6 @@ class Run:
         stats = self._stats(trained, tested)
         state.history.append(stats)
         state.step, state.meter = 0, Meter(epoch + 1, self.device)
-        self._epoch_begun = perf_counter()
         for observer in self.observers:
             observer.epoch_ended(stats)
         if self.keeper.epoch_due():

@@ -112,11 +112,16 @@ def _refuse_import(values: Table) -> None:
 
 
 def _laid_over(values: Table, flags: Table) -> dict[str, Any]:
-    """Return the file's values with the flags on top, table by table."""
+    """Return the file's values with the flags on top, table by table.
+
+    Options of an architecture that the flags replace by another go with it.
+    """
     laid = dict(values)
+    if flags.get("arch") not in (None, values.get("arch")):
+        laid.pop("arch_options", None)
     for key, flag in flags.items():
         under = laid.get(key)
-        if key != "arch_options" and isinstance(flag, Mapping) and isinstance(under, Mapping):
+        if isinstance(flag, Mapping) and isinstance(under, Mapping):
             laid[key] = _laid_over(under, flag)
         elif flag is not None:
             laid[key] = flag

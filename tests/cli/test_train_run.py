@@ -83,7 +83,7 @@ def test_force_begins_again_and_discards_the_state(folder, run, failing):
     assert result.exit_code == 4
     assert result.stderr == (
         "pabzip: error: epoch 2, step 1: expected a finite loss, found nan; the state after epoch "
-        "1 is kept in model.pt.progress, --resume continues from it\n"
+        "1 is kept in model.pt.progress\n"
     )
     mend()
     assert run("train", *TINY, "--force", "--seed", "3").exit_code == 0
@@ -180,3 +180,24 @@ def test_ten_real_kills_change_nothing(folder):
     subprocess.run([*command, "-q"], check=True)
     assert (folder / "model.pt").read_bytes() == (folder / "whole.pt").read_bytes()
     assert names(folder) == ["model.pt", "whole.pt"]
+
+
+def test_resume_spares_files_that_are_no_part_of_the_run(folder, run):
+    (folder / "notes.txt").write_text("mine")
+    result = run("train", *TINY, "--resume", "--log", "notes.txt")
+    assert result.exit_code == 1
+    assert "notes.txt" in result.stderr
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_ticket_is_refused_by_a_method_without_masks(folder, run):
+    result = run("train", *TINY, "--method", "dense-sgd", "--ticket", "none.pt")
+    assert result.exit_code == 2
+    assert "expected a method that trains on a mask, found 'dense-sgd'" in result.stderr
+
+
+def test_search_only_is_for_one_process(folder, run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run("train", *TINY, "--search-only")
+    assert result.exit_code == 2
+    assert "--search-only is for one process" in result.stderr

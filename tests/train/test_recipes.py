@@ -247,3 +247,17 @@ def test_every_public_name_can_be_had_from_the_package() -> None:
 
     for name in pabzip.train.__all__:
         assert getattr(pabzip.train, name).__name__ == name
+
+
+def test_options_on_the_command_line_are_laid_over_the_files(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('arch = "wideresnet28"\n[arch_options]\nlate_stride = true\nwiden = 4\n')
+    given = {"arch_options": {"widen": 2}}
+    assert read_recipe(file, given).arch_options == {"late_stride": True, "widen": 2}
+    other = read_recipe(file, {"arch": "conv2", "arch_options": {"width": 8}})
+    assert (other.arch, other.arch_options) == ("conv2", {"width": 8})
+
+
+def test_a_dense_method_is_not_bound_by_the_search():
+    recipe = {"method": "dense-sgd", "epochs": 5, "search": {"epoch": 50, "shots": 2}}
+    assert read_recipe(None, recipe).epochs == 5

@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
     with pytest.raises(
         TrainingError,
         match=r"epoch 1, step [2-4]: expected a finite loss.*; the state after (the search|epoch "
-        r"1, step 1) is kept in .*model\.pt\.progress, --resume continues from it",
+        r"1, step 1) is kept in .*model\.pt\.progress$",
     ):
         train(recipe, output=file, splits=splits, save_every="1steps")
     state = torch.load(f"{file}.progress", weights_only=True)["content"]
@@ -318,3 +318,12 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     assert events.count("epoch") == 3
     left = [entry.name for entry in tmp_path.iterdir()]
     assert sorted(left) == ["killed.jsonl", "killed.pt", "seconds", "warm"]
+
+
+def test_a_file_that_is_no_log_is_spared(tmp_path: Path, splits: Splits) -> None:
+    file, log = tmp_path / "model.pt", tmp_path / "notes.txt"
+    interrupted(tiny(), file, splits, 1, save_every="1epoch")
+    log.write_text("mine\n")
+    with pytest.raises(FileExistsError, match="holds no log of a run; name another"):
+        train(tiny(), output=file, splits=splits, resume=True, log=log)
+    assert log.read_text() == "mine\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -114,12 +115,17 @@ def _keep_past(file: IO[str], epochs: int) -> int | None:
     """Cut a log before the first line that is not of the first ``epochs`` epochs.
 
     Returns:
-        How many of these epochs it holds; None when it does not even begin as a log.
+        How many of these epochs it holds; None for an empty file.
+
+    Raises:
+        FileExistsError: it does not begin as a log.
     """
     file.seek(0)
     kept, logged = 0, None
     for line in iter(file.readline, ""):
         event = _event(line) if line.endswith("\n") else {}
+        if not kept and event.get("event") != "start":
+            raise FileExistsError(errno.EEXIST, "holds no log of a run; name another", file.name)
         if event.get("event") == "start" and logged is None:
             logged = 0
         elif logged is not None and event.get("event") == "epoch" and logged < epochs:
