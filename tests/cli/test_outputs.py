@@ -206,7 +206,7 @@ def test_a_pipe_is_read_to_its_end(project, spawn):
 SLOW_TRAINING = ("train", "-o", "new.pt", "--epochs", "5000", "--log", "new.jsonl")
 
 
-def test_ctrl_c_exits_130_and_leaves_nothing(project):
+def test_ctrl_c_exits_130_and_leaves_the_last_state_alone(project):
     """Interrupted once training is under way, which the log shows."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pabzip.cli", *SLOW_TRAINING],
@@ -227,8 +227,12 @@ def test_ctrl_c_exits_130_and_leaves_nothing(project):
         process.kill()
     assert process.returncode == 130
     assert stdout == b""
-    assert stderr.strip() == b"pabzip: error: interrupted"
-    assert project.files() == {"model.pt", "model.pabz", "new.jsonl"}
+    assert stderr.decode().split("\n")[:2] == [
+        "pabzip: the last state is kept in new.pt.progress; --resume continues it",
+        "",
+    ]
+    assert stderr.endswith(b"\npabzip: error: interrupted\n")
+    assert project.files() == {"model.pt", "model.pabz", "new.jsonl", "new.pt.progress"}
 
 
 def test_ctrl_c_while_writing_leaves_nothing(project, run, monkeypatch):

@@ -79,10 +79,11 @@ def step_on(device: torch.device, **recipe_values: Any) -> Callable[[], None]:
 
     def step() -> None:
         optimisers.zero_grad()
-        batch = gradients(inputs, labels, 1, 1)
-        meter.check(1, batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
+        meter.begin(1)
+        batch = gradients(inputs, labels, len(labels), 1, 1)
+        meter.check(batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
         optimisers.step()
-        meter.add(batch.loss, batch.correct, batch.samples, optimisers.flips)
+        meter.add(batch.loss, batch.correct, len(labels), optimisers.flips)
 
     step()
     return step
