@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.search.absolute import AbsoluteNetwork, Flow
+from pabzip.search.isolation import full_float32
 from pabzip.search.products import empty_scores, exponent_of, shifted, write_gradient
 
 
@@ -60,11 +61,12 @@ class FastSynFlowScorer:
         self._network.prune(masks)
         self._flow = flow = self._network.flow()
         exponent = exponent_of(abs(flow.total))
-        for name, score in self._scores.items():
-            products = [part.scaled(exponent, torch.float32) for part in flow.products[name]]
-            rest = flow.rests[name]
-            write_gradient(score, products, None if rest is None else shifted(rest, -exponent))
-            score.mul_(self._weights[name]).abs_()
+        with full_float32():
+            for name, score in self._scores.items():
+                products = [part.scaled(exponent, torch.float32) for part in flow.products[name]]
+                rest = flow.rests[name]
+                write_gradient(score, products, None if rest is None else shifted(rest, -exponent))
+                score.mul_(self._weights[name]).abs_()
         return dict(self._scores)
 
     @torch.no_grad()

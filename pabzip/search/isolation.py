@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,8 @@ def isolated(
 ) -> Iterator[None]:
     """Set the mode of each module, with gradients on; put modes and random state back after it.
 
-    Autocast and inference mode are off within the block. All of the caller's settings return, also
-    on an exception.
+    Autocast and inference mode are off within the block, and float32 is float32 (`full_float32`).
+    All of the caller's settings return, also on an exception.
 
     Args:
         net: the network.
@@ -36,11 +38,47 @@ def isolated(
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
+            full_float32(),
         ):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute convolutions in float32 as such; put the caller's setting back after it.
+
+    By default torch rounds the factors of a float32 convolution to the 10 bits of TF32 on a CUDA
+    device, which changes masks. No other flag of cuDNN changes within the block. Products of
+    matrices are left alone: they round only where the caller has asked torch for it.
+    """
+    cudnn = torch.backends.cudnn
+    try:
+        # The context manager sets all flags, those that are not passed to defaults of its own.
+        now = {name: getattr(cudnn, name) for name in inspect.signature(cudnn.flags).parameters}
+    except RuntimeError:
+        # torch does not tell allow_tf32 once a caller has set convolutions apart from it.
+        with _ieee_convolutions():
+            yield
+        return
+    # The precision of all of cuDNN is what convolutions follow that have none of their own.
+    with cudnn.flags(**{**now, "allow_tf32": False, "fp32_precision": "ieee"}):
+        yield
+
+
+@contextmanager
+def _ieee_convolutions() -> Iterator[None]:
+    """Set the precision of convolutions alone."""
+    cudnn: Any = torch.backends.cudnn  # torch's stubs do not know of conv
+    convolutions = cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 def call(net: nn.Module, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
