@@ -67,10 +67,11 @@ def build(
 ) -> nn.Module:
     """Build an architecture by name, in float32 and training mode.
 
-    All parameters are initialised by torch's defaults from ``dense_seed``; `pabzip.init_` then
-    draws the weights that are to be seeded. The caller's random state and default dtype play no
-    part and are left alone. The network remembers what it is as ``net.pabzip_arch``: its name and
-    its options, all of them, as JSON values.
+    All parameters are initialised from ``dense_seed``, by torch's defaults or, for the ImageNet
+    forms, by torchvision's own rules; `pabzip.init_` then draws the weights that are to be seeded.
+    The caller's random state and default dtype play no part and are left alone. The network
+    remembers what it is as ``net.pabzip_arch``: its name and its options, all of them, as JSON
+    values.
 
     Args:
         name: one of `names`.
