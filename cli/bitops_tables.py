@@ -20,11 +20,18 @@ def about(values: dict[str, Any]) -> str:
     )
 
 
-def footnote() -> str:
-    """Return the line below the tables."""
-    return (
+def footnote(values: dict[str, Any]) -> str:
+    """Return the lines below the tables."""
+    note = (
         "Bit operations of one training step of one sample. A step of dense-sgd-short costs what "
         "one of dense-sgd does; it takes fewer."
+    )
+    if not values["search_epoch"]:
+        return note
+    return (
+        f"{note}\nThe recipe's last search (of {values['search_shots']}) follows epoch "
+        f"{values['search_epoch']}: counted is a step after it, on a mask found in one go at "
+        "initialisation."
     )
 
 

@@ -64,7 +64,8 @@ def estimate_costs(
     search = recipe.search
     if search.method != "synflow":
         raise RecipeError(
-            f"search.method: expected synflow, which needs no data, found {search.method!r}"
+            f"search.method: expected synflow, which needs no data, found {search.method!r}; "
+            "estimate with synflow, or train and read the cost from the results"
         )
     shape = geometry(recipe.data).input_shape
     net = seed_network(_network(recipe), recipe)

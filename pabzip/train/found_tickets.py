@@ -22,6 +22,7 @@ from pabzip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pabzip.train.isolation import isolated
 from pabzip.train.network import build_network, pick_device
 from pabzip.train.recipes import Recipe
+from pabzip.train.search_recipe import settled
 from pabzip.train.searching import planned_searches, search_masks
 from pabzip.train.toml import to_dict
 
@@ -179,9 +180,8 @@ def _differences(
     else:
         pairs["keep_ratio"] = (there.get("keep_ratio"), here["keep_ratio"])
         searched = there.get("search")
-        pairs |= _paired(
-            "search.", searched if isinstance(searched, Mapping) else {}, here["search"]
-        )
+        before = settled(searched) if isinstance(searched, Mapping) else {}
+        pairs |= _paired("search.", before, settled(here["search"]))
     for key, (one, other) in pairs.items():
         if one != other:
             yield key, one, other

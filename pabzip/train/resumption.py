@@ -10,6 +10,7 @@ import torch
 
 from pabzip.errors import RecipeError
 from pabzip.train.recipes import Recipe
+from pabzip.train.search_recipe import settled
 from pabzip.train.toml import to_dict
 
 _ELSEWHERE = ("device", "data_root")
@@ -27,7 +28,7 @@ def surroundings(device: torch.device) -> dict[str, Any]:
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
     """Return what a recipe does, by dotted key, without where it does it."""
-    values = _flat(to_dict(recipe))
+    values = _values(to_dict(recipe))
     return {key: value for key, value in values.items() if key not in _ELSEWHERE}
 
 
@@ -45,7 +46,7 @@ def check_resumption(
     Raises:
         RecipeError: the recipes differ; the message shows each difference.
     """
-    before, now = _flat(saved["recipe"]), comparable(recipe)
+    before, now = _values(saved["recipe"]), comparable(recipe)
     differences = [
         f"{key} = {before.get(key)!r} then and {now.get(key)!r} now"
         for key in sorted({*before, *now} - set(_ELSEWHERE))
@@ -64,6 +65,12 @@ def check_resumption(
                 "the run goes on, but its last bits may differ from an uninterrupted one's",
                 stacklevel=2,
             )
+
+
+def _values(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values by dotted key; a number of iterations left out is the published one."""
+    search = recipe.get("search")
+    return _flat({**recipe, "search": settled(search)} if isinstance(search, Mapping) else recipe)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

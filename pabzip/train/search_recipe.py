@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pabzip.errors import RecipeError
 from pabzip.train.validation import check_choice, check_integer, check_ratios
@@ -83,4 +84,21 @@ class SearchRecipe:
         """Pruning steps of the schedule: ``iterations``, or the published number."""
         if self.iterations is not None:
             return self.iterations
-        return 100 if self.method == "synflow" else 1
+        return published_rounds(self.method)
+
+
+def published_rounds(method: object) -> int:
+    """Return how many pruning steps the search ``method`` was published with."""
+    return 100 if method == "synflow" else 1
+
+
+def settled(search: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain values of a search with its iterations as a number, for comparing two.
+
+    Args:
+        search: by name of the attribute, as `pabzip.train.to_dict` gives them; a file's may be
+            anything.
+    """
+    if search.get("iterations") is not None:
+        return dict(search)
+    return {**search, "iterations": published_rounds(search.get("method"))}

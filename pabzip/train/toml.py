@@ -67,7 +67,10 @@ def merge(recipe: Recipe, overrides: Table) -> Recipe:
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return ``recipe`` as nested plain values that JSON, TOML and a checkpoint can hold."""
+    """Return ``recipe`` as nested plain values that JSON and a checkpoint can hold.
+
+    TOML can hold them but for None, for which it has no word.
+    """
     return {key: _plain(value) for key, value in dataclasses.asdict(recipe).items()}
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 SMALL = (
     "bench", "bitops", "--arch", "resnet20", "--arch-option", "width=4", "--data", "digits",
@@ -81,6 +82,60 @@ def test_a_recipe_says_what_to_count(run):
     found = json.loads(result.stdout)
     assert found["bits"] == {"input": 4, "weight": 4, "gradient": 8}
     assert (found["arch"], found["data"], found["keep_ratio"]) == ("resnet20", "cifar10", 0.1)
+
+
+def test_the_scope_of_the_search_counts(bitops):
+    for layer in bitops("--search-scope", "layer", "--keep-ratio", 0.25)["layers"]:
+        if layer["masked"]:
+            assert layer["kept"] == pytest.approx(0.25, abs=0.02)
+    kept = [layer["kept"] for layer in bitops("--keep-ratio", 0.25)["layers"] if layer["masked"]]
+    assert max(kept) - min(kept) > 0.1
+
+
+def test_the_estimate_is_told_the_whole_search(monkeypatch):
+    from pabzip.train import Recipe, SearchRecipe, estimate, estimate_costs
+
+    told = {}
+    whole = estimate.synflow
+
+    def synflow(*arguments, **options):
+        told.update(options, iterations=arguments[3])
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(estimate, "synflow", synflow)
+    search = SearchRecipe(iterations=3, schedule="linear", scope="layer", precision="float32")
+    options = {"width": 4}
+    estimate_costs(Recipe(arch="conv2", arch_options=options, keep_ratio=0.5, search=search))
+    told.pop("on_iteration")
+    assert told == {
+        "iterations": 3, "schedule": "linear", "scope": "layer", "dtype": torch.float32
+    }  # fmt: skip
+
+
+def test_several_shots_are_counted_by_the_last_mask(run):
+    small = (
+        "--recipe", "table4-3-shots-pab-bop", "--arch", "resnet20", "--arch-option", "width=2",
+        "--search-iterations", 2,
+    )  # fmt: skip
+    result = run("bench", "bitops", *small, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["search_epoch"], found["search_shots"]) == (50, 3)
+    assert found["survivors"] == round(0.1 * found["weights"])
+    shown = " ".join(run("bench", "bitops", *small).stdout.split())
+    assert "last search (of 3) follows epoch 50" in shown
+    assert "found in one go" in shown
+    assert "in one go" not in run(*SMALL).stdout
+
+
+def test_other_searches_are_refused(run, tmp_path):
+    recipe = tmp_path / "snip.toml"
+    recipe.write_text('[search]\nmethod = "snip"\n')
+    result = run("bench", "bitops", "--recipe", recipe)
+    assert result.exit_code != 0
+    assert "search.method: expected synflow, which needs no data, found 'snip'" in " ".join(
+        result.stderr.split()
+    )
 
 
 def test_tables_for_people(run):

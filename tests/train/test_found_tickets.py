@@ -109,6 +109,17 @@ def test_what_does_not_decide_the_ticket_may_differ(recipe, splits, found):
     assert apply_ticket(build_network(other, splits), other, load_checkpoint(found[0]))
 
 
+def test_published_rounds_may_be_given_by_number(recipe, splits, tmp_path):
+    search = SearchRecipe(method="snip")
+    other = dataclasses.replace(recipe, search=search)
+    find_ticket(other, output=tmp_path / "snip.pt", splits=splits)
+    named = dataclasses.replace(other, search=dataclasses.replace(search, iterations=1))
+    assert apply_ticket(build_network(named, splits), named, tmp_path / "snip.pt")
+    more = dataclasses.replace(other, search=dataclasses.replace(search, iterations=100))
+    with pytest.raises(CheckpointError, match=r"search\.iterations: 1 there, 100 here"):
+        apply_ticket(build_network(more, splits), more, tmp_path / "snip.pt")
+
+
 def test_a_trained_ticket_is_refused(recipe, splits, found, tmp_path):
     net = network_from_checkpoint(load_checkpoint(found[0]))
     name, weight = next(iter(pabzip.init.seeded_parameters(net).items()))

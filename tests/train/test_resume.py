@@ -20,9 +20,20 @@ from torch import nn
 from pabzip import data
 from pabzip.data import Images, Splits
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
-from pabzip.train import EpochStats, Observer, Recipe, SaveEvery, load_checkpoint, merge, train
+from pabzip.train import (
+    EpochStats,
+    Observer,
+    Recipe,
+    SaveEvery,
+    SearchRecipe,
+    load_checkpoint,
+    merge,
+    to_dict,
+    train,
+)
 from pabzip.train.cadence import Cadence
 from pabzip.train.methods import METHODS
+from pabzip.train.resumption import check_resumption, surroundings
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +215,18 @@ def test_another_recipe_is_refused_with_the_differences(tmp_path: Path, splits: 
     ):
         train(other, output=file, splits=splits, resume=True)
     assert Path(f"{file}.progress").exists()
+
+
+@pytest.mark.parametrize(("then", "now"), [(None, 1), (1, None)])
+def test_published_rounds_may_be_given_by_number(then: int | None, now: int | None) -> None:
+    cpu = torch.device("cpu")
+    begun, other = (
+        Recipe(search=SearchRecipe(method="snip", iterations=rounds)) for rounds in (then, now)
+    )
+    saved = {**surroundings(cpu), "recipe": to_dict(begun)}
+    check_resumption(saved, other, cpu, "model.pt.progress")
+    with pytest.raises(RecipeError, match=r"search\.iterations = 1 then and 7 now"):
+        check_resumption(saved, merge(other, {"search": {"iterations": 7}}), cpu, "model.pt")
 
 
 def test_another_torch_or_thread_count_is_told(tmp_path: Path, splits: Splits) -> None:
