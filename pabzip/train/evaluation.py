@@ -2,7 +2,8 @@
 
 Counts are exact integers and need no metrics library, so evaluation works wherever torch does. The
 order and the size of the batches are fixed here, in one place: training and ``pabzip eval`` print
-the same numbers because they run the same code on the same batches.
+the same numbers because they run the same code on the same batches, with weights that lie the same
+way in memory.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from pabzip.data import AnyImages, batches
 from pabzip.errors import DataError
@@ -44,7 +47,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module | Callable[[torch.Tensor], Any],
+    model: nn.Module | Callable[[Tensor], Any],
     images: AnyImages,
     *,
     device: torch.device | str | None = None,
@@ -53,7 +56,8 @@ def evaluate(
     """Measure a classifier on labelled images.
 
     Args:
-        model: a network (evaluated in evaluation mode, which is undone afterwards), or any
+        model: a network (evaluated in evaluation mode, which is undone afterwards, and with its
+            weights contiguous, as a loaded file has them, wherever they lie meanwhile), or any
             callable from normalised images ``float32[B, C, H, W]`` to logits ``[B, classes]``
             (tensor or array), such as a wrapped ONNX session.
         images: what to measure on, in memory or in files.
@@ -69,12 +73,27 @@ def evaluate(
     if not isinstance(model, nn.Module):
         return _measure(model, images, device or "cpu", batch_size)
     own = next((parameter.device for parameter in model.parameters()), "cpu")
+    weights = _rearranged(model)
     with evaluation_mode(model):
-        return _measure(model, images, device or own, batch_size)
+        forward = partial(functional_call, model, weights) if weights else model
+        return _measure(forward, images, device or own, batch_size)
+
+
+def _rearranged(net: nn.Module) -> dict[str, Tensor]:
+    """Return contiguous copies of the parameters that are not, such as those with channels last.
+
+    A convolution adds in another order where its weights lie otherwise. Strides decide, not
+    ``is_contiguous``, for which a kernel of one pixel lies both ways.
+    """
+    return {
+        name: parameter.detach().clone(memory_format=torch.contiguous_format)
+        for name, parameter in net.named_parameters()
+        if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
+    }
 
 
 def _measure(
-    model: Callable[[torch.Tensor], Any],
+    model: Callable[[Tensor], Any],
     images: AnyImages,
     device: torch.device | str,
     batch_size: int,

@@ -51,6 +51,24 @@ def test_modes_statistics_and_random_state_stay() -> None:
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
+def test_numbers_do_not_depend_on_how_weights_lie() -> None:
+    torch.manual_seed(5)
+    net = nn.Sequential(
+        nn.Conv2d(1, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 48, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 3),
+    )  # fmt: skip
+    seen = []
+    net[3].register_forward_hook(lambda module, *_: seen.append(module.weight.stride()))
+    images = some_images(300)
+    plain = evaluate(net, images)
+    weight = net.to(memory_format=torch.channels_last)[3].weight
+    strides = weight.stride()
+    assert evaluate(net, images) == plain
+    assert weight.stride() == strides != (64, 1, 1, 1)
+    assert set(seen) == {(64, 1, 1, 1)}
+    assert net[3].weight is weight
+
+
 def test_a_callable_may_return_an_array() -> None:
     net, images = small_net().eval(), some_images(20)
 
