@@ -105,11 +105,11 @@ def main() -> None:
     if not networks:
         target.error(f"--arch: expected one of {', '.join(n.arch for n in FULL)}")
     runs = _train_all(networks, arguments.keep_ratio, arguments.workers)
-    found = [_summary(network, runs[network.arch]) for network in networks]
     facts = machine("torch")
+    found = [{**_summary(network, runs[network.arch]), "machine": facts} for network in networks]
     kept = _others(arguments.results / "rate_aware.json", networks) if arguments.arch else []
     found = sorted([*kept, *found], key=lambda network: network["arch"])
-    result = {"machine": facts, "tolerance": TOLERANCE, "networks": found}
+    result = {"tolerance": TOLERANCE, "networks": found}
     picture = arguments.picture or (None if arguments.quick else PICTURE)
     if picture is not None:
         draw(found, picture)

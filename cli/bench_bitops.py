@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +12,7 @@ from pabzip.cli.architectures import parse_options
 from pabzip.cli.bitops_tables import about, footnote, layer_table, method_table
 from pabzip.cli.options import arch_options_option, reporting
 from pabzip.cli.output import Reporter
+from pabzip.cli.search_bar import search_bar
 from pabzip.cli.train_flags import overrides, some_recipe_flags
 from pabzip.formats.registry import ARCHITECTURES
 from pabzip.train.published import find_recipe
@@ -72,7 +71,7 @@ def command(
     require("torch", extra="train", purpose="pabzip bench bitops")
     from pabzip.train.estimate import estimate_costs
 
-    with _progress(reporter) as on_iteration:
+    with search_bar(reporter) as on_iteration:
         estimate = estimate_costs(recipe, on_iteration=on_iteration)
     values = _values(recipe, estimate)
     if reporter.json or reporter.quiet:
@@ -121,20 +120,3 @@ def _values(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
         "methods": {name: round(total) for name, total in estimate.totals.items()},
         "layers": layers,
     }
-
-
-@contextmanager
-def _progress(reporter: Reporter) -> Iterator[Callable[[int, int], None] | None]:
-    """Draw a bar for the search on a terminal."""
-    if not reporter.progress:
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc="search", unit="step", leave=False) as bar:
-
-        def advance(iteration: int, iterations: int) -> None:
-            bar.total = iterations
-            bar.update(iteration - bar.n)
-
-        yield advance

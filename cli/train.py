@@ -12,6 +12,7 @@ from pabzip.cli.architectures import parse_options
 from pabzip.cli.options import arch_options_option, output_option, reporting
 from pabzip.cli.output import Reporter, to_json
 from pabzip.cli.recipe_list import show_recipes
+from pabzip.cli.search_bar import search_bar
 from pabzip.cli.train_flags import overrides, recipe_flags
 from pabzip.cli.train_run import RunFlags, first_process, run_flags
 from pabzip.formats.registry import ARCHITECTURES
@@ -80,7 +81,8 @@ def command(
     reporter.detail(f"recipe: {to_json(to_dict(recipe))}")
     require("torch", extra="train", purpose="pabzip train")
     if search_only:
-        _search(recipe, target, download, reporter)
+        with run.told(reporter):
+            _search(recipe, target, download, reporter)
         return
     from pabzip.train.loop import train
 
@@ -109,7 +111,8 @@ def _search(recipe: Recipe, target: str, download: bool, reporter: Reporter) -> 
     """Find a ticket and write it, untrained."""
     from pabzip.train.found_tickets import find_ticket
 
-    found = find_ticket(recipe, output=target, download=download)
+    with search_bar(reporter) as on_iteration:
+        found = find_ticket(recipe, output=target, download=download, on_iteration=on_iteration)
     reporter.result(
         found.to_dict(),
         f"{target}: {found.survivors:,} of {found.weights:,} weights survive, found by "

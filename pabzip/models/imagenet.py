@@ -26,7 +26,8 @@ def imagenet_resnet(
     Args:
         constructor: function of ``torchvision.models``, such as ``"resnet50"``.
         num_classes: number of logits.
-        in_channels: channels of the input; for other than 3 the first convolution is replaced.
+        in_channels: channels of the input; for other than 3 the first convolution is replaced, and
+            drawn as torchvision draws its own.
         device: where the parameters are made.
 
     Raises:
@@ -46,6 +47,7 @@ def imagenet_resnet(
             net.conv1 = nn.Conv2d(
                 in_channels, stem.out_channels, 7, stride=2, padding=3, bias=False
             )
+            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     return net
 
 

@@ -23,7 +23,7 @@ from pabzip.train.isolation import isolated
 from pabzip.train.network import build_network, pick_device
 from pabzip.train.recipes import Recipe
 from pabzip.train.search_recipe import settled
-from pabzip.train.searching import planned_searches, search_masks
+from pabzip.train.searching import AT_ONCE, planned_searches, search_masks
 from pabzip.train.toml import to_dict
 
 
@@ -90,7 +90,7 @@ def find_ticket(
     Source: Peek-a-Boo, Section 4.3 (ImageNet), whose search and training are two programs.
     """
     begun = perf_counter()
-    if planned_searches(recipe) != ((0, recipe.keep_ratio),):
+    if planned_searches(recipe) != (AT_ONCE,):
         raise RecipeError(
             f"a search without training: expected a method that is searched once, at "
             f"initialisation, found method = {recipe.method!r}, search.epoch = "
@@ -102,7 +102,7 @@ def find_ticket(
         if splits is None:
             splits = data.load(recipe.data, root=recipe.data_root, download=download)
         net = build_network(recipe, splits).to(device)
-        masks = search_masks(net, recipe, recipe.keep_ratio, splits, on_iteration=on_iteration)
+        masks = search_masks(net, recipe, splits, on_iteration=on_iteration)
         result = SearchResult(
             arch=recipe.arch,
             data=recipe.data,

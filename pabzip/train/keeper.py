@@ -22,6 +22,7 @@ class Keeper:
     def __init__(self, output: str | os.PathLike[str], every: SaveEvery | None, *, writes: bool):
         self._file = ProgressFile(output)
         self._cadence = Cadence(every)
+        self._first = writes
         self._writes = writes and every is not None
         self._kept: str | None = None
 
@@ -67,7 +68,9 @@ class Keeper:
         self._file.remove()
 
     def remains(self) -> str:
-        """Say what a run that fails now leaves."""
+        """Say what a run that fails now leaves; the first process knows."""
+        if not self._first:
+            return "rank 0 says what is kept"
         if self._kept is None:
             return "nothing was written"
         return f"the state after {self._kept} is kept in {self.path}"

@@ -82,12 +82,14 @@ class LossScale:
     Args:
         device: of the gradients.
 
-    Source: Micikevicius et al. 2018, Section 3.2; first scale, factors and interval are those of
-    torch's ``GradScaler``.
+    Source: Micikevicius et al. 2018, Section 3.2; factors and interval are those of torch's
+    ``GradScaler``. Its first scale of 2^16 is meant to overflow at once and so find its size; here
+    that would be the step whose gradient Bop's average begins with, so ours begins at 2^10 and
+    finds its size from below.
     """
 
     def __init__(self, device: torch.device):
-        self._scale = torch.full((), 2.0**16, device=device)
+        self._scale = torch.full((), 2.0**10, device=device)
         self._sound_steps = torch.zeros((), dtype=torch.int32, device=device)
 
     def scaled(self, loss: Tensor) -> Tensor:

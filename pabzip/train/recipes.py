@@ -72,7 +72,8 @@ class Recipe:
         drop_ratio: fraction of the steps that are left out, at random (stochastic mini-batch
             dropping), at least 0, below 1.
         precision: of the products of the forward and backward pass: ``"float32"``, or
-            ``"bfloat16"`` or ``"float16"`` by autocast. Weights and their updates stay float32.
+            ``"bfloat16"`` or ``"float16"`` by autocast. Weights and their updates stay float32. On
+            CUDA, float32 follows torch's own switches, by which convolutions use TF32.
         channels_last: whether images and convolutions lie in memory channel by channel
             (False) or pixel by pixel (True), which some devices compute faster.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.

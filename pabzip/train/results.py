@@ -14,7 +14,8 @@ class EpochStats:
     Attributes:
         epoch: counted from 1.
         epochs: how many there will be.
-        loss: mean cross-entropy over the epoch's training samples, as they were seen.
+        loss: mean cross-entropy over the epoch's training samples, as they were seen; 0 where every
+            step of it was dropped.
         train_accuracy: fraction of them classified rightly, as they were seen.
         test_loss: mean cross-entropy over the test set, after the epoch.
         test_accuracy: fraction of the test set classified rightly, after the epoch.
@@ -56,7 +57,8 @@ class TrainResult:
         output: path of the checkpoint.
         seconds: wall-clock time of the run, search included.
         bitops: bit operations of one training step of one sample (`pabzip.train.step_costs`); the
-            average over all steps where the recipe drops some.
+            average over all steps where the recipe drops some, and those after the last search
+            where it searches later.
         test_loss: mean cross-entropy on the test set, after the last epoch.
         train_accuracy: as seen during the last epoch.
         weights: number of seeded weights (N).

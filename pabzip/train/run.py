@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
 
 from pabzip._version import __version__
-from pabzip.errors import CheckpointError, RecipeError, TrainingError
+from pabzip.errors import CheckpointError, TrainingError
 from pabzip.init import seeded_parameters
 from pabzip.search import apply_masks
 from pabzip.train.costing import StepCosts, step_costs
@@ -21,7 +20,6 @@ from pabzip.train.digest import digest
 from pabzip.train.epoch import steps_of, train_epoch
 from pabzip.train.evaluation import Evaluation, evaluate
 from pabzip.train.expected_bytes import ExpectedBytes
-from pabzip.train.found_tickets import apply_ticket
 from pabzip.train.gradients import BatchGradients
 from pabzip.train.inputs import Inputs, check_data, load_data
 from pabzip.train.keeper import Keeper
@@ -36,9 +34,10 @@ from pabzip.train.recipes import Recipe
 from pabzip.train.results import EpochStats, TrainResult
 from pabzip.train.resumption import comparable, surroundings
 from pabzip.train.run_state import RunState
-from pabzip.train.searching import planned_searches, search_masks
+from pabzip.train.searching import PlannedSearch, planned_searches
 from pabzip.train.shortening import shortened
 from pabzip.train.signs import SignRecord
+from pabzip.train.ticket_finder import TicketFinder
 from pabzip.train.toml import to_dict
 from pabzip.train.world import World
 
@@ -79,17 +78,12 @@ class Run:
         self.given, self.method = recipe, method_of(recipe)
         self.device, self.world, self.keeper = device, world, keeper
         self.observers = observers
-        self.ticket = inputs.ticket
-        if self.ticket is not None and not (self.method.masked or self.method.short):
-            raise RecipeError(
-                "a found ticket: expected a method that trains on a mask, found "
-                f"{recipe.method!r}; leave the ticket out, or choose another method"
-            )
         splits = load_data(recipe, inputs, world)
         self.splits = dataclasses.replace(
             splits, train=splits.train.to(device), test=splits.test.to(device)
         )
         check_data(recipe, splits, world)
+        self._find = TicketFinder(recipe, self.splits, inputs.ticket)
         self.steps = steps_of(len(splits.train), recipe.batch_size, recipe.shards)
         precision = Precision(recipe.precision, recipe.channels_last, device)
         net = build_network(recipe, splits).to(device)
@@ -193,9 +187,9 @@ class Run:
     def _search_when_due(self) -> None:
         """Do the searches that are due before this epoch, and say what a step costs from now on."""
         searches = self.state.searches
-        for epoch, keep_ratio in planned_searches(self.recipe)[searches:]:
-            if epoch < self.state.epoch:
-                self._search(keep_ratio)
+        for planned in planned_searches(self.recipe)[searches:]:
+            if planned.epoch < self.state.epoch:
+                self._search(planned)
         if self.state.searches > searches or self._costs is None:
             self._costs = self._count()
             for observer in self.observers:
@@ -212,10 +206,10 @@ class Run:
             survivors=sum(int(mask.sum()) for mask in state.masks.values()),
         )
 
-    def _search(self, keep_ratio: float) -> None:
-        """Prune the network to ``keep_ratio``, on all processes by the first one's masks."""
+    def _search(self, planned: PlannedSearch) -> None:
+        """Prune the network, on all processes by the first one's masks."""
         state = self.state
-        masks = self.world.from_first(lambda: self._find(state.net, keep_ratio, self._searched))
+        masks = self.world.from_first(lambda: self._find(state.net, planned, self._searched))
         apply_masks(state.net, masks)
         state.masks = {name: mask.to(self.device) for name, mask in masks.items()}
         state.optimisers.prune(state.masks)
@@ -223,20 +217,6 @@ class Run:
         self._expected = None
         self.check_ranks("the ticket after the search")
         self.keeper.save(self.saved)
-
-    def _find(
-        self,
-        net: nn.Module,
-        keep_ratio: float | None = None,
-        on_iteration: Callable[[int, int], None] | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Prune ``net`` on this process, by default to the recipe's ratio; masks on the CPU."""
-        if self.ticket is not None:
-            masks = apply_ticket(net, self.given, self.ticket)
-        else:
-            ratio = self.given.keep_ratio if keep_ratio is None else keep_ratio
-            masks = search_masks(net, self.given, ratio, self.splits, on_iteration=on_iteration)
-        return {name: mask.cpu() for name, mask in masks.items()}
 
     def _epoch(self) -> None:
         """Train one epoch or what is left of it, evaluate, and tell the observers."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,36 +22,52 @@ from pabzip.train.recipes import Recipe
 _SAMPLE_EPOCH = 2**30 - 1
 
 
-def planned_searches(recipe: Recipe) -> tuple[tuple[int, float], ...]:
-    """Return when the searches of a run happen, and how much each leaves.
+@dataclass(frozen=True, slots=True)
+class PlannedSearch:
+    """One of the searches of a run.
+
+    Attributes:
+        epoch: counted from 1, after which it happens; 0 is before the first.
+        share: of all that the run prunes, how much is pruned after it, above 0; 1 after the last.
+    """
+
+    epoch: int
+    share: float = 1.0
+
+    def of(self, keep_ratio: float) -> float:
+        """Return the fraction of weights left after it, on the way from 1 to ``keep_ratio``."""
+        return keep_ratio if self.share == 1 else 1.0 - (1.0 - keep_ratio) * self.share
+
+
+AT_ONCE = PlannedSearch(0)
+"""All in one search, at initialisation."""
+
+
+def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
+    """Return the searches of a run, in order.
 
     Args:
-        recipe: ``method``, ``keep_ratio``, ``search.epoch`` and ``search.shots`` matter.
+        recipe: ``method``, ``search.epoch`` and ``search.shots`` matter.
 
     Returns:
-        Pairs of an epoch, counted from 1, after which a search happens (0 is before the first),
-        and the fraction of the weights that it leaves, both in order. ``search.shots`` searches
-        are spread evenly from 0 to ``search.epoch``, and the pruned fraction rises linearly to
-        ``1 - keep_ratio``; a single search happens after ``search.epoch``. Nothing for a method
-        that keeps the network dense.
+        ``search.shots`` searches, spread evenly over the epochs from 0 to ``search.epoch``, after
+        which the pruned fraction has risen evenly; a single search happens after
+        ``search.epoch``. None for a method that keeps the network dense.
 
     Source: Peek-a-Boo, Appendix C (Figure 5 for the epoch, Table 4 for several shots).
     """
     if not method_of(recipe).masked:
         return ()
     shots, last = recipe.search.shots, recipe.search.epoch
-    if shots == 1:
-        return ((last, recipe.keep_ratio),)
-    pruned = 1.0 - recipe.keep_ratio
-    earlier = [(last * i // (shots - 1), 1.0 - pruned * (i + 1) / shots) for i in range(shots - 1)]
-    return (*earlier, (last, recipe.keep_ratio))
+    earlier = [PlannedSearch(last * i // (shots - 1), (i + 1) / shots) for i in range(shots - 1)]
+    return (*earlier, PlannedSearch(last))
 
 
 def search_masks(
     net: nn.Module,
     recipe: Recipe,
-    keep_ratio: float,
     splits: Splits,
+    planned: PlannedSearch = AT_ONCE,
     *,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -62,12 +80,10 @@ def search_masks(
 
     Args:
         net: a network drawn from a seed, on the device that is to search.
-        recipe: ``search``, ``seed`` and ``batch_size`` matter, and ``keep_ratio`` where
-            ``search.ratios`` are given.
-        keep_ratio: fraction of the seeded weights that this search leaves, one of
-            `planned_searches`. Where weights have ratios of their own, these are reached when
-            ``keep_ratio`` reaches the recipe's, and linearly before.
+        recipe: ``search``, ``keep_ratio``, ``seed`` and ``batch_size`` matter.
         splits: the data; its training images serve SNIP and GraSP, its image size the others.
+        planned: which of the recipe's searches this is; it says how far to prune, every weight its
+            own way where weights have ratios of their own.
         on_iteration: called as ``on_iteration(i, iterations)`` after each round, i from 1.
             Searches whose scores do not depend on what is pruned have none.
 
@@ -76,10 +92,11 @@ def search_masks(
 
     Raises:
         SearchError: no usable mask was found; the message names the layer.
-        RecipeError: more samples asked for than the data has.
+        RecipeError: more samples asked for than the data has, or ratios for weights that the
+            network has not.
         SeedError: ``net`` was not drawn from a seed.
     """
-    settings = recipe.search
+    settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
     input_shape = (splits.in_channels, splits.image_size, splits.image_size)
     rounds: dict[str, Any] = {
         "iterations": settings.rounds,
@@ -102,7 +119,7 @@ def search_masks(
                 net, keep_ratio, input_shape, seed=recipe.seed, scope=settings.scope
             )
         case "layerwise-random":
-            ratios = _ratios(net, recipe, keep_ratio)
+            ratios = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
             return search.layerwise_random(net, ratios, input_shape, seed=recipe.seed)
         case method:
             raise RecipeError(f"search.method: expected a known method, found {method!r}")
@@ -131,11 +148,14 @@ def _samples(net: nn.Module, recipe: Recipe, images: AnyImages) -> list[tuple[Te
     return list(zip(*halves, strict=True))
 
 
-def _ratios(net: nn.Module, recipe: Recipe, keep_ratio: float) -> Mapping[str, float]:
-    """Return the keep ratio of each weight, on the way to the recipe's."""
-    own = recipe.search.ratios
-    ratios = {**dict.fromkeys(seeded_parameters(net), recipe.keep_ratio), **own}
-    if keep_ratio == recipe.keep_ratio:
-        return ratios
-    progress = (1.0 - keep_ratio) / (1.0 - recipe.keep_ratio)
-    return {name: 1.0 - (1.0 - ratio) * progress for name, ratio in ratios.items()}
+def _ratios(net: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """Return the keep ratio of each weight, as the recipe has it for the end."""
+    own, weights = recipe.search.ratios, list(seeded_parameters(net))
+    for name in own:
+        if name not in weights:
+            close = difflib.get_close_matches(name, weights, n=1, cutoff=0.0)
+            raise RecipeError(
+                f"search.ratios: expected names of the weights that {recipe.arch} draws from its "
+                f"seed, found {name!r}; did you mean {close[0]}?"
+            )
+    return {**dict.fromkeys(weights, recipe.keep_ratio), **own}

@@ -203,6 +203,14 @@ def test_imagenet_forms_are_torchvisions(name):
     assert net(torch.ones(2, 3, 224, 224, device="meta")).shape == (2, 1000)
 
 
+def test_a_stem_for_other_channels_is_drawn_as_torchvisions():
+    torch.manual_seed(3)
+    stem = models.build("resnet18-imagenet", {"in_channels": 1}).conv1.weight
+    assert stem.shape == (64, 1, 7, 7)
+    # Kaiming normal, fan-out 64 x 7 x 7; nn.Conv2d itself draws three times as wide.
+    assert float(stem.std()) == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.1)
+
+
 def test_torchvision_that_does_not_match_torch(monkeypatch):
     def broken(name):
         raise RuntimeError("operator torchvision::nms does not exist")

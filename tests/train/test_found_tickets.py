@@ -59,7 +59,7 @@ def test_the_ticket_is_a_checkpoint_and_packs(recipe, splits, found, tmp_path):
 
 def test_training_from_the_ticket_begins_as_after_the_search(recipe, splits, found):
     searched, loaded = build_network(recipe, splits), build_network(recipe, splits)
-    expected = search_masks(searched, recipe, recipe.keep_ratio, splits)
+    expected = search_masks(searched, recipe, splits)
     masks = apply_ticket(loaded, recipe, found[0])
     assert list(masks) == list(expected)
     assert all(torch.equal(masks[name], expected[name]) for name in expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import torch
 import pabzip
 from pabzip import data, search
 from pabzip.data.order import order_stream, permutation
-from pabzip.errors import RecipeError, SearchError
+from pabzip.errors import RecipeError
 from pabzip.train import Recipe, SearchRecipe, build_network
-from pabzip.train.searching import planned_searches, search_masks
+from pabzip.train.searching import PlannedSearch, planned_searches, search_masks
 from pabzip.unmask import apply_psg
 
 
@@ -35,19 +36,20 @@ def counts(masks):
 
 
 def test_one_search_at_initialisation_or_later():
-    assert planned_searches(recipe_of()) == ((0, 0.4),)
-    assert planned_searches(recipe_of(epoch=7)) == ((7, 0.4),)
+    assert planned_searches(recipe_of()) == (PlannedSearch(0, 1.0),)
+    assert planned_searches(recipe_of(epoch=7)) == (PlannedSearch(7, 1.0),)
 
 
 def test_shots_are_even_in_epochs_and_in_what_they_prune():
     recipe = dataclasses.replace(recipe_of(shots=5, epoch=50), keep_ratio=0.1)
     plan = planned_searches(recipe)
-    assert [epoch for epoch, _ in plan] == [0, 12, 25, 37, 50]
-    assert [keep for _, keep in plan] == pytest.approx([0.82, 0.64, 0.46, 0.28, 0.1])
-    assert plan[-1] == (50, 0.1)
+    assert [planned.epoch for planned in plan] == [0, 12, 25, 37, 50]
+    kept = [planned.of(recipe.keep_ratio) for planned in plan]
+    assert kept == pytest.approx([0.82, 0.64, 0.46, 0.28, 0.1])
+    assert kept[-1] == 0.1
     for shots in range(2, 9):
-        epochs = [epoch for epoch, _ in planned_searches(recipe_of(shots=shots, epoch=shots - 1))]
-        assert epochs == list(range(shots))
+        plan = planned_searches(recipe_of(shots=shots, epoch=shots - 1))
+        assert [planned.epoch for planned in plan] == list(range(shots))
 
 
 def test_dense_methods_search_never():
@@ -59,7 +61,7 @@ def test_dense_methods_search_never():
 def test_every_method_keeps_the_exact_count(splits, method, scope):
     recipe = recipe_of(method=method, scope=scope, schedule="linear")
     net = build_network(recipe, splits)
-    masks = search_masks(net, recipe, 0.4, splits)
+    masks = search_masks(net, recipe, splits)
     weights = pabzip.init.seeded_parameters(net)
     assert list(masks) == list(weights)
     if scope == "layer":
@@ -79,7 +81,7 @@ def test_snip_sees_the_samples_that_the_seed_chooses(splits):
     labels = splits.train.labels[torch.from_numpy(order)]
     batches = [(inputs[part], labels[part]) for part in np.array_split(np.arange(21), 3)]
     expected = search.snip(other, 0.4, batches)
-    found = search_masks(net, recipe, 0.4, splits)
+    found = search_masks(net, recipe, splits)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -87,7 +89,7 @@ def test_more_samples_than_images(splits):
     recipe = recipe_of(method="grasp", samples=10**6)
     net = build_network(recipe, splits)
     with pytest.raises(RecipeError, match=r"search.samples: expected at most the 1\d+ training"):
-        search_masks(net, recipe, 0.4, splits)
+        search_masks(net, recipe, splits)
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -95,7 +97,7 @@ def test_synflow_is_told_everything(splits, precision):
     recipe = recipe_of(precision=precision, schedule="linear", scope="layer")
     net, other = build_network(recipe, splits), build_network(recipe, splits)
     seen = []
-    found = search_masks(net, recipe, 0.4, splits, on_iteration=lambda *at: seen.append(at))
+    found = search_masks(net, recipe, splits, on_iteration=lambda *at: seen.append(at))
     expected = search.synflow(
         other, 0.4, (1, 8, 8), 3, dtype=getattr(torch, precision), schedule="linear", scope="layer"
     )
@@ -112,9 +114,9 @@ def test_shots_only_ever_prune_and_end_at_the_keep_ratio(splits, method):
     net = build_network(recipe, splits)
     total = sum(w.numel() for w in pabzip.init.seeded_parameters(net).values())
     before = None
-    for _, keep_ratio in planned_searches(recipe):
-        masks = search_masks(net, recipe, keep_ratio, splits)
-        assert sum(counts(masks).values()) == pytest.approx(keep_ratio * total, abs=3)
+    for planned in planned_searches(recipe):
+        masks = search_masks(net, recipe, splits, planned)
+        assert sum(counts(masks).values()) == pytest.approx(planned.of(0.4) * total, abs=3)
         if before is not None:
             assert all(not bool((masks[name] & ~before[name]).any()) for name in masks)
         before = masks
@@ -122,7 +124,7 @@ def test_shots_only_ever_prune_and_end_at_the_keep_ratio(splits, method):
             for weight in pabzip.init.seeded_parameters(net).values():
                 weight.neg_().add_(0.0)  # signs flip between the shots, and +0.0 stays
     if method == "random":
-        whole = search_masks(build_network(recipe, splits), recipe, 0.4, splits)
+        whole = search_masks(build_network(recipe, splits), recipe, splits)
         assert all(torch.equal(masks[name], whole[name]) for name in masks)
 
 
@@ -131,25 +133,41 @@ def test_ratios_by_name_and_the_keep_ratio_for_the_rest(splits):
     weights = pabzip.init.seeded_parameters(build_network(recipe, splits))
     first, *rest = weights
     recipe = recipe_of(method="layerwise-random", ratios={first: 0.9})
-    masks = search_masks(build_network(recipe, splits), recipe, 0.4, splits)
+    masks = search_masks(build_network(recipe, splits), recipe, splits)
     assert counts(masks) == {
         first: round(0.9 * weights[first].numel()),
         **{name: round(0.4 * weights[name].numel()) for name in rest},
     }
-    half_way = search_masks(build_network(recipe, splits), recipe, 0.7, splits)
+    half_way = search_masks(build_network(recipe, splits), recipe, splits, PlannedSearch(0, 0.5))
     assert counts(half_way)[first] == round(0.95 * weights[first].numel())
-    unknown = recipe_of(method="layerwise-random", ratios={"nothing": 0.5})
-    with pytest.raises(SearchError, match="keep_ratios: expected one for each of .* 'nothing'"):
-        search_masks(build_network(unknown, splits), unknown, 0.4, splits)
+    others = dataclasses.replace(recipe, keep_ratio=1.0)
+    for share, kept in ((0.5, 0.95), (1.0, 0.9)):
+        masks = search_masks(build_network(others, splits), others, splits, PlannedSearch(0, share))
+        assert counts(masks) == {
+            first: round(kept * weights[first].numel()),
+            **{name: weights[name].numel() for name in rest},
+        }
+
+
+def test_ratios_of_no_weight(splits):
+    recipe = recipe_of(method="layerwise-random", ratios={"conv3.weight": 0.5})
+    problem = (
+        r"search\.ratios: expected names of the weights that conv2 draws from its seed, found "
+        r"'conv3\.weight'; did you mean (\S+)\?"
+    )
+    net = build_network(recipe, splits)
+    with pytest.raises(RecipeError, match=problem) as caught:
+        search_masks(net, recipe, splits)
+    assert re.search(problem, str(caught.value))[1] in pabzip.init.seeded_parameters(net)
 
 
 @pytest.mark.parametrize("method", ["synflow", "snip", "grasp"])
 def test_predictive_gradients_play_no_part(splits, method):
     recipe = recipe_of(method=method)
     plain, predictive = build_network(recipe, splits), build_network(recipe, splits)
-    expected = search_masks(plain, recipe, 0.4, splits)
+    expected = search_masks(plain, recipe, splits)
     handle = apply_psg(predictive)
-    found = search_masks(predictive.train(), recipe, 0.4, splits)
+    found = search_masks(predictive.train(), recipe, splits)
     handle.remove()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
