@@ -26,6 +26,8 @@ from pabzip.train.modes import evaluation_mode
 BATCH_SIZE = 256
 """Images in a batch of `evaluate`."""
 
+_ALONE = (0, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -68,15 +70,48 @@ def evaluate(
     Raises:
         DataError: ``images`` is empty, or a file of it cannot be read.
     """
-    if len(images) == 0:
-        raise DataError("evaluate: expected at least one image, found none")
-    if not isinstance(model, nn.Module):
-        return _measure(model, images, device or "cpu", batch_size)
-    own = next((parameter.device for parameter in model.parameters()), "cpu")
-    weights = _rearranged(model)
-    with evaluation_mode(model):
-        forward = partial(functional_call, model, weights) if weights else model
-        return _measure(forward, images, device or own, batch_size)
+    if isinstance(model, nn.Module):
+        sums = batch_sums(model, images, device=device, batch_size=batch_size)
+    else:
+        sums = _sums(model, images, device or "cpu", batch_size, _ALONE)
+    return summarised(sums, len(images))
+
+
+def batch_sums(
+    net: nn.Module,
+    images: AnyImages,
+    *,
+    device: torch.device | str | None = None,
+    batch_size: int = BATCH_SIZE,
+    part: tuple[int, int] = _ALONE,
+) -> Tensor:
+    """Measure the batches of one process; the sums of all of them, added, are those of one alone.
+
+    Args:
+        net: as for `evaluate`.
+        images: as for `evaluate`.
+        device: as for `evaluate`.
+        batch_size: as for `evaluate`.
+        part: the rank of this process and the number of processes.
+
+    Returns:
+        ``float64[batches, 2]`` on the device: how many images of each batch were classified
+        rightly, and their summed loss; zeros for the batches of other processes.
+
+    Raises:
+        DataError: as `evaluate`.
+    """
+    own = next((parameter.device for parameter in net.parameters()), "cpu")
+    weights = _rearranged(net)
+    with evaluation_mode(net):
+        forward = partial(functional_call, net, weights) if weights else net
+        return _sums(forward, images, device or own, batch_size, part)
+
+
+def summarised(sums: Tensor, samples: int) -> Evaluation:
+    """Return what `batch_sums` of all processes, added, tell of ``samples`` images."""
+    correct, loss = sums.sum(0).tolist()
+    return Evaluation(correct / samples, loss / samples, samples)
 
 
 def _rearranged(net: nn.Module) -> dict[str, Tensor]:
@@ -92,19 +127,24 @@ def _rearranged(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _measure(
+def _sums(
     model: Callable[[Tensor], Any],
     images: AnyImages,
     device: torch.device | str,
     batch_size: int,
-) -> Evaluation:
-    """Sum over the batches on the device, and read the sums once."""
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    part: tuple[int, int],
+) -> Tensor:
+    """Compute what `batch_sums` returns; nothing waits for the device."""
+    if len(images) == 0:
+        raise DataError("evaluate: expected at least one image, found none")
+    count = -(-len(images) // batch_size)
+    sums = torch.zeros(count, 2, dtype=torch.float64, device=device)
+    rank, ranks = part
+    mine = range(rank * count // ranks, (rank + 1) * count // ranks)
     with torch.no_grad():
-        for inputs, labels in batches(images, batch_size, device=device):
+        walk = batches(images, batch_size, device=device, start=mine.start)
+        for batch, (inputs, labels) in zip(mine, walk, strict=False):
             logits = torch.as_tensor(model(inputs), device=device)
-            correct += (logits.argmax(1) == labels).sum()
-            loss += F.cross_entropy(logits.double(), labels, reduction="sum")
-    samples = len(images)
-    return Evaluation(int(correct) / samples, float(loss) / samples, samples)
+            sums[batch, 0] = (logits.argmax(1) == labels).sum()
+            sums[batch, 1] = F.cross_entropy(logits.double(), labels, reduction="sum")
+    return sums

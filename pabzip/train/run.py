@@ -18,7 +18,7 @@ from pabzip.search import apply_masks
 from pabzip.train.costing import StepCosts, step_costs
 from pabzip.train.digest import digest
 from pabzip.train.epoch import steps_of, train_epoch
-from pabzip.train.evaluation import Evaluation, evaluate
+from pabzip.train.evaluation import Evaluation, batch_sums, summarised
 from pabzip.train.expected_bytes import ExpectedBytes
 from pabzip.train.gradients import BatchGradients
 from pabzip.train.inputs import Inputs, check_data, load_data
@@ -237,7 +237,7 @@ class Run:
             )
         state.optimisers.end_epoch()
         self.check_ranks(f"the network after epoch {epoch}")
-        trained, tested = state.meter.read(), evaluate(state.net, self.splits.test)
+        trained, tested = state.meter.read(), self._evaluate()
         if not math.isfinite(tested.loss):
             raise TrainingError(
                 f"epoch {epoch}, step {trained.step}: expected a finite test loss, found "
@@ -250,6 +250,13 @@ class Run:
             observer.epoch_ended(stats)
         if self.keeper.epoch_due():
             self.keeper.save(self.saved)
+
+    def _evaluate(self) -> Evaluation:
+        """Measure on the test set, each process on its part of it."""
+        images = self.splits.test
+        sums = batch_sums(self.state.net, images, part=(self.world.rank, self.world.ranks))
+        self.world.add_up(sums)
+        return summarised(sums, len(images))
 
     def _stats(self, trained: Progress, tested: Evaluation) -> EpochStats:
         """Return the numbers of the epoch that has ended."""

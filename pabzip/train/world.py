@@ -71,7 +71,7 @@ class Group(World):
         distance = 1
         while distance < self.ranks:
             partner = self.rank ^ distance
-            with self._contact("adding gradients"):
+            with self._contact("adding up"):
                 operations = [
                     dist.P2POp(dist.isend, values, partner),
                     dist.P2POp(dist.irecv, other, partner),

@@ -108,7 +108,7 @@ def test_ranks_that_differ_are_named(tmp_path: Path, fault: str, message: str) -
 def test_a_crashed_rank_ends_the_run(tmp_path: Path) -> None:
     (first, result, _), (second, *_) = run(2, tmp_path / "model.pt", TINY, "crash")
     assert (first, second) == (4, 9)
-    assert "rank 0, adding gradients: expected an answer from every other rank" in result["error"]
+    assert "rank 0, adding up: expected an answer from every other rank" in result["error"]
     assert "the state after the search is kept in" in result["error"]
     assert not (tmp_path / "model.pt").exists()
 

@@ -11,6 +11,7 @@ from torch import nn
 from pabzip.data import Images
 from pabzip.errors import DataError
 from pabzip.train import evaluate
+from pabzip.train.evaluation import batch_sums, summarised
 
 
 def some_images(count: int, seed: int = 0) -> Images:
@@ -36,6 +37,17 @@ def test_counts_and_losses_are_those_of_one_pass(batch_size: int) -> None:
     assert found.to_dict() == {
         "accuracy": found.accuracy, "loss": found.loss, "samples": 50,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_parts_add_up_to_the_whole(ranks: int) -> None:
+    net, images = small_net(), some_images(50)
+    whole = evaluate(net, images, batch_size=8)
+    parts = [batch_sums(net, images, batch_size=8, part=(rank, ranks)) for rank in range(ranks)]
+    assert summarised(torch.stack(parts).sum(0), 50) == whole
+    measured = [(part != 0).any(1).sum() for part in parts]
+    assert sum(measured) == 7
+    assert max(measured) - min(measured) <= 1
 
 
 def test_modes_statistics_and_random_state_stay() -> None:
