@@ -62,7 +62,7 @@ def command(
     Without flags it trains a small network on the embedded handwritten digits in well under a
     minute. Writes a checkpoint (model.pt) that `pabzip pack` turns into a .pabz file. A long run
     saves its state beside it; after a crash, --resume continues as if nothing had happened. Over
-    several GPUs: torchrun --nproc-per-node 4 -m pabzip.cli train --shards 4.
+    several GPUs: torchrun --nproc-per-node 4 -m pabzip.cli train.
     """
     if list_recipes:
         show_recipes(reporter)

@@ -101,7 +101,7 @@ FLAGS = (
     Flag("--keep-ratio", "keep_ratio", click.FLOAT, "Fraction of the weights that survive."),
     Flag("--epochs", "epochs", click.INT, "Passes over the training images."),
     Flag("--batch-size", "batch_size", click.INT, "Images a step."),
-    Flag("--shards", "shards", click.INT, "Parts of a batch; the processes of torchrun divide it."),
+    Flag("--shards", "shards", click.INT, "Parts of a batch; 0: one for each process."),
     Flag("--device", "device", click.STRING, "auto, cpu, cuda or cuda:<number>."),
     Flag("--drop-ratio", "drop_ratio", click.FLOAT, "Fraction of the steps that are left out."),
     Flag("--precision", "precision", click.Choice(PRECISIONS), "Of forward and backward."),

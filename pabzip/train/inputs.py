@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -44,6 +45,23 @@ def load_data(recipe: Recipe, inputs: Inputs, world: World) -> Splits:
     return data.load(recipe.data, root=recipe.data_root, download=inputs.download)
 
 
+def sharded(recipe: Recipe, world: World) -> Recipe:
+    """Return ``recipe`` with the number of its shards, where it leaves that to the processes.
+
+    Raises:
+        RecipeError: the processes are no power of two, or more than the samples of a batch.
+    """
+    if recipe.shards:
+        return recipe
+    try:
+        return dataclasses.replace(recipe, shards=world.ranks)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{error}, one for each process; start torchrun with --nproc-per-node of 1, 2, 4, ..., "
+            "at most the batch size"
+        ) from error
+
+
 def check_data(recipe: Recipe, splits: Splits, world: World) -> None:
     """Refuse augmentation that there is none of, and shards that cannot be shared out or filled.
 
@@ -57,8 +75,9 @@ def check_data(recipe: Recipe, splits: Splits, world: World) -> None:
     if recipe.shards % world.ranks:
         raise RecipeError(
             f"shards: expected a multiple of the {world.ranks} processes, which must be a power of "
-            f"two, found {recipe.shards}; set --shards {1 << (world.ranks - 1).bit_length()}, or "
-            "start torchrun with --nproc-per-node of 1, 2, 4, ... processes"
+            f"two, found {recipe.shards}; leave it out, set --shards "
+            f"{1 << (world.ranks - 1).bit_length()}, or start torchrun with --nproc-per-node of "
+            "1, 2, 4, ... processes"
         )
     if len(splits.train) < recipe.shards:
         raise RecipeError(

@@ -12,7 +12,7 @@ from pabzip.errors import TrainingError
 from pabzip.formats.atomic import open_atomic
 from pabzip.train.cadence import SaveEvery
 from pabzip.train.checkpoint import save_checkpoint
-from pabzip.train.inputs import Inputs
+from pabzip.train.inputs import Inputs, sharded
 from pabzip.train.isolation import isolated
 from pabzip.train.keeper import Keeper
 from pabzip.train.network import forget_seeding, pick_device
@@ -85,6 +85,7 @@ def train(
     if isinstance(save_every, str):
         save_every = SaveEvery.parse(save_every)
     with joined(recipe.device) as world, ExitStack() as stack:
+        recipe = sharded(recipe, world)
         device = pick_device(recipe.device, local_rank())
         watchers = [*observers, *([] if log is None else [JsonLog(log)])]
         stack.enter_context(isolated(recipe.seed, device))

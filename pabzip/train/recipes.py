@@ -68,7 +68,8 @@ class Recipe:
         batch_size: samples a step, 1 or more.
         shards: parts that a batch is computed in, a power of two, at most ``batch_size``: batch
             norm sees one part at a time, as it does where several processes train together. Their
-            number must divide ``shards``, and each such number gives the same bits.
+            number must divide ``shards``, and each such number gives the same bits. 0 is one for
+            each process, 1 without torchrun.
         drop_ratio: fraction of the steps that are left out, at random (stochastic mini-batch
             dropping), at least 0, below 1.
         precision: of the products of the forward and backward pass: ``"float32"``, or
@@ -102,7 +103,7 @@ class Recipe:
     keep_ratio: float = 0.1
     epochs: int = 20
     batch_size: int = 64
-    shards: int = 1
+    shards: int = 0
     drop_ratio: float = 0.0
     precision: str = "float32"
     channels_last: bool = False
@@ -128,7 +129,7 @@ class Recipe:
         check_number("keep_ratio", self.keep_ratio, above=0, most=1)
         check_integer("epochs", self.epochs, 1)
         check_integer("batch_size", self.batch_size, 1)
-        check_integer("shards", self.shards, 1, self.batch_size)
+        check_integer("shards", self.shards, 0, self.batch_size)
         if self.shards & (self.shards - 1):
             raise RecipeError(
                 f"shards: expected a power of two, such as 2, 4 or 8, found {self.shards}"

@@ -18,7 +18,9 @@ import torch
 import pabzip
 from pabzip.errors import RecipeError
 from pabzip.train import Recipe, merge
+from pabzip.train.inputs import sharded
 from pabzip.train.sharding import bounds, shards_of, step_seed, tree_sum
+from pabzip.train.world import World
 
 SCRIPT = Path(__file__).with_name("distributed_runs.py")
 TINY = {
@@ -113,11 +115,32 @@ def test_a_crashed_rank_ends_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "model.pt").exists()
 
 
+def test_unless_told_otherwise_each_process_has_a_shard(tmp_path: Path) -> None:
+    quick = {**TINY, "epochs": 1}
+    together, alone = tmp_path / "together.pt", tmp_path / "alone.pt"
+    assert [code for code, *_ in run(2, together, {**quick, "shards": 0})] == [0, 0]
+    assert [code for code, *_ in run(1, alone, {**quick, "shards": 2})] == [0]
+    assert together.read_bytes() == alone.read_bytes()
+
+
+def test_processes_that_are_no_power_of_two() -> None:
+    three = World()
+    three.ranks = 3
+    message = (
+        r"shards: expected a power of two, such as 2, 4 or 8, found 3, one for each process; start "
+        r"torchrun with --nproc-per-node of 1, 2, 4, \.\.\., at most the batch size"
+    )
+    with pytest.raises(RecipeError, match=message):
+        sharded(Recipe(), three)
+    assert sharded(Recipe(), World()).shards == 1
+    assert sharded(Recipe(shards=4), three).shards == 4
+
+
 def test_processes_must_divide_the_shards(tmp_path: Path) -> None:
     found = run(2, tmp_path / "model.pt", {**TINY, "shards": 1})
     assert all(
         "shards: expected a multiple of the 2 processes, which must be a power of two, found 1; "
-        "set --shards 2" in result["error"]
+        "leave it out, set --shards 2, or start torchrun with" in result["error"]
         for _, result, _ in found
     )
 
@@ -160,8 +183,8 @@ def test_every_place_has_a_seed_of_its_own() -> None:
 
 @pytest.mark.parametrize(("shards", "message"), [
     (3, "shards: expected a power of two, such as 2, 4 or 8, found 3"),
-    (0, "shards: expected a whole number from 1 to 64, found 0"),
-    (128, "shards: expected a whole number from 1 to 64, found 128"),
+    (-1, "shards: expected a whole number from 0 to 64, found -1"),
+    (128, "shards: expected a whole number from 0 to 64, found 128"),
 ])  # fmt: skip
 def test_shards_out_of_range_are_refused(shards: int, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
