@@ -13,8 +13,8 @@ from pabzip.cli.options import arch_options_option, output_option, reporting
 from pabzip.cli.output import Reporter, to_json
 from pabzip.cli.recipe_list import show_recipes
 from pabzip.cli.search_bar import search_bar
-from pabzip.cli.train_flags import overrides, recipe_flags
-from pabzip.cli.train_run import RunFlags, first_process, run_flags
+from pabzip.cli.train_flags import overrides, recipe_flags, unheeded
+from pabzip.cli.train_run import RunFlags, first_process, remark, run_flags
 from pabzip.formats.registry import ARCHITECTURES
 from pabzip.train.published import find_recipe
 
@@ -62,7 +62,7 @@ def command(
     Without flags it trains a small network on the embedded handwritten digits in well under a
     minute. Writes a checkpoint (model.pt) that `pabzip pack` turns into a .pabz file. A long run
     saves its state beside it; after a crash, --resume continues as if nothing had happened. Over
-    several GPUs: torchrun --nproc-per-node 4 -m pabzip.cli train.
+    several GPUs: torchrun --nproc-per-node 4 -m -- pabzip.cli train.
     """
     if list_recipes:
         show_recipes(reporter)
@@ -78,6 +78,8 @@ def command(
     recipe = read_recipe(
         recipe_file, {"arch": arch, "arch_options": options or None, **overrides(flags)}
     )
+    for name in unheeded(flags, recipe):
+        remark(reporter, f"{name}: method {recipe.method} has no use for it")
     reporter.detail(f"recipe: {to_json(to_dict(recipe))}")
     require("torch", extra="train", purpose="pabzip train")
     if search_only:

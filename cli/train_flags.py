@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from pabzip.seeds import SCHEMES
-from pabzip.train.methods import METHODS
-from pabzip.train.recipes import CLASSIFIERS, PRECISIONS
+from pabzip.train.methods import METHODS, method_of
+from pabzip.train.recipes import CLASSIFIERS, PRECISIONS, Recipe
 from pabzip.train.search_recipe import SCHEDULES, SCOPES, SEARCH_PRECISIONS, SEARCHES
 from pabzip.train.unmask_recipes import BEHAVIOURS, STARTS
 
@@ -213,3 +213,22 @@ def overrides(values: Mapping[str, Any]) -> dict[str, Any]:
         section, _, key = flag.key.rpartition(".")
         (table.setdefault(section, {}) if section else table)[key] = value
     return table
+
+
+def unheeded(values: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return the names of the flags that were given and that the recipe's method does not use."""
+    method = method_of(recipe)
+    searches = method.masked or method.short
+    heeded = {
+        "bop": method.rule == "bop",
+        "latent": method.rule == "latent",
+        "signsgd": method.rule == "signsgd",
+        "psg": method.psg or method.short,
+        "search": searches,
+        "keep_ratio": searches,
+    }
+    return [
+        flag.name
+        for flag in FLAGS
+        if values.get(flag.parameter) is not None and not heeded.get(flag.key.split(".")[0], True)
+    ]

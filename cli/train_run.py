@@ -81,6 +81,11 @@ class RunFlags:
         """
         if STANDARD in (self.output, self.log, self.curves, self.tensorboard):
             raise click.UsageError("a training run writes files; name them, '-' will not do")
+        if self.curves is not None and not self.curves.lower().endswith(".png"):
+            raise click.UsageError(
+                f"--curves: expected a name that ends in .png, found {self.curves!r}; the picture "
+                "is a PNG"
+            )
         if self.search_only:
             self._check_search_only()
         if self.ticket is not None:
@@ -145,13 +150,13 @@ class RunFlags:
         """Show warnings as one line each, and after Ctrl-C how to continue."""
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            warnings.showwarning = lambda message, *_: _remark(reporter, str(message))
+            warnings.showwarning = lambda message, *_: remark(reporter, str(message))
             try:
                 yield
             except KeyboardInterrupt:
                 state = progress_path(self.output)
                 if os.path.lexists(state):
-                    _remark(reporter, f"the last state is kept in {state}; --resume continues it")
+                    remark(reporter, f"the last state is kept in {state}; --resume continues it")
                 raise
 
 
@@ -160,7 +165,7 @@ def first_process() -> bool:
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
-def _remark(reporter: Reporter, text: str) -> None:
+def remark(reporter: Reporter, text: str) -> None:
     """Write a remark to stderr, unless quiet was asked for."""
     if not reporter.quiet and first_process():
         write_text(f"pabzip: {one_line(text)}\n", to_stderr=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 SUFFIX = ".pabzip-tmp"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _NAME_CHARACTERS = 48  # of the target's name: 4 bytes each at most, well within a name's 255
 
 
@@ -52,7 +53,7 @@ def open_atomic(
             errno.EISDIR, "expected a file to write, found a directory; name a file in it", path
         )
     if mode is not None and not stat.S_ISREG(mode):
-        with open(path, "wb") as device:
+        with naming(path), open(path, "wb") as device:
             yield device
         return
     target = Path(os.path.realpath(path))
@@ -63,7 +64,7 @@ def open_atomic(
     _remove_stale(target)
     temporary, stream = _create(target)
     try:
-        with stream:
+        with naming(path), stream:
             yield stream
             stream.flush()
             if mode is not None:
@@ -77,6 +78,17 @@ def open_atomic(
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in an error of the disk, which the system reports without one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _DISK:
+            error.filename = os.fspath(path)
+        raise
 
 
 def _mode_of(path: str | os.PathLike[str]) -> int | None:

@@ -96,7 +96,8 @@ def call(net: nn.Module, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     except (RuntimeError, ValueError) as error:
         raise SearchError(
             f"{where}: the forward pass failed ({error}); expected inputs that the network takes: "
-            "an input_shape without the batch dimension, or batches as in training"
+            "an input_shape without the batch dimension, or batches as in training; a network "
+            "whose inputs are no floats can be searched by magnitude or at random"
         ) from error
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__

@@ -35,6 +35,11 @@ class StepCosts:
         """Bit operations of all layers together."""
         return sum(cost.total for cost in self.layers)
 
+    @property
+    def layer_bitops(self) -> dict[str, float]:
+        """Bit operations of each layer, by name of its weight."""
+        return {cost.name: cost.total for cost in self.layers}
+
 
 def step_costs(
     net: nn.Module,

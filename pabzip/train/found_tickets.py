@@ -19,6 +19,7 @@ from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
 from pabzip.search import apply_masks
 from pabzip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pabzip.train.costing import step_costs
 from pabzip.train.isolation import isolated
 from pabzip.train.network import build_network, pick_device
 from pabzip.train.recipes import Recipe
@@ -39,6 +40,9 @@ class SearchResult:
         epochs: 0, since nothing was trained.
         weights: number of seeded weights (N).
         survivors: number of them that the mask kept (K).
+        bitops: bit operations of one training step of one sample by the recipe's method, as in
+            `TrainResult`.
+        layer_bitops: the part of each layer in it, by parameter name of the layer's weight.
         seed: the recipe's seed.
         output: path of the checkpoint.
         seconds: wall-clock time.
@@ -51,6 +55,8 @@ class SearchResult:
     epochs: int
     weights: int
     survivors: int
+    bitops: float
+    layer_bitops: dict[str, float]
     seed: int
     output: str
     seconds: float
@@ -90,12 +96,16 @@ def find_ticket(
     Source: Peek-a-Boo, Section 4.3 (ImageNet), whose search and training are two programs.
     """
     begun = perf_counter()
+    if not planned_searches(recipe):
+        raise RecipeError(
+            f"a search without training: expected a method that trains on a mask, found "
+            f"{recipe.method!r}; choose another method"
+        )
     if planned_searches(recipe) != (AT_ONCE,):
         raise RecipeError(
-            f"a search without training: expected a method that is searched once, at "
-            f"initialisation, found method = {recipe.method!r}, search.epoch = "
-            f"{recipe.search.epoch} and search.shots = {recipe.search.shots}; set search.epoch = 0 "
-            "and search.shots = 1"
+            "a search without training: expected one search, at initialisation, found "
+            f"search.epoch = {recipe.search.epoch} and search.shots = {recipe.search.shots}; set "
+            "search.epoch = 0 and search.shots = 1"
         )
     device = pick_device(recipe.device)
     with isolated(recipe.seed, device), open_atomic(output) as file:
@@ -103,6 +113,7 @@ def find_ticket(
             splits = data.load(recipe.data, root=recipe.data_root, download=download)
         net = build_network(recipe, splits).to(device)
         masks = search_masks(net, recipe, splits, on_iteration=on_iteration)
+        layers = step_costs(net, splits.input_shape, masks, recipe)
         result = SearchResult(
             arch=recipe.arch,
             data=recipe.data,
@@ -111,6 +122,8 @@ def find_ticket(
             epochs=0,
             weights=sum(mask.numel() for mask in masks.values()),
             survivors=sum(int(mask.sum()) for mask in masks.values()),
+            bitops=sum(cost.total for cost in layers),
+            layer_bitops={cost.name: cost.total for cost in layers},
             seed=recipe.seed,
             output=os.fspath(output),
             seconds=perf_counter() - begun,
@@ -180,6 +193,8 @@ def _differences(
     else:
         pairs["keep_ratio"] = (there.get("keep_ratio"), here["keep_ratio"])
         searched = there.get("search")
+        if recipe.search.method in ("snip", "grasp"):
+            pairs |= {key: (there.get(key), here[key]) for key in ("data", "batch_size")}
         before = settled(searched) if isinstance(searched, Mapping) else {}
         pairs |= _paired("search.", before, settled(here["search"]))
     for key, (one, other) in pairs.items():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pabzip.errors import RecipeError
 from pabzip.train.precision import Precision
 from pabzip.train.sharding import bounds, shards_of, step_seed, tree_sum
 from pabzip.train.world import World
@@ -116,7 +117,16 @@ class BatchGradients:
         self, inputs: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean loss and the number of samples classified rightly."""
-        logits = self._precision.logits(self._net, inputs)
+        try:
+            logits = self._precision.logits(self._net, inputs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise RecipeError(
+                f"batch_size: expected two images or more in each shard of a batch, as batch norm "
+                f"needs, found {len(inputs)} with shards = {self._shards}; raise batch_size or "
+                "lower shards"
+            ) from error
         return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).sum()
 
     def _unscale(self) -> None:

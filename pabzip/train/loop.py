@@ -12,6 +12,7 @@ from pabzip.errors import TrainingError
 from pabzip.formats.atomic import open_atomic
 from pabzip.train.cadence import SaveEvery
 from pabzip.train.checkpoint import save_checkpoint
+from pabzip.train.digest import digest
 from pabzip.train.inputs import Inputs, sharded
 from pabzip.train.isolation import isolated
 from pabzip.train.keeper import Keeper
@@ -19,7 +20,7 @@ from pabzip.train.network import forget_seeding, pick_device
 from pabzip.train.observers import JsonLog, Observer
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import TrainResult
-from pabzip.train.resumption import check_resumption
+from pabzip.train.resumption import check_resumption, comparable
 from pabzip.train.run import Run
 from pabzip.train.world import joined, local_rank
 
@@ -86,6 +87,9 @@ def train(
         save_every = SaveEvery.parse(save_every)
     with joined(recipe.device) as world, ExitStack() as stack:
         recipe = sharded(recipe, world)
+        started = digest({"ticket": ticket, "download": download, "resume": resume})
+        world.check_same("the recipe", digest(comparable(recipe)))
+        world.check_same("what the run was given besides it", started)
         device = pick_device(recipe.device, local_rank())
         watchers = [*observers, *([] if log is None else [JsonLog(log)])]
         stack.enter_context(isolated(recipe.seed, device))

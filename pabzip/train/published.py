@@ -1,4 +1,4 @@
-"""The recipes that come with pabzip: one for every row of the paper's tables."""
+"""The recipes that come with pabzip: one for every row of the paper's tables but edge-popup's."""
 
 from __future__ import annotations
 

@@ -59,6 +59,7 @@ class TrainResult:
         bitops: bit operations of one training step of one sample (`pabzip.train.step_costs`); the
             average over all steps where the recipe drops some, and those after the last search
             where it searches later.
+        layer_bitops: the part of each layer in it, by parameter name of the layer's weight.
         test_loss: mean cross-entropy on the test set, after the last epoch.
         train_accuracy: as seen during the last epoch.
         weights: number of seeded weights (N).
@@ -76,6 +77,7 @@ class TrainResult:
     output: str
     seconds: float
     bitops: float
+    layer_bitops: dict[str, float]
     test_loss: float
     train_accuracy: float
     weights: int

@@ -32,7 +32,7 @@ from pabzip.train.precision import Precision
 from pabzip.train.predictive import predictive_gradients
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import EpochStats, TrainResult
-from pabzip.train.resumption import comparable, surroundings
+from pabzip.train.resumption import surroundings
 from pabzip.train.run_state import RunState
 from pabzip.train.searching import PlannedSearch, planned_searches
 from pabzip.train.shortening import shortened
@@ -127,6 +127,7 @@ class Run:
             output=os.fspath(output),
             seconds=perf_counter() - self._begun,
             bitops=costs.bitops,
+            layer_bitops=costs.layer_bitops,
             test_loss=last.test_loss,
             train_accuracy=last.train_accuracy,
             weights=costs.weights,
@@ -171,7 +172,6 @@ class Run:
         Raises:
             TrainingError: they are not; the message names the ranks.
         """
-        self.world.check_same("the recipe", digest(comparable(self.recipe)))
         self.world.check_same("the number of training images", digest(len(self.splits.train)))
         self.check_ranks("the network before the training")
 

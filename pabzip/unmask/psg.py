@@ -70,8 +70,9 @@ def apply_psg(
     Args:
         net: the network.
         config: bit-widths and thresholds; the paper's by default.
-        weights: names of the weights whose layers to change (a mapping with these keys serves);
-            the seeded ones by default, which leaves a dense classifier alone as published.
+        weights: names of the weights whose layers to change (a mapping with these keys serves), all
+            layers of a weight that several share; the seeded ones by default, which leaves a dense
+            classifier alone as published.
 
     Returns:
         A handle; its ``remove()`` undoes all this.
@@ -94,18 +95,22 @@ def apply_psg(
         if isinstance(module, nn.Linear | _ConvNd)
     }
     for name in names:
-        module = by_weight.get(name)
-        if module is None:
+        if name not in by_weight:
             raise RecipeError(
                 f"apply_psg: {name!r}: expected the weight of a Conv or Linear layer of "
                 f"{type(net).__name__}, which has {', '.join(list(by_weight)[:8])}"
             )
+    # One change for each layer that has such a weight, whatever its names and those of the weight.
+    chosen = {id(by_weight[name].weight) for name in names}
+    for prefix, module in net.named_modules():
+        if not isinstance(module, nn.Linear | _ConvNd) or id(module.weight) not in chosen:
+            continue
         if hasattr(module, _CONFIG):
             raise RecipeError(
-                f"apply_psg: {name!r}: expected a layer without PSG, found one that has it "
-                "already; call remove() on its handle first, or remove_psg(net)"
+                f"apply_psg: '{prefix}.weight': expected a layer without PSG, found one that has "
+                "it already; call remove() on its handle first, or remove_psg(net)"
             )
-        layers[name.removesuffix("weight").removesuffix(".")] = module
+        layers[prefix] = module
     for module in layers.values():
         object.__setattr__(module, _CONFIG, config)
         own: Any = type(module)

@@ -20,8 +20,9 @@ def quantise(values: Tensor, bits: int) -> Tensor:
 
     Returns:
         Tensor of the same shape, dtype and device, detached. The arithmetic is float32 for half
-        precision, whose results are then rounded to that dtype. A value that is not finite makes
-        the whole result NaN, so it cannot pass unseen.
+        precision, whose results are then rounded to that dtype: there the levels are equally
+        spaced but for that rounding, up to half a step of 8 bits in bfloat16. A value that is not
+        finite makes the whole result NaN, so it cannot pass unseen.
 
     Source: Peek-a-Boo, Section 3.3, asks for "bit-quantized versions" and leaves the quantiser
     open; this one is our choice. The published code takes an unsigned grid for inputs and a scale

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from pabzip.cli.train_flags import FLAGS, overrides
+from pabzip.cli.train_flags import FLAGS, overrides, unheeded
 from pabzip.train.recipes import Recipe
 from pabzip.train.toml import merge
 
@@ -14,6 +14,7 @@ TINY = ("--arch-option", "width=12", "--epochs", "1", "--search-iterations", "3"
 KEYS = {
     "arch", "data", "method", "keep_ratio", "epochs", "test_accuracy", "output", "seconds",
     "bitops",
+    "layer_bitops",
 }  # fmt: skip
 
 
@@ -34,6 +35,24 @@ def dotted_keys(part, prefix=""):
 
 def test_every_value_of_a_recipe_has_a_flag():
     assert {flag.key for flag in FLAGS} | {"arch", "arch_options"} == set(dotted_keys(Recipe()))
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "unused"),
+    [
+        ("pab-bop", {"bop.flip_cost": 0.1, "search.scope": "layer", "epochs": 2}, []),
+        ("pab-bop", {"psg.input_bits": 4, "latent.momentum": 0.5}, ["psg", "latent"]),
+        ("sgd", {"bop.flip_cost": 0.1, "keep_ratio": 0.5, "sgd.momentum": 0.5}, ["bop"]),
+        ("dense-sgd", {"keep_ratio": 0.5, "search.scope": "layer"}, ["keep_ratio", "search"]),
+        ("dense-sgd-short", {"keep_ratio": 0.5, "psg.input_bits": 4}, []),
+    ],
+)
+def test_flags_that_a_method_has_no_use_for_are_told(method, flags, unused):
+    by_key = {flag.key: flag for flag in FLAGS}
+    given = {by_key[key].parameter: value for key, value in flags.items()}
+    found = unheeded(given, Recipe(method=method))
+    wanted = [by_key[key].name for key in flags if key.split(".")[0] in unused]
+    assert sorted(found) == sorted(wanted)
 
 
 def test_flags_that_are_not_given_change_nothing():

@@ -119,7 +119,12 @@ def test_a_damaged_state_exits_3(folder, run):
         (("--save-every", "often"), 2, "save_every: expected such as 10min"),
         (("--shards", "3"), 2, "shards: expected a power of two"),
         (("--curves", "-"), 2, "name them"),
-        (("--curves", "model.pt"), 1, "model.pt"),
+        (
+            ("--curves", "run.txt"),
+            2,
+            "--curves: expected a name that ends in .png, found",
+        ),
+        (("--log", "model.pt"), 1, "model.pt"),
         (("--curves", "no/run.png"), 1, "no folder"),
     ],
 )

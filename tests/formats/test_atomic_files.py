@@ -148,7 +148,7 @@ def test_fault_19_dev_full(small_ticket: Ticket) -> None:
     mode = os.stat("/dev/full").st_mode
     with pytest.raises(OSError, match="No space left") as caught:
         small_ticket.save("/dev/full")
-    assert caught.value.errno == errno.ENOSPC
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
     assert os.stat("/dev/full").st_mode == mode
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     interrupt = fault == "interrupt"
     try:
         result = train(
-            recipe, output=output, log=f"{output}.jsonl", resume=True,
+            recipe, output=output, log=f"{output}.jsonl", resume=fault != "resume" or not LAST,
             save_every="3steps", observers=[Stop()] if interrupt else [],
         )  # fmt: skip
     except (PabzError, KeyboardInterrupt) as error:

@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import pabzip
 from pabzip.errors import RecipeError
 from pabzip.train import Recipe, merge
+from pabzip.train.gradients import BatchGradients
 from pabzip.train.inputs import sharded
+from pabzip.train.precision import Precision
 from pabzip.train.sharding import bounds, shards_of, step_seed, tree_sum
 from pabzip.train.world import World
 
@@ -99,12 +102,42 @@ def test_four_processes_and_an_interruption_change_nothing(tmp_path: Path, alone
     ("seed", "the recipe: expected the same on all 2 ranks, found another than rank 0's on rank 1"),
     ("mask", "the ticket after the search: expected the same on all 2 ranks, found another than "
      "rank 0's on rank 1"),
+    ("resume", "what the run was given besides it: expected the same on all 2 ranks, found another "
+     "than rank 0's on rank 1"),
 ])  # fmt: skip
 def test_ranks_that_differ_are_named(tmp_path: Path, fault: str, message: str) -> None:
     found = run(2, tmp_path / "model.pt", TINY, fault)
     assert [code for code, *_ in found] == [4, 4]
     assert all(message in result["error"] for _, result, _ in found)
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_torchrun_itself(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "-m", "--", "pabzip.cli", "train", "--device", "cpu", "--arch", "conv2", "--arch-option",
+        "width=4", "--epochs", "1", "--search-iterations", "3", "--log", "run.jsonl", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epochs"] == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.pt", "run.jsonl"]
+    header = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[0])
+    assert header["recipe"]["shards"] == 2
+
+
+def test_a_shard_of_one_image_is_no_matter_for_batch_norm() -> None:
+    cpu = torch.device("cpu")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3))
+    gradients = BatchGradients(net, 0, 4, World(), Precision("float32", False, cpu))
+    message = (
+        r"batch_size: expected two images or more in each shard .* found 1 with shards = 4; raise "
+        r"batch_size or lower shards"
+    )
+    with pytest.raises(RecipeError, match=message):
+        gradients(torch.ones(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64), 4, 1, 1)
 
 
 def test_a_crashed_rank_ends_the_run(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pabzip.train import (
     Recipe,
     SearchRecipe,
     build_network,
+    estimate_costs,
     load_checkpoint,
     network_from_checkpoint,
     save_checkpoint,
@@ -49,6 +50,7 @@ def test_the_ticket_is_a_checkpoint_and_packs(recipe, splits, found, tmp_path):
         "conv2", "synflow", 0.3, 0,
     )  # fmt: skip
     assert result.survivors == round(0.3 * result.weights)
+    assert result.bitops == estimate_costs(recipe).totals["pab-bop"]
     net = network_from_checkpoint(checkpoint)
     assert sum(int((w != 0).sum()) for w in pabzip.init.seeded_parameters(net).values()) == (
         result.survivors
@@ -120,6 +122,21 @@ def test_published_rounds_may_be_given_by_number(recipe, splits, tmp_path):
         apply_ticket(build_network(more, splits), more, tmp_path / "snip.pt")
 
 
+def test_data_and_batches_decide_a_ticket_of_snip(recipe, splits, tmp_path):
+    other = dataclasses.replace(recipe, search=SearchRecipe(method="snip"))
+    find_ticket(other, output=tmp_path / "snip.pt", splits=splits)
+    smaller = dataclasses.replace(other, batch_size=16)
+    with pytest.raises(CheckpointError, match=rf"batch_size: {recipe.batch_size} there, 16 here"):
+        apply_ticket(build_network(smaller, splits), smaller, tmp_path / "snip.pt")
+
+
+def test_a_dense_method_has_no_ticket(recipe, splits, tmp_path):
+    dense = dataclasses.replace(recipe, method="dense-sgd")
+    message = "expected a method that trains on a mask, found 'dense-sgd'; choose another method"
+    with pytest.raises(RecipeError, match=message):
+        find_ticket(dense, output=tmp_path / "f.pt", splits=splits)
+
+
 def test_a_trained_ticket_is_refused(recipe, splits, found, tmp_path):
     net = network_from_checkpoint(load_checkpoint(found[0]))
     name, weight = next(iter(pabzip.init.seeded_parameters(net).items()))
@@ -144,7 +161,4 @@ def test_searches_between_epochs_cannot_stand_alone(recipe, splits, tmp_path, se
     other = dataclasses.replace(recipe, search=SearchRecipe(**search))
     with pytest.raises(RecipeError, match=r"a search without training: .* search.epoch = 1"):
         find_ticket(other, output=tmp_path / "f.pt", splits=splits)
-    dense = dataclasses.replace(recipe, method="dense-sgd")
-    with pytest.raises(RecipeError, match="found method = 'dense-sgd'"):
-        find_ticket(dense, output=tmp_path / "f.pt", splits=splits)
     assert not list(tmp_path.iterdir())

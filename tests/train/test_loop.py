@@ -181,6 +181,8 @@ def test_observers_and_log_hear_everything_in_order(tmp_path: Path, splits: Spli
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line.pop("event") for line in lines] == ["start", "bitops", "epoch", "epoch", "result"]
     assert lines[0]["recipe"]["arch"] == "conv2"
+    by_layer = {each["name"]: costs(each) for each in lines[1]["layers"]}
+    assert result.layer_bitops == pytest.approx(by_layer)
     assert lines[1]["bitops"] == result.bitops == sum(costs(each) for each in lines[1]["layers"])
     assert (lines[1]["weights"], lines[1]["survivors"]) == (result.weights, result.survivors)
     assert lines[3] == stats.to_dict()

@@ -14,8 +14,8 @@ from pabzip.train.observers.curves import draw_curves
 
 RESULT = TrainResult(
     arch="conv2", data="digits", method="pab-bop", keep_ratio=0.1, epochs=3, test_accuracy=0.9,
-    output="model.pt", seconds=1.0, bitops=1.0, test_loss=0.3, train_accuracy=0.9, weights=100,
-    survivors=10, flipped=0.5, seed=0,
+    output="model.pt", seconds=1.0, bitops=1.0, layer_bitops={"fc.weight": 1.0}, test_loss=0.3,
+    train_accuracy=0.9, weights=100, survivors=10, flipped=0.5, seed=0,
 )  # fmt: skip
 
 

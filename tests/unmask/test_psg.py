@@ -315,6 +315,25 @@ def test_trains_with_bop_and_keeps_every_magnitude():
         assert not torch.signbit(p[before[name] == 0]).any()
 
 
+def test_every_layer_of_a_shared_weight_has_it():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    handle = apply_psg(net, weights=["0.weight"])
+    assert [type(layer).__name__ for layer in net] == ["PsgLinear", "PsgLinear"]
+    handle.remove()
+    assert [type(layer) for layer in net] == [nn.Linear, nn.Linear]
+
+
+def test_a_layer_under_two_names_is_changed_once():
+    net = nn.Sequential(nn.Linear(4, 4))
+    net.again = net[0]
+    handle = apply_psg(net, weights=["0.weight", "again.weight"])
+    assert type(net[0]).__mro__[1] is nn.Linear
+    handle.remove()
+    assert type(net[0]) is nn.Linear
+    assert net.train()(torch.ones(2, 4)).shape == (2, 4)
+
+
 def test_second_application_is_refused_and_changes_nothing():
     net = seeded_net()
     handle = apply_psg(net, weights=["3.weight"])

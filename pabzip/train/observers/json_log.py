@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from pabzip._version import __version__
+from pabzip.formats.atomic import naming
 from pabzip.train.observers.base import Observer
 from pabzip.train.recipes import Recipe
 from pabzip.train.results import EpochStats, TrainResult
@@ -107,8 +108,9 @@ class JsonLog(Observer):
         """Write one line and flush it."""
         assert self._file is not None
         line = json.dumps({"event": event, **values}, allow_nan=False)
-        self._file.write(f"{line}\n")
-        self._file.flush()
+        with naming(getattr(self._file, "name", "the log")):
+            self._file.write(f"{line}\n")
+            self._file.flush()
 
 
 def _keep_past(file: IO[str], epochs: int) -> int | None:
