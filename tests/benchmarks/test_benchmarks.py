@@ -149,6 +149,30 @@ def test_train_speed(bench):
         assert found[name] > 0
 
 
+def test_methods(bench, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "kept"
+    wanted = ("--only", "signsgd", "--only", "latent-psg", "--folder", folder)
+    stdout, stderr, found = bench("methods", *wanted)
+    check_machine(found["machine"])
+    assert [row["method"] for row in found["rows"]] == ["signsgd", "pab-latent-psg"]
+    ours = found["rows"][1]
+    assert (ours["epochs"], len(ours["runs"])) == (1, 1)
+    assert ours["bytes"] < found["rows"][0]["bytes"]
+    assert f"{ours['accuracy']:.2%}" in stdout
+    assert "pab-latent-psg, seed 0" in stderr
+    trained = {file.name: file.read_bytes() for file in folder.glob("*.pt")}
+    assert len(trained) == 2
+    (folder / "5-0.json").unlink()
+
+    _, _, again = bench("methods", *wanted)
+    seconds = [row.pop("seconds") for row in (*found["rows"], *again["rows"])]
+    assert seconds[0] == seconds[2]
+    for row in (*found["rows"], *again["rows"]):
+        del row["runs"][0]["seconds"]
+    assert again == found
+    assert {file.name: file.read_bytes() for file in folder.glob("*.pt")} == trained
+
+
 def test_rate_aware(bench, tmp_path_factory):
     picture = tmp_path_factory.mktemp("picture") / "curves.png"
     stdout, stderr, found = bench("rate_aware", "--picture", picture)
