@@ -84,14 +84,18 @@ def main() -> None:
     while done < kills:
         status = attempt(folder, chance.uniform(0.0, 0.5) * whole)
         if status == 0:
-            break
+            # The machine was slower when the whole run was timed: begin again, and kill sooner.
+            whole /= 2
+            done = saved = 0
+            for name in ("killed.pt", "killed.jsonl"):
+                (folder / name).unlink()
+            continue
         assert status == signal.SIGKILL, status
         done += 1
         saved += (folder / "killed.pt.progress").exists()
         assert not (folder / "killed.pt").exists()
-    if done == kills:
-        assert attempt(folder, None) == 0
-    print(json.dumps({"kills": done, "saved": saved}))  # noqa: T201
+    assert attempt(folder, None) == 0
+    print(json.dumps({"saved": saved}))  # noqa: T201
 
 
 if __name__ == "__main__":

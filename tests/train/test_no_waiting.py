@@ -20,6 +20,7 @@ from pabzip import data, models
 from pabzip.data.augment import crop_and_flip
 from pabzip.train import Recipe
 from pabzip.train.gradients import BatchGradients
+from pabzip.train.inputs import sharded
 from pabzip.train.meter import Meter
 from pabzip.train.methods import METHODS, method_of
 from pabzip.train.network import seed_network
@@ -66,7 +67,7 @@ def no_waiting() -> Iterator[None]:
 
 def step_on(device: torch.device, **recipe_values: Any) -> Callable[[], None]:
     """Return one step of the loop, after a first one that made the optimisers' states."""
-    recipe = Recipe("resnet20", {"width": 4}, **recipe_values)
+    recipe = sharded(Recipe("resnet20", {"width": 4}, **recipe_values), World())
     net = seed_network(models.build("resnet20", {"width": 4}), recipe).to(device).train()
     precision = Precision(recipe.precision, recipe.channels_last, device)
     precision.arrange(net)
