@@ -140,6 +140,11 @@ def joined(device: str) -> Iterator[World]:
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield World()
         return
+    # Functions of this module keep, as the default of an argument, whatever group there is when it
+    # is imported, and training imports it by roundabout ways. Were that done later, the group and
+    # gloo's threads would outlive their end below, and a thread can abort a Python that shuts down.
+    import torch.distributed.nn
+
     cuda = device != "cpu" and torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:

@@ -33,13 +33,21 @@ TINY = {
 }  # fmt: skip
 
 
+def free_port() -> str:
+    """Return a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def run(
     ranks: int, output: Path, changes: dict[str, Any], fault: str = ""
 ) -> list[tuple[int, dict[str, Any], str]]:
-    """Start ``ranks`` processes as torchrun does; return exit code, result and stderr of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Start ``ranks`` processes as torchrun does; return exit code, result and stderr of each.
+
+    What a process that failed wrote is passed on: pytest shows it where a test fails.
+    """
+    port = free_port()
     command = [sys.executable, str(SCRIPT), str(output), json.dumps(changes), fault]
     processes = []
     for rank in range(ranks):
@@ -57,6 +65,8 @@ def run(
     for process in processes:
         out, err = process.communicate(timeout=120)
         lines = [line for line in out.splitlines() if line.startswith("{")]
+        if process.returncode != 0:
+            sys.stderr.write(f"a process ended with {process.returncode}:\n{err}\n")
         found.append((process.returncode, json.loads(lines[-1]) if lines else {}, err))
     return found
 
@@ -138,6 +148,24 @@ def test_a_shard_of_one_image_is_no_matter_for_batch_norm() -> None:
     )
     with pytest.raises(RecipeError, match=message):
         gradients(torch.ones(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64), 4, 1, 1)
+
+
+def test_nothing_of_the_group_is_left_behind() -> None:
+    script = """
+import weakref
+import torch.distributed as dist
+from pabzip.train.world import joined
+with joined("cpu"):
+    group = weakref.ref(dist.group.WORLD)
+    import torch.distributed.nn
+print(group())
+"""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **alone}, capture_output=True,
+        text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stdout == "None\n"
 
 
 def test_a_crashed_rank_ends_the_run(tmp_path: Path) -> None:
