@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pabzip.unmask.psg_config import PsgConfig
-from pabzip.unmask.quantise import largest_magnitude, quantise
+from pabzip.unmask.quantise import largest_magnitude, levels
 
 
 class PsgConvolution(torch.autograd.Function):
@@ -107,17 +107,22 @@ Product = Callable[[Tensor, Tensor, Tensor, tuple[bool, bool]], tuple[Tensor | N
 def _predict(
     ctx: Any, gradient: Tensor, inputs: Tensor, weight: Tensor, product: Product
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return input and weight gradients from quantised operands, and treat the small ones."""
+    """Return input and weight gradients from quantised operands, and treat the small ones.
+
+    The operands are whole numbers, their scales multiplied afterwards (see `levels`).
+    """
     config: PsgConfig = ctx.config
     wants_input, wants_weight = ctx.needs_input_grad[:2]
     if not (wants_input or wants_weight):
         return None, None
-    of_input, of_weight = product(
-        quantise(gradient, config.gradient_bits),
-        quantise(inputs, config.input_bits) if wants_weight else inputs,
-        quantise(weight, config.weight_bits) if wants_input else weight,
-        (wants_input, wants_weight),
-    )
+    g, unit = levels(gradient, config.gradient_bits)
+    x, x_unit = levels(inputs, config.input_bits) if wants_weight else (inputs, unit)
+    w, w_unit = levels(weight, config.weight_bits) if wants_input else (weight, unit)
+    of_input, of_weight = product(g, x, w, (wants_input, wants_weight))
+    if of_input is not None:
+        of_input.mul_(unit * w_unit)
+    if of_weight is not None:
+        of_weight.mul_(unit * x_unit)
     if of_weight is None or config.behaviour == "all":
         return of_input, of_weight
     limit = config.threshold * largest_magnitude(of_weight) if config.adaptive else config.threshold

@@ -15,6 +15,7 @@ import pabzip.init
 from pabzip.errors import RecipeError, SeedError
 from pabzip.search import synflow
 from pabzip.unmask import Bop, PsgConfig, apply_psg, quantise, remove_psg
+from pabzip.unmask.quantise import levels
 
 EXACT = PsgConfig(32, 32, 32, threshold=0.0, behaviour="all")
 
@@ -80,6 +81,48 @@ def test_quantiser_at_the_edges():
     half = quantise(torch.tensor([1.0, -0.3], dtype=torch.float16), 16)
     assert half.dtype == torch.float16
     assert half.tolist() == pytest.approx([1.0, -0.3], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_levels_are_whole_numbers_and_a_unit(dtype):
+    values = tensor((7, 9)).to(dtype)
+    found, unit = levels(values, 8)
+    assert found.dtype == dtype
+    assert unit.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    whole = found.double() * (128 if dtype == torch.float16 else 1)
+    assert torch.equal(whole, whole.round())
+    assert float(whole.abs().max()) == 127
+    torch.testing.assert_close(
+        found.double() * unit, quantise(values.double(), 8), rtol=1e-6, atol=0
+    )
+    same, unit = levels(values, 32)
+    assert same.data_ptr() == values.data_ptr()
+    assert float(unit) == 1.0
+    for problem in (float("nan"), float("inf")):
+        found, unit = levels(torch.tensor([1.0, problem]), 8)
+        assert (found * unit).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_eight_bits_are_exact(dtype):
+    layer = nn.Conv2d(3, 5, 3, padding=1, bias=False)
+    apply_psg(layer, PsgConfig(8, 8, 8, behaviour="all"), weights=["weight"])
+    x, g = tensor((4, 3, 8, 8), 1).to(dtype).requires_grad_(), tensor((4, 5, 8, 8), 2).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        layer(x).backward(g)
+    (gl, g_unit), (xl, x_unit) = levels(g, 8), levels(x, 8)
+    wl, w_unit = levels(layer.weight.to(dtype), 8)
+    whole = torch.zeros(5, 3, 3, 3, dtype=torch.int64)
+    padded = F.pad(xl.long(), (1, 1, 1, 1))
+    for i in range(3):
+        for j in range(3):
+            window = padded[:, :, i : i + 8, j : j + 8]
+            whole[:, :, i, j] = torch.einsum("nohw,nchw->oc", gl.long(), window)
+    assert int(whole.abs().max()) < 2**24
+    wanted = whole.to(dtype).mul_(g_unit * x_unit)
+    assert torch.equal(layer.weight.grad, wanted.float())
+    back = F.conv_transpose2d(gl.double(), wl.double(), padding=1)
+    assert torch.equal(x.grad, back.to(dtype).mul_(g_unit * w_unit))
 
 
 @pytest.mark.parametrize("behaviour", ["all", "remove", "correct"])

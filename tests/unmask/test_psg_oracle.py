@@ -109,14 +109,16 @@ def test_convolutions(name, behaviour, channels_last):
 def test_the_papers_one_layer_network(behaviour, adaptive):
     torch.manual_seed(3)
     layer = nn.Linear(5, 4, bias=False, dtype=torch.float64)
-    apply_psg(layer, PsgConfig(4, 3, 5, 0.4, behaviour, adaptive), weights=["weight"])
+    # Between two products of levels: 0.4 of the largest, 7 x 15, would be 6 x 7 to the last bit.
+    limit = 0.41
+    apply_psg(layer, PsgConfig(4, 3, 5, limit, behaviour, adaptive), weights=["weight"])
     inputs = torch.randn(1, 5, dtype=torch.float64, requires_grad=True)
     gradient = torch.randn(1, 4, dtype=torch.float64)
     layer(inputs).backward(gradient)
     x, w, g = inputs.detach().numpy()[0], layer.weight.detach().numpy(), gradient.numpy()[0]
     predicted = np.array([[gi * xj for xj in levels(x, 4)] for gi in levels(g, 5)])
     exact = np.array([[gi * xj for xj in x] for gi in g])
-    wanted = treated(predicted, exact, 0.4, behaviour, adaptive)
+    wanted = treated(predicted, exact, limit, behaviour, adaptive)
     np.testing.assert_allclose(layer.weight.grad.numpy(), wanted, rtol=1e-12)
     of_input = [sum(levels(w, 3)[i, j] * levels(g, 5)[i] for i in range(4)) for j in range(5)]
     np.testing.assert_allclose(inputs.grad.numpy()[0], of_input, rtol=1e-12)
