@@ -22,12 +22,13 @@ from pabzip.formats.container import (
     sections,
 )
 from pabzip.formats.dense import decode_group
+from pabzip.formats.dense_groups import grouped
 from pabzip.formats.entries import DenseEntry, DenseGroup, SeededEntry, TiedEntry
 from pabzip.formats.registry import DENSE_SECTION_BYTES
 from pabzip.formats.scales import check_scales, scale_rows
+from pabzip.formats.size_limits import check_expansion, check_limit
 from pabzip.formats.sources import Source
 from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor, TiedTensor
-from pabzip.formats.validate import check_expansion, check_limit, grouped
 
 
 @dataclass(frozen=True, slots=True)

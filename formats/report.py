@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pabzip.formats.container import CHECKSUM_BYTES
+from pabzip.formats.dense_groups import grouped
 from pabzip.formats.entries import DenseEntry, Header, TiedEntry
 from pabzip.formats.huffman import huffman_bytes
-from pabzip.formats.validate import grouped
 
 
 def report(header: Header, header_bytes: int) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pabzip.errors import FormatError, LimitError, SeedError
+from pabzip.errors import FormatError, SeedError
 from pabzip.formats.checks import (
     check_integer,
     check_name_of,
@@ -22,10 +22,10 @@ from pabzip.formats.checks import (
     shown,
 )
 from pabzip.formats.coders import coder_named
+from pabzip.formats.dense_groups import check_groups
 from pabzip.formats.entries import (
     Contents,
     DenseEntry,
-    DenseGroup,
     Entry,
     Header,
     SeededEntry,
@@ -33,13 +33,9 @@ from pabzip.formats.entries import (
     TiedEntry,
 )
 from pabzip.formats.registry import (
-    ALWAYS_ALLOWED_BYTES,
     ARCHITECTURES,
-    DENSE_ENCODINGS,
-    DENSE_SECTION_BYTES,
     DENSE_TYPES,
     HALF_TYPES,
-    MAX_EXPANSION,
     MAX_INTEGER,
     MAX_NAME_BYTES,
     MAX_OPTIONS,
@@ -49,8 +45,6 @@ from pabzip.formats.registry import (
 )
 from pabzip.formats.scales import check_scaled_spec
 from pabzip.seeds import InitSpec, check_seed
-
-_DEFLATE_EXPANSION = 1032  # 258 bytes from 2 bits: deflate cannot make more of its input
 
 
 def check_contents(contents: Contents) -> None:
@@ -102,7 +96,7 @@ def check_header(header: Header) -> None:
             "header", f"expected the SHA-256 as 64 hexadecimal digits, found {shown(header.sha256)}"
         )
     _check_codings(header)
-    _check_groups(header.contents.dense, header.groups)
+    check_groups(header.contents.dense, header.groups)
 
 
 def tied_target(place: str, name: str, target: object, earlier: Mapping[str, Entry]) -> StoredEntry:
@@ -132,38 +126,6 @@ def tied_target(place: str, name: str, target: object, earlier: Mapping[str, Ent
     if isinstance(name, str) and is_variance(name) and not is_variance(found.name):
         raise FormatError(place, f"expected a variance tied to one, found {shown(target)}")
     return found
-
-
-def check_limit(loaded_bytes: int, max_bytes: int | None) -> None:
-    """Check the caller's limit on the bytes of the loaded state (see `Contents.loaded_bytes`).
-
-    Raises:
-        LimitError: the ticket declares more.
-    """
-    if max_bytes is not None and loaded_bytes > max_bytes:
-        raise LimitError(
-            "header",
-            f"expected at most {max_bytes} bytes of tensors (max_bytes), found "
-            f"{loaded_bytes} declared; raise the limit if you trust the file",
-        )
-
-
-def check_expansion(loaded_bytes: int, file_bytes: int) -> None:
-    """Check that a small file does not declare a huge state; for callers who set no limit.
-
-    A tensor with no survivors takes next to no bytes, so sizes alone bound nothing.
-
-    Raises:
-        LimitError: the state takes more than `MAX_EXPANSION` times the file, and more than
-            `ALWAYS_ALLOWED_BYTES`.
-    """
-    limit = max(MAX_EXPANSION * file_bytes, ALWAYS_ALLOWED_BYTES)
-    if loaded_bytes > limit:
-        raise LimitError(
-            "header",
-            f"expected at most {limit} bytes of tensors from a file of {file_bytes} bytes, found "
-            f"{loaded_bytes} declared; if you trust the file, allow them with max_bytes",
-        )
 
 
 def _check_entry(place: str, entry: StoredEntry) -> None:
@@ -221,50 +183,6 @@ def _check_codings(header: Header) -> None:
     if header.side and not sharing:
         raise FormatError(
             "header", f"expected no side stream without a coder that reads it, found {header.side}"
-        )
-
-
-def _check_groups(dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]) -> None:
-    """Check that the dense sections take up the dense tensors exactly."""
-    for number, group in enumerate(groups):
-        place = f"dense section {number}"
-        check_integer(place, "number of tensors", group.count, 1, len(dense))
-        check_name_of("encoding", group.encoding, DENSE_ENCODINGS, place)
-        check_integer(place, "bytes", group.length, 0, MAX_INTEGER)
-    if sum(group.count for group in groups) != len(dense):
-        raise FormatError(
-            "header",
-            f"expected the dense sections to hold {len(dense)} tensors, found "
-            f"{sum(group.count for group in groups)}",
-        )
-    for number, (group, entries) in enumerate(grouped(dense, groups)):
-        size = sum(entry.stored_bytes for entry in entries)
-        _check_group_size(f"dense section {number}", group, size)
-
-
-def grouped(
-    dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]
-) -> Iterator[tuple[DenseGroup, Sequence[DenseEntry]]]:
-    """Yield each dense section with the tensors in it."""
-    start = 0
-    for group in groups:
-        yield group, dense[start : start + group.count]
-        start += group.count
-
-
-def _check_group_size(place: str, group: DenseGroup, size: int) -> None:
-    """Check that a dense section can hold ``size`` bytes, and is no larger than it may be."""
-    if group.count > 1 and size > DENSE_SECTION_BYTES:
-        raise FormatError(
-            place, f"expected at most {DENSE_SECTION_BYTES} bytes in a shared section, found {size}"
-        )
-    if group.encoding == "raw" and group.length != size:
-        raise FormatError(place, f"expected {size} raw bytes, found {group.length}")
-    if group.length > size:
-        raise FormatError(place, f"expected at most {size} bytes, found {group.length}")
-    if group.encoding == "deflate" and size > _DEFLATE_EXPANSION * group.length:
-        raise FormatError(
-            place, f"expected at most {_DEFLATE_EXPANSION} times {group.length} bytes, found {size}"
         )
 
 
