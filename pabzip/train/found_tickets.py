@@ -19,7 +19,7 @@ from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
 from pabzip.search import apply_masks
 from pabzip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pabzip.train.costing import step_costs
+from pabzip.train.costing import StepCosts, step_costs
 from pabzip.train.isolation import isolated
 from pabzip.train.network import build_network, pick_device
 from pabzip.train.recipes import Recipe
@@ -96,12 +96,13 @@ def find_ticket(
     Source: Peek-a-Boo, Section 4.3 (ImageNet), whose search and training are two programs.
     """
     begun = perf_counter()
-    if not planned_searches(recipe):
+    planned = planned_searches(recipe)
+    if not planned:
         raise RecipeError(
             f"a search without training: expected a method that trains on a mask, found "
             f"{recipe.method!r}; choose another method"
         )
-    if planned_searches(recipe) != (AT_ONCE,):
+    if planned != (AT_ONCE,):
         raise RecipeError(
             "a search without training: expected one search, at initialisation, found "
             f"search.epoch = {recipe.search.epoch} and search.shots = {recipe.search.shots}; set "
@@ -113,17 +114,22 @@ def find_ticket(
             splits = data.load(recipe.data, root=recipe.data_root, download=download)
         net = build_network(recipe, splits).to(device)
         masks = search_masks(net, recipe, splits, on_iteration=on_iteration)
-        layers = step_costs(net, splits.input_shape, masks, recipe)
+        costs = StepCosts(
+            epoch=1,
+            layers=tuple(step_costs(net, splits.input_shape, masks, recipe)),
+            weights=sum(mask.numel() for mask in masks.values()),
+            survivors=sum(int(mask.sum()) for mask in masks.values()),
+        )
         result = SearchResult(
             arch=recipe.arch,
             data=recipe.data,
             search=recipe.search.method,
             keep_ratio=recipe.keep_ratio,
             epochs=0,
-            weights=sum(mask.numel() for mask in masks.values()),
-            survivors=sum(int(mask.sum()) for mask in masks.values()),
-            bitops=sum(cost.total for cost in layers),
-            layer_bitops={cost.name: cost.total for cost in layers},
+            weights=costs.weights,
+            survivors=costs.survivors,
+            bitops=costs.bitops,
+            layer_bitops=costs.layer_bitops,
             seed=recipe.seed,
             output=os.fspath(output),
             seconds=perf_counter() - begun,

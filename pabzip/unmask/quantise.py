@@ -31,8 +31,8 @@ def quantise(values: Tensor, bits: int) -> Tensor:
     values = values.detach()
     if bits >= 32 or values.numel() == 0:
         return values
-    scaled, step = _scaled(values, bits)
-    return scaled.round_().mul_(step).to(values.dtype)
+    whole, step = _whole(values, bits)
+    return whole.mul_(step).to(values.dtype)
 
 
 def levels(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -56,8 +56,7 @@ def levels(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     values = values.detach()
     if bits >= 32 or values.numel() == 0:
         return values, values.new_ones((), dtype=torch.promote_types(values.dtype, torch.float32))
-    scaled, step = _scaled(values, bits)
-    whole = scaled.round_()
+    whole, step = _whole(values, bits)
     if values.dtype == torch.float16:
         whole.mul_(2.0 ** (1 - bits))
         step *= 2.0 ** (bits - 1)
@@ -74,11 +73,12 @@ def largest_magnitude(values: Tensor) -> Tensor:
     return torch.maximum(smallest.neg(), largest)
 
 
-def _scaled(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return a new tensor of the values in steps, float32 or wider, and the step."""
+def _whole(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return a new tensor of the levels as whole numbers, float32 or wider, and their step."""
     wide = torch.promote_types(values.dtype, torch.float32)
     step = largest_magnitude(values).to(wide) / (2 ** (bits - 1) - 1)
     # An all-zero tensor has no scale of its own; any positive step maps it to zeros.
     step += step == 0
     # One new tensor, then in place: fresh memory costs more than the arithmetic on it.
-    return (values.div(step) if values.dtype == wide else values.to(wide).div_(step)), step
+    scaled = values.div(step) if values.dtype == wide else values.to(wide).div_(step)
+    return scaled.round_(), step

@@ -95,7 +95,7 @@ def main() -> None:
         saved += (folder / "killed.pt.progress").exists()
         assert not (folder / "killed.pt").exists()
     assert attempt(folder, None) == 0
-    print(json.dumps({"saved": saved}))  # noqa: T201
+    print(json.dumps({"kills": done, "saved": saved}))  # noqa: T201
 
 
 if __name__ == "__main__":

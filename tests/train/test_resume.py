@@ -331,7 +331,9 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
         [sys.executable, str(script), str(tmp_path), "7", "5"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["saved"] >= 1
+    report = json.loads(done.stdout)
+    assert report["kills"] == 5
+    assert report["saved"] >= 1
     assert (tmp_path / "killed.pt").read_bytes() == (tmp_path / "warm" / "killed.pt").read_bytes()
     events = [
         json.loads(line)["event"] for line in (tmp_path / "killed.jsonl").read_text().splitlines()
