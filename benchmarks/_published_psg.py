@@ -1,8 +1,8 @@
 """PSG as it was published to run: every convolution twice, in both directions.
 
-The layer computes an exact and a quantised output and hands on the exact one. Its output gradient
+The layer computes an exact and a quantized output and hands on the exact one. Its output gradient
 goes back through both, which makes an exact and a predicted gradient of weight and input; small
-predicted weight gradients are removed. Our quantiser stands in for the published one, which takes
+predicted weight gradients are removed. Our quantizer stands in for the published one, which takes
 more passes, so this is the least that the published way costs.
 
 Source: Wang et al. 2019, Section 3.3, and the structure of the code published with Peek-a-Boo.
@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pabzip.unmask import PsgConfig, quantise
+from pabzip.unmask import PsgConfig, quantize
 
 
 class _Weights(torch.autograd.Function):
-    """The weight twice, exact and quantised; backward keeps the predicted gradient where large."""
+    """The weight twice, exact and quantized; backward keeps the predicted gradient where large."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, config: PsgConfig) -> tuple[Tensor, Tensor]:
         ctx.threshold = config.threshold
-        return weight.view_as(weight), quantise(weight, config.weight_bits)
+        return weight.view_as(weight), quantize(weight, config.weight_bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -36,11 +36,11 @@ class _Weights(torch.autograd.Function):
 
 
 class _Inputs(torch.autograd.Function):
-    """The input twice, exact and quantised; the predicted gradient alone goes on."""
+    """The input twice, exact and quantized; the predicted gradient alone goes on."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, config: PsgConfig) -> tuple[Tensor, Tensor]:
-        return inputs.view_as(inputs), quantise(inputs, config.input_bits)
+        return inputs.view_as(inputs), quantize(inputs, config.input_bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -48,7 +48,7 @@ class _Inputs(torch.autograd.Function):
 
 
 class _Outputs(torch.autograd.Function):
-    """The exact output; its gradient goes to the exact layer, and quantised to the other."""
+    """The exact output; its gradient goes to the exact layer, and quantized to the other."""
 
     @staticmethod
     def forward(ctx: Any, exact: Tensor, predicted: Tensor, config: PsgConfig) -> Tensor:
@@ -57,7 +57,7 @@ class _Outputs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        return gradients[0], quantise(gradients[0], ctx.bits), None
+        return gradients[0], quantize(gradients[0], ctx.bits), None
 
 
 def apply_published_psg(net: nn.Module, config: PsgConfig) -> None:

@@ -67,7 +67,7 @@ def draw(networks: Sequence[dict[str, Any]], target: Path) -> None:
 
 
 def _curve(axes: Any, points: Sequence[dict[str, Any]], style: dict[str, Any], rule: str) -> None:
-    """Draw one rule's points, each labelled with what was turned."""
+    """Draw one rule's points, each labeled with what was turned."""
     points = sorted(points, key=lambda point: point["bytes"])
     axes.errorbar(
         [point["bytes"] for point in points],

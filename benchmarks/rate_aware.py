@@ -166,13 +166,8 @@ def train_one(
 ) -> dict[str, Any]:
     """Train, pack and measure one ticket."""
     import pabzip
-    from pabzip.train import (
-        ExpectedBytes,
-        default_recipe,
-        load_checkpoint,
-        network_from_checkpoint,
-        train,
-    )
+    from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
+    from pabzip.train import ExpectedBytes, default_recipe, train
 
     recipe = default_recipe(arch)
     epochs = epochs or recipe.epochs

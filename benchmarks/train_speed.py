@@ -5,7 +5,7 @@ gradients, forward, loss, backward, look for values that are not finite, step. F
 turns: dense SGD with momentum and weight decay; Bop on the seeded weights and SGD on the rest, on a
 ticket that SynFlow finds; the same with PSG; and PSG the published way, with every layer computed
 twice in both directions. A ratio is the median over the turns of the ratios within a turn, so that
-a slow moment, which hits neighbours alike, does not count.
+a slow moment, which hits neighbors alike, does not count.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from torch import Tensor, nn
 
 from pabzip import models
 from pabzip.search import apply_masks, synflow
-from pabzip.train.gradients import BatchGradients
-from pabzip.train.meter import Meter
-from pabzip.train.network import pick_device, seed_network
-from pabzip.train.optimisers import Optimisers
+from pabzip.train.build import pick_device, seed_network
+from pabzip.train.config import Recipe
+from pabzip.train.distributed import World
+from pabzip.train.methods import Optimizers
 from pabzip.train.precision import Precision
-from pabzip.train.recipes import Recipe
-from pabzip.train.world import World
+from pabzip.train.run_state import Meter
+from pabzip.train.step import BatchGradients
 from pabzip.unmask import PsgConfig, apply_psg
 
 DENSE, BOP, PSG, PUBLISHED = "dense SGD", "Bop", "Bop with PSG", "Bop with PSG as published"
@@ -132,17 +132,17 @@ def _steps(arguments: argparse.Namespace, device: torch.device) -> dict[str, Cal
     apply_psg(psg)
     apply_published_psg(published, PsgConfig())
     return {
-        DENSE: _step(dense, Optimisers(dense, replace(recipe, method="dense-sgd"), {}), batches),
-        BOP: _step(bop, Optimisers(bop, recipe, masks), batches),
-        PSG: _step(psg, Optimisers(psg, recipe, masks), batches),
-        PUBLISHED: _step(published, Optimisers(published, recipe, masks), batches),
+        DENSE: _step(dense, Optimizers(dense, replace(recipe, method="dense-sgd"), {}), batches),
+        BOP: _step(bop, Optimizers(bop, recipe, masks), batches),
+        PSG: _step(psg, Optimizers(psg, recipe, masks), batches),
+        PUBLISHED: _step(published, Optimizers(published, recipe, masks), batches),
     }
 
 
 def _step(
-    net: nn.Module, optimisers: Optimisers, batches: Sequence[tuple[Tensor, Tensor]]
+    net: nn.Module, optimizers: Optimizers, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> Callable[[], None]:
-    """Return what the training loop does with the next batch; see `pabzip.train.epoch`."""
+    """Return what the training loop does with the next batch; see `pabzip.train.step`."""
     device = batches[0][0].device
     gradients = BatchGradients(net, 0, 1, World(), Precision("float32", False, device))
     meter = Meter(1, device)
@@ -151,11 +151,11 @@ def _step(
 
     def run() -> None:
         step, (inputs, labels) = next(walk)
-        optimisers.zero_grad()
+        optimizers.zero_grad()
         meter.begin(step)
         batch = gradients(inputs, labels, len(labels), 1, step)
         meter.check(batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
-        optimisers.step()
+        optimizers.step()
 
     return run
 

@@ -1,16 +1,49 @@
-"""The ``pabzip`` command: it finds its subcommands when they are asked for."""
+"""The `pabzip` command: a group that imports its subcommands when they are asked for."""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
 
 from pabzip._version import __version__
-from pabzip.cli.errors import Verbosity, report
-from pabzip.cli.lazy import LazyGroup
+from pabzip.cli._output import Verbosity, report
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand on use, from a module of its own.
+
+    Args:
+        summaries: one line for each subcommand, by name, in the order of the help.
+        prefix: what stands before a subcommand's name in that of its module in ``pabzip.cli``.
+        **extra: as for `click.Group`.
+    """
+
+    def __init__(self, *, summaries: Mapping[str, str], prefix: str = "", **extra: Any):
+        super().__init__(**extra)
+        self._summaries = summaries
+        self._prefix = prefix
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the subcommands in the order of the help."""
+        return list(self._summaries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the subcommand's module and return its ``command``; None for an unknown name."""
+        if cmd_name not in self._summaries:
+            return None
+        module = importlib.import_module(f"pabzip.cli.{self._prefix}{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self._summaries.items()))
+
 
 # The summaries stand here so that ``pabzip --help`` imports none of the commands.
 _COMMANDS = {
@@ -59,7 +92,7 @@ class PabzipGroup(LazyGroup):
 
         Args:
             args: the arguments; None takes the process's own.
-            prog_name: ignored in favour of ``pabzip``, which ``python -m pabzip.cli`` also is.
+            prog_name: ignored in favor of ``pabzip``, which ``python -m pabzip.cli`` also is.
             **extra: as for `click.Command.main`.
 
         Raises:

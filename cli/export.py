@@ -7,17 +7,17 @@ import dataclasses
 import click
 
 from pabzip._optional import require
-from pabzip.cli.architectures import named_network, require_arch
-from pabzip.cli.files import check_output, default_output, open_output
-from pabzip.cli.options import (
+from pabzip.cli._files import check_output, default_output, naming, open_output, read_source
+from pabzip.cli._options import (
     arch_option,
     arch_options_option,
     max_bytes_option,
+    named_network,
     output_option,
     reporting,
+    require_arch,
 )
-from pabzip.cli.output import Reporter, size
-from pabzip.cli.tickets import naming, read_source
+from pabzip.cli._output import Reporter, size
 
 
 def image_shape(text: str) -> tuple[int, ...]:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pabzip.cli.files import STANDARD, check_output, open_output
-from pabzip.cli.options import max_bytes_option, reporting
-from pabzip.cli.output import Reporter, printable, ratio, size
-from pabzip.cli.tickets import open_ticket
+from pabzip.cli._files import STANDARD, check_output, open_output, open_ticket
+from pabzip.cli._options import max_bytes_option, reporting
+from pabzip.cli._output import Reporter, printable, ratio, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +51,7 @@ def command(
                 scale = repr(spec.scale) if ticket.scales(name) is None else "of each row"
                 reporter.detail(f"{name}: {spec.distribution}, scale {scale}, stream {spec.stream}")
     if plot is not None:
-        from pabzip.cli.plot import save
+        from pabzip.cli._plot import save
 
         with open_output(plot) as file:
             save(info, file, image_type)

@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from pabzip._optional import require
-from pabzip.cli.files import check_output, default_output, is_stream, open_output
-from pabzip.cli.options import output_option, reporting
-from pabzip.cli.output import Reporter, ratio, size
-from pabzip.cli.tickets import read_source
+from pabzip.cli._files import check_output, default_output, is_stream, open_output, read_source
+from pabzip.cli._options import output_option, reporting
+from pabzip.cli._output import Reporter, ratio, size
 
 
 @click.command("pack")
@@ -66,8 +65,8 @@ def command(
     require("torch", extra="torch", purpose="pabzip pack")
     from tqdm import tqdm
 
-    from pabzip.packing import to_ticket
-    from pabzip.train.checkpoint import load_checkpoint, load_state
+    from pabzip.checkpoint import load_checkpoint, load_state
+    from pabzip.packing.pack import to_ticket
 
     data = read_source(source)
     load = load_state if ternary else load_checkpoint

@@ -1,16 +1,128 @@
-"""``pabzip unpack``: from a .pabz file to plain weights, with numpy alone."""
+"""`pabzip unpack`: regenerate the weights as .safetensors, .npz or .pt."""
 
 from __future__ import annotations
 
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import click
+import numpy as np
 
-from pabzip.cli.files import STANDARD, check_output, default_output, open_output
-from pabzip.cli.options import max_bytes_option, output_option, reporting, threads_option
-from pabzip.cli.output import Reporter, size
-from pabzip.cli.tensor_files import FORMATS
-from pabzip.cli.tickets import open_ticket
+from pabzip._optional import require
+from pabzip.cli._files import STANDARD, check_output, default_output, open_output, open_ticket
+from pabzip.cli._options import max_bytes_option, output_option, reporting, threads_option
+from pabzip.cli._output import Reporter, size
+
+if TYPE_CHECKING:
+    from pabzip.ticket import Ticket
+
+
+class Writer(Protocol):
+    """Writes all tensors of a ticket into an open file."""
+
+    def __call__(
+        self,
+        ticket: Ticket,
+        file: BinaryIO,
+        *,
+        threads: int | None,
+        wrote: Callable[[str], None],
+    ) -> None:
+        """Write; ``wrote`` is told each tensor's name."""
+
+
+def write_safetensors(
+    ticket: Ticket, file: BinaryIO, *, threads: int | None, wrote: Callable[[str], None]
+) -> None:
+    """Write the safetensors format; all tensors are in memory at once, as the library wants them.
+
+    Args:
+        ticket: an open ticket.
+        file: a binary file open for writing.
+        threads: threads to regenerate with.
+        wrote: called with each tensor's name once it is regenerated.
+
+    Raises:
+        FormatError: a section of the ticket is damaged.
+        OSError: writing failed.
+    """
+    # The plain entry point takes the name of a dtype, so bfloat16 needs no numpy type; it reads
+    # from the arrays' own memory, which `held` keeps alive.
+    from safetensors import TensorSpec, serialize
+
+    held, specs = [], {}
+    for name in ticket.names:
+        values = _exact(ticket, name, threads)
+        if sys.byteorder == "big":
+            values = values.byteswap()
+        held.append(values)
+        specs[name] = TensorSpec(
+            dtype=ticket.dtype(name),
+            shape=list(ticket.shape(name)),
+            data_ptr=values.ctypes.data,
+            data_len=values.nbytes,
+        )
+        wrote(name)
+    # One entry, which loaders of torch weights expect: the library writes several in random order,
+    # and the same ticket must give the same bytes.
+    file.write(serialize(specs, {"format": "pt"}))
+
+
+def write_npz(
+    ticket: Ticket, file: BinaryIO, *, threads: int | None, wrote: Callable[[str], None]
+) -> None:
+    """Write numpy's .npz, uncompressed; bfloat16 becomes float32, exactly.
+
+    Arguments and errors as for `write_safetensors`.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name in ticket.names:
+            # A fixed date, so that the same ticket gives the same bytes.
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(entry, "w", force_zip64=True) as member:
+                values = ticket.weight(name, threads=threads)
+                np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
+            wrote(name)
+
+
+def write_pt(
+    ticket: Ticket, file: BinaryIO, *, threads: int | None, wrote: Callable[[str], None]
+) -> None:
+    """Write a torch state dict that ``torch.load(weights_only=True)`` reads.
+
+    Arguments and errors as for `write_safetensors`; all tensors are in memory at once.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
+    """
+    torch = require("torch", extra="torch", purpose="writing a .pt file")
+    state = {}
+    for name in ticket.names:
+        values = _exact(ticket, name, threads)
+        if ticket.dtype(name) == "bfloat16":
+            state[name] = torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16)
+        else:
+            state[name] = torch.from_numpy(values.copy())
+        wrote(name)
+    torch.save(state, file)
+
+
+FORMATS: Mapping[str, Writer] = {
+    "safetensors": write_safetensors,
+    "npz": write_npz,
+    "pt": write_pt,
+}
+"""The writers by the suffix that stands for them."""
+
+
+def _exact(ticket: Ticket, name: str, threads: int | None) -> np.ndarray:
+    """Return a tensor in its own dtype, C-contiguous; bfloat16 as uint16 bit patterns."""
+    if ticket.kind(name) == "dense":
+        return ticket.dense(name).values
+    return ticket.weight(name, threads=threads)
 
 
 @click.command("unpack")

@@ -6,9 +6,9 @@ import time
 
 import click
 
-from pabzip.cli.options import max_bytes_option, reporting, threads_option
-from pabzip.cli.output import Reporter
-from pabzip.cli.tickets import open_ticket
+from pabzip.cli._files import open_ticket
+from pabzip.cli._options import max_bytes_option, reporting, threads_option
+from pabzip.cli._output import Reporter
 from pabzip.errors import FormatError
 
 

@@ -5,10 +5,8 @@ first codes.
 """
 
 from pabzip.formats.atomic import open_atomic
-from pabzip.formats.breakdown import breakdown
 from pabzip.formats.coders import AUTO, CODERS
-from pabzip.formats.container import VERSION
-from pabzip.formats.digest import state_sha256
+from pabzip.formats.container import MAGIC, VERSION
 from pabzip.formats.entries import (
     Contents,
     DenseEntry,
@@ -21,11 +19,9 @@ from pabzip.formats.entries import (
 from pabzip.formats.gather import gather
 from pabzip.formats.half import bfloat16_to_float32, rounded
 from pabzip.formats.huffman import huffman_bytes
-from pabzip.formats.magic import MAGIC
 from pabzip.formats.reader import Reader
 from pabzip.formats.registry import ARCHITECTURES, DENSE_TYPES, GENERATOR, HALF_TYPES
-from pabzip.formats.report import report
-from pabzip.formats.saving import encode_ticket, save, verify
+from pabzip.formats.report import breakdown, report
 from pabzip.formats.scales import regenerated
 from pabzip.formats.sources import open_source
 from pabzip.formats.tensors import (
@@ -37,7 +33,7 @@ from pabzip.formats.tensors import (
     resolve,
     resolved,
 )
-from pabzip.formats.writer import EncodedFile
+from pabzip.formats.writer import EncodedFile, encode_ticket, save, state_sha256, verify
 
 __all__ = [
     "ARCHITECTURES",

@@ -1,11 +1,13 @@
-"""Checks of single values from a header, and how a hostile value is shown in a message."""
+"""Checks on what a file declares: sizes, counts, names, and how far it may inflate."""
 
 from __future__ import annotations
 
 import re
+import zlib
 from typing import Any
 
-from pabzip.errors import FormatError
+from pabzip.errors import FormatError, LimitError
+from pabzip.formats.registry import ALWAYS_ALLOWED_BYTES, MAX_EXPANSION
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -66,3 +68,63 @@ def check_integer(place: str, what: str, found: Any, lowest: int, highest: int) 
 def is_variance(name: str) -> bool:
     """Return whether a tensor's values are variances, by its name."""
     return name == "running_var" or name.endswith(".running_var")
+
+
+def check_limit(loaded_bytes: int, max_bytes: int | None) -> None:
+    """Check the caller's limit on the bytes of the loaded state (see `Contents.loaded_bytes`).
+
+    Raises:
+        LimitError: the ticket declares more.
+    """
+    if max_bytes is not None and loaded_bytes > max_bytes:
+        raise LimitError(
+            "header",
+            f"expected at most {max_bytes} bytes of tensors (max_bytes), found "
+            f"{loaded_bytes} declared; raise the limit if you trust the file",
+        )
+
+
+def check_expansion(loaded_bytes: int, file_bytes: int) -> None:
+    """Check that a small file does not declare a huge state; for callers who set no limit.
+
+    A tensor with no survivors takes next to no bytes, so sizes alone bound nothing.
+
+    Raises:
+        LimitError: the state takes more than `MAX_EXPANSION` times the file, and more than
+            `ALWAYS_ALLOWED_BYTES`.
+    """
+    limit = max(MAX_EXPANSION * file_bytes, ALWAYS_ALLOWED_BYTES)
+    if loaded_bytes > limit:
+        raise LimitError(
+            "header",
+            f"expected at most {limit} bytes of tensors from a file of {file_bytes} bytes, found "
+            f"{loaded_bytes} declared; if you trust the file, allow them with max_bytes",
+        )
+
+
+def deflate(data: bytes) -> bytes:
+    """Return ``data`` as a raw deflate stream (RFC 1951), as small as zlib makes it."""
+    return zlib.compress(data, 9, -zlib.MAX_WBITS)
+
+
+def inflate(payload: bytes | memoryview, size: int, place: str) -> bytes:
+    """Return exactly ``size`` bytes from a raw deflate stream that ends with the payload.
+
+    Raises:
+        FormatError: the stream is damaged, or holds fewer or more bytes, or something follows it.
+    """
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = stream.decompress(payload, size + 1)  # one more, to see a stream that goes on
+    except zlib.error as error:
+        raise FormatError(place, f"expected a deflate stream, found a fault: {error}") from None
+    if len(data) != size or not stream.eof:
+        found = "more" if len(data) > size else f"{len(data)} bytes, or no end"
+        raise FormatError(place, f"expected {size} bytes once inflated, found {found}")
+    if stream.unused_data:
+        raise FormatError(
+            place,
+            f"expected the deflate stream to end the section, found "
+            f"{len(stream.unused_data)} bytes after it",
+        )
+    return data

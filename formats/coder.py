@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pabzip.formats.entries import SeededEntry
 from pabzip.formats.tensors import SeededTensor
-from pabzip.seeds.backends import thread_count
+from pabzip.seeds.generation import thread_count
 
 Payload = bytes | memoryview
 

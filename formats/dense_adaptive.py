@@ -1,7 +1,10 @@
-"""The ``adaptive`` encoding of a dense section: an adaptive model of the elements, range-coded.
+"""The adaptive coder of dense tensors: bytes under probabilities that learn.
+
+Encoding and decoding are one function, so that they cannot drift apart: a writer's elements are
+passed through, a reader's are filled in.
 
 Batch norm decides the sizes that matter. Of its vectors the low mantissa bits are noise, which
-nothing compresses; what a model can save are the exponents, the values that repeat (every dead
+nothing compresses; what a model can save are the exponents, the values that repeat (every empty
 channel has the same scale, mean and variance) and where they repeat (in the channels where they
 did in the vector before). SPEC.md, section 4, states every step.
 """
@@ -16,21 +19,174 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.context.probabilities import HALF
-from pabzip.formats.context.range_coder import FLUSH_BYTES, finish, start_decoding
-from pabzip.formats.dense_kernels import (
-    ABSENT,
-    BYTES_AN_ELEMENT,
-    END,
-    FLAG_CONTEXTS,
-    LOW,
-    MODELLED,
-    POSITION,
-    SPAN,
-    pass_elements,
+from pabzip.formats.context.model import HALF, adapt
+from pabzip.formats.context.range_coder import (
+    FLUSH_BYTES,
+    decode_bit,
+    encode_bit,
+    finish,
+    start_decoding,
 )
 from pabzip.formats.entries import DenseEntry
 from pabzip.formats.registry import DENSE_TYPES
+from pabzip.seeds.compiled import compiled
+
+MODELED = 3
+"""First bits of a tail that have contexts; the others are as good as random."""
+
+FLAG_CONTEXTS = 12
+"""Of a kind: two flags, each under three states of the neighbor and two of the element before."""
+
+MEMORY = 20
+"""A context's probability is the mean of about this many last bits: layers differ, so forget."""
+
+LOW, SPAN, POSITION, END = range(4)
+"""Places of the range coder's state."""
+
+ABSENT = 2
+"""State of the neighbor of an element that has none."""
+
+BYTES_AN_ELEMENT = 40
+"""Most bytes that one element takes: at most 18 bits of up to 11 each, and 64 plain ones."""
+
+_ONE = np.uint64(1)
+
+
+@compiled
+def pass_elements(  # type: ignore[no-untyped-def]
+    writing, state, data, chances, seen, recent, layout, elements, neighbors, known, before
+):
+    """Pass elements of one kind through the range coder.
+
+    Args:
+        writing: whether ``elements`` is given, or to be filled in.
+        state: uint64[4], the range coder's; see `LOW`. Changed.
+        data: uint8, the stream; a writer's has room for `BYTES_AN_ELEMENT` each.
+        chances: uint32, the kind's adaptive probabilities: flags, then the tree. Changed.
+        seen: int64, how many bits each of them has seen, up to `MEMORY`. Changed.
+        recent: uint64[2], the kind's favorite and its last literal. Changed.
+        layout: int64[4]: bits of the head, bits of a float's tail (0 for integers, whose heads
+            give them), lowest bits of the tail that are 0 and left out, the largest head allowed.
+        elements: uint64, bit patterns of floats, or integers of at least 0.
+        neighbors: uint8, 1 where the element at the same place of the tensor before was
+            recent, 0 where it was not, `ABSENT`.
+        known: uint8, where the same of these elements is written.
+        before: whether the element before the first was recent.
+
+    Returns:
+        Whether the last element was recent (0 or 1); -1 where a stream to be read is not valid.
+    """
+    low, span = state[LOW], state[SPAN]
+    position, end = np.int64(state[POSITION]), np.int64(state[END])
+    head_bits, float_tail, left_out, largest = layout[0], layout[1], layout[2], layout[3]
+    for index in range(len(elements)):
+        value = elements[index]
+        flag = 2 * np.int64(neighbors[index]) + before
+        favorite = 1 if value == recent[0] else 0
+        low, span, position, favorite = _adaptive(
+            writing, low, span, position, data, end, chances, seen, flag, favorite
+        )
+        before = 1
+        if favorite:
+            elements[index] = recent[0]
+            known[index] = before
+            continue
+        repeated = 1 if value == recent[1] else 0
+        flag += FLAG_CONTEXTS // 2
+        low, span, position, repeated = _adaptive(
+            writing, low, span, position, data, end, chances, seen, flag, repeated
+        )
+        if repeated:
+            value = recent[1]
+            recent[1] = recent[0]
+            recent[0] = value
+            elements[index] = value
+            known[index] = before
+            continue
+        before = 0
+        known[index] = before
+        head, tail, tail_bits = _split(value, head_bits, float_tail)
+        node = 1
+        for place in range(head_bits):
+            bit = (head >> (head_bits - 1 - place)) & 1
+            low, span, position, bit = _adaptive(
+                writing, low, span, position, data, end, chances, seen, FLAG_CONTEXTS + node, bit
+            )
+            node = 2 * node + bit
+        if not writing:
+            head, tail = node - (1 << head_bits), np.uint64(0)
+            if head > largest:
+                return -1
+            tail_bits = float_tail if float_tail else max(head - 1, 0)
+        for place in range(tail_bits - 1, left_out - 1, -1):
+            bit = np.int64((tail >> np.uint64(place)) & _ONE)
+            if place >= tail_bits - MODELED:
+                low, span, position, bit = _adaptive(
+                    writing, low, span, position, data, end,
+                    chances, seen, FLAG_CONTEXTS + node, bit,
+                )  # fmt: skip
+                node = 2 * node + bit
+            else:
+                low, span, position, bit = _fixed(
+                    writing, low, span, position, data, end, bit, np.uint32(HALF)
+                )
+            if not writing:
+                tail |= np.uint64(bit) << np.uint64(place)
+        value = _join(head, tail, head_bits, float_tail)
+        elements[index] = value
+        recent[1] = value
+    state[LOW], state[SPAN], state[POSITION] = low, span, np.uint64(position)
+    return before
+
+
+@compiled
+def _fixed(writing, low, span, position, data, end, bit, chance):  # type: ignore[no-untyped-def]
+    """Pass one bit under a fixed probability."""
+    if writing:
+        low, span, position = encode_bit(low, span, position, data, bit, chance)
+        return low, span, position, bit
+    return decode_bit(low, span, position, data, end, chance)
+
+
+@compiled
+def _adaptive(writing, low, span, position, data, end, chances, seen, context, bit):  # type: ignore[no-untyped-def]
+    """Pass one bit under a context, and let the context learn it."""
+    chance = chances[context]
+    low, span, position, bit = _fixed(writing, low, span, position, data, end, bit, chance)
+    chances[context] = adapt(chance, seen[context], bit)
+    seen[context] = min(seen[context] + 1, MEMORY)
+    return low, span, position, bit
+
+
+@compiled
+def _split(value, head_bits, float_tail):  # type: ignore[no-untyped-def]
+    """Return an element's head, its tail, and the bits of the tail."""
+    if float_tail:
+        mantissa_bits = np.uint64(float_tail - 1)
+        mantissa = value & ((_ONE << mantissa_bits) - _ONE)
+        head = np.int64((value >> mantissa_bits) & ((_ONE << np.uint64(head_bits)) - _ONE))
+        sign = value >> np.uint64(head_bits + float_tail - 1)
+        return head, (sign << mantissa_bits) | mantissa, np.int64(float_tail)
+    head = np.int64(0)
+    while head < 64 and value >> np.uint64(head):
+        head += 1
+    tail_bits = head - 1 if head else np.int64(0)
+    return head, value & ((_ONE << np.uint64(tail_bits)) - _ONE), tail_bits
+
+
+@compiled
+def _join(head, tail, head_bits, float_tail):  # type: ignore[no-untyped-def]
+    """Return the element of a head and a tail."""
+    if float_tail:
+        mantissa_bits = np.uint64(float_tail - 1)
+        sign = tail >> mantissa_bits
+        mantissa = tail & ((_ONE << mantissa_bits) - _ONE)
+        upper = (sign << np.uint64(head_bits)) | np.uint64(head)
+        return (upper << mantissa_bits) | mantissa
+    if head == 0:
+        return np.uint64(0)
+    return (_ONE << np.uint64(head - 1)) | tail
+
 
 _EXPONENT_BITS = {"float64": 11, "float32": 8, "float16": 5, "bfloat16": 8}
 _MANTISSA_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
@@ -104,7 +260,7 @@ class _Kind:
         self.tail_bits = 1 + _MANTISSA_BITS[stored] if self.floating else 0
         self.largest = (1 << self.head_bits) - 1 if self.floating else width
         self.left_out = 0
-        contexts = FLAG_CONTEXTS + (1 << (self.head_bits + MODELLED))
+        contexts = FLAG_CONTEXTS + (1 << (self.head_bits + MODELED))
         self.chances = np.full(contexts, HALF, dtype=np.uint32)
         self.seen = np.zeros(contexts, dtype=np.int64)
         self.recent = np.zeros(2, dtype=np.uint64)
@@ -117,17 +273,17 @@ class _Kind:
     @property
     def most_left_out(self) -> int:
         """Most bits that may be left out: those without contexts."""
-        return self.tail_bits - MODELLED
+        return self.tail_bits - MODELED
 
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """Neighbouring elements of one tensor, few enough for a bounded buffer."""
+    """Neighboring elements of one tensor, few enough for a bounded buffer."""
 
     tensor: int
     part: slice
     kind: _Kind
-    neighbours: NDArray[np.uint8]
+    neighbors: NDArray[np.uint8]
     known: NDArray[np.uint8]
     before: int
 
@@ -142,7 +298,7 @@ class _Block:
         kind = self.kind
         self.before = pass_elements(
             writing, state, data, kind.chances, kind.seen, kind.recent, kind.layout,
-            patterns, self.neighbours, self.known, self.before,
+            patterns, self.neighbors, self.known, self.before,
         )  # fmt: skip
         return self.before >= 0
 
@@ -164,11 +320,11 @@ class _Model:
         last = np.zeros(0, dtype=np.uint8)
         for tensor, (kind, count) in enumerate(self._tensors):
             same = len(last) == count
-            neighbours = last if same else np.full(count, ABSENT, dtype=np.uint8)
+            neighbors = last if same else np.full(count, ABSENT, dtype=np.uint8)
             last, before = np.zeros(count, dtype=np.uint8), 0
             for start in range(0, count, _BLOCK):
                 part = slice(start, min(start + _BLOCK, count))
-                block = _Block(tensor, part, kind, neighbours[part], last[part], before)
+                block = _Block(tensor, part, kind, neighbors[part], last[part], before)
                 yield block
                 before = block.before
 

@@ -1,4 +1,7 @@
-"""The header's records to and from JSON.
+"""The header: strict JSON rows to entries, and back.
+
+Python's own parser keeps the last of several equal keys, takes ``NaN``, and recurses without a
+limit of ours; none of that may be left to a file.
 
 A tensor is one row: ``[name, shape, dtype]`` or ``[name, shape, dtype, stored]`` when dense,
 ``[name, shape, distribution, scale, stream, coder, survivors, bytes]`` when seeded, with a 1 after
@@ -8,11 +11,13 @@ Rows deflate to less than objects or columns do (ResNet-18: 1,013, 1,142 and 1,0
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import struct
 from typing import Any, NoReturn
 
 from pabzip.errors import FormatError, SeedError
-from pabzip.formats import strict_json
 from pabzip.formats.checks import shown
 from pabzip.formats.entries import (
     Coding,
@@ -27,6 +32,85 @@ from pabzip.formats.entries import (
 from pabzip.formats.registry import GENERATOR
 from pabzip.formats.validate import check_header, tied_target
 from pabzip.seeds import InitSpec
+
+MAX_DEPTH = 8
+"""The header needs 4: object, list of rows, row, shape."""
+
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+def dump_json(value: Any) -> bytes:
+    """Return ``value`` as compact UTF-8 JSON with sorted keys: equal values give equal bytes.
+
+    Raises:
+        ValueError: a number that is not finite, or text that is not Unicode.
+    """
+    text = json.dumps(
+        value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True
+    )
+    return text.encode("utf-8")
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the value of JSON text.
+
+    Raises:
+        FormatError: not JSON, not UTF-8, a key that occurs twice in an object, a number that is
+            not finite or has too many digits, or nesting deeper than `MAX_DEPTH`.
+    """
+    _check_depth(data)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError("header", f"expected UTF-8 text, found {error.reason}") from None
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+    except (ValueError, RecursionError) as error:
+        raise FormatError("header", f"expected JSON, found a fault: {error}") from None
+
+
+def _check_depth(data: bytes) -> None:
+    """Refuse deep nesting before a recursive parser meets it."""
+    depth = 0
+    for token in _TOKENS.finditer(data):
+        kind = data[token.start()]
+        if kind in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise FormatError(
+                    "header", f"expected at most {MAX_DEPTH} levels of nesting, found more"
+                )
+        elif kind in b"]}":
+            depth -= 1
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members; a key that occurs twice is refused."""
+    members: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in members:
+            raise FormatError("header", f"expected each key once, found {key[:80]!r} twice")
+        members[key] = value
+    return members
+
+
+def _no_constant(name: str) -> NoReturn:
+    """Refuse NaN and the infinities, which are not JSON."""
+    raise FormatError("header", f"expected finite numbers, found {name}")
+
+
+def _finite(digits: str) -> float:
+    """Return a number with a fraction or exponent; one that overflows is refused."""
+    value = float(digits)
+    if not math.isfinite(value):
+        raise FormatError("header", f"expected finite numbers, found {digits[:40]}")
+    return value
+
 
 _REQUIRED = ("arch", "generator", "seed", "sha256", "tensors")
 _OPTIONAL = {"dense": list, "metadata": dict, "options": dict, "side": int}
@@ -53,7 +137,7 @@ def to_json(header: Header) -> bytes:
         "side": header.side,
     }
     kept = {key: value for key, value in fields.items() if key in _REQUIRED or value}
-    return strict_json.dump(kept)
+    return dump_json(kept)
 
 
 def from_json(data: bytes) -> Header:
@@ -62,7 +146,7 @@ def from_json(data: bytes) -> Header:
     Raises:
         FormatError: the text is not a header of this format version.
     """
-    fields = strict_json.parse(data)
+    fields = parse_json(data)
     _check_fields(fields)
     if fields["generator"] != GENERATOR:
         _refuse_newer("generator", fields["generator"], GENERATOR)

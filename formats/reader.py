@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import shown
+from pabzip.formats.checks import check_expansion, check_limit, shown
 from pabzip.formats.coder import Coded, Decoder, Task, run_tasks
 from pabzip.formats.coders import coder_named
 from pabzip.formats.container import (
@@ -21,12 +21,10 @@ from pabzip.formats.container import (
     read_section,
     sections,
 )
-from pabzip.formats.dense import decode_group
-from pabzip.formats.dense_groups import grouped
+from pabzip.formats.dense import decode_group, grouped
 from pabzip.formats.entries import DenseEntry, DenseGroup, SeededEntry, TiedEntry
 from pabzip.formats.registry import DENSE_SECTION_BYTES
 from pabzip.formats.scales import check_scales, scale_rows
-from pabzip.formats.size_limits import check_expansion, check_limit
 from pabzip.formats.sources import Source
 from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor, TiedTensor
 
@@ -125,7 +123,7 @@ class Reader(Mapping[str, Tensor]):
     ) -> dict[str, NDArray[np.float32]]:
         """Regenerate seeded tensors straight from the file, the work of all spread over threads.
 
-        Where a coder can, codes are never written out, and only live weights are drawn. The bits
+        Where a coder can, codes are never written out, and only active weights are drawn. The bits
         are those of `pabzip.seeds.regenerate`.
 
         Args:

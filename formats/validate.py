@@ -22,7 +22,7 @@ from pabzip.formats.checks import (
     shown,
 )
 from pabzip.formats.coders import coder_named
-from pabzip.formats.dense_groups import check_groups
+from pabzip.formats.dense import check_groups
 from pabzip.formats.entries import (
     Contents,
     DenseEntry,

@@ -1,18 +1,74 @@
-"""Write a file: encode every section, then the header that gives their lengths."""
+"""Write a .pabz file: encode the sections, verify them, replace the old file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
+from pabzip.errors import FormatError, PackError
+from pabzip.formats.atomic import open_atomic
 from pabzip.formats.coder import OnTensor
 from pabzip.formats.coders import AUTO, encode_codes
 from pabzip.formats.container import CHECKSUM_BYTES, checksum, encode_header
 from pabzip.formats.dense import encode_group, group_sizes
 from pabzip.formats.entries import Coding, Contents, DenseGroup, Header
-from pabzip.formats.scales import stored_dense
-from pabzip.formats.tensors import SeededTensor, Tensor
+from pabzip.formats.gather import gather
+from pabzip.formats.half import rounded
+from pabzip.formats.reader import Reader
+from pabzip.formats.registry import DENSE_TYPES, MAX_INTEGER
+from pabzip.formats.report import report
+from pabzip.formats.scales import regenerated, stored_dense
+from pabzip.formats.sources import open_source
+from pabzip.formats.tensors import DenseTensor, SeededTensor, StoredTensor, Tensor, resolved
+
+_RANGE = 1 << 22  # weights regenerated at a time, so that a large tensor needs no copy of itself
+
+
+def state_sha256(
+    seed: int,
+    tensors: Iterable[StoredTensor],
+    *,
+    backend: str = "numba",
+    threads: int | None = None,
+) -> str:
+    """Return the SHA-256 of a state, as 64 hexadecimal digits.
+
+    For each tensor in order the hash takes: the name's length in UTF-8 bytes (uint32), the name,
+    the length of the dtype's name (uint8), the dtype's name, the number of dimensions (uint8),
+    each dimension (uint64), and the elements in row-major order. Integers and elements are
+    little-endian; a boolean is one byte; a seeded tensor has dtype ``float32``.
+
+    Args:
+        seed: the ticket's seed.
+        tensors: in the order of the ticket, ties resolved (`pabzip.formats.tensors.resolved`); read
+            one at a time.
+        backend: of `pabzip.seeds.regenerate`; every backend gives the same digest.
+        threads: likewise.
+
+    Source: formats/SPEC.md, section "The digest".
+    """
+    state = hashlib.sha256()
+    for tensor in tensors:
+        dtype = tensor.dtype if isinstance(tensor, DenseTensor) else "float32"
+        name = tensor.name.encode("utf-8")
+        state.update(struct.pack("<I", len(name)) + name)
+        state.update(struct.pack("<B", len(dtype)) + dtype.encode("ascii"))
+        state.update(struct.pack(f"<B{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
+        if isinstance(tensor, SeededTensor):
+            for start in range(0, tensor.codes.size, _RANGE):
+                stop = start + _RANGE
+                part = regenerated(seed, tensor, start, stop, backend=backend, threads=threads)
+                state.update(part.astype("<f4", copy=False).data)
+        else:
+            values = tensor.values.astype(DENSE_TYPES[dtype].numpy, copy=False)
+            state.update(values.reshape(-1).view("u1").data)
+    return state.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +151,89 @@ def write_all(stream: BinaryIO, data: bytes | memoryview) -> None:
         if not taken:
             raise OSError(f"expected the stream to take {len(rest)} bytes, it took none")
         rest = rest[taken:]
+
+
+def encode_ticket(
+    contents: Contents,
+    tensors: Iterable[Tensor],
+    *,
+    coder: str = AUTO,
+    dense_dtype: str | None = None,
+    on_tensor: OnTensor | None = None,
+) -> EncodedFile:
+    """Encode a ticket in memory; arguments as for `pabzip.Ticket.save`.
+
+    Args:
+        contents: what the ticket holds but its tensors.
+        tensors: in the order of the network's state.
+        coder: a coder's name, or ``"auto"``.
+        dense_dtype: what to round wider dense tensors to, or None.
+        on_tensor: told the name of each seeded tensor that is encoded.
+
+    Raises:
+        PackError: the ticket breaks a rule of the format, an unknown coder or ``dense_dtype``, or
+            a dense value beyond its range.
+    """
+    kept = [rounded(tensor, dense_dtype) for tensor in tensors]
+    try:
+        found, held = gather(
+            contents.seed, kept, contents.arch, contents.options, contents.metadata
+        )
+        state = resolved({tensor.name: tensor for tensor in held})
+        digest = state_sha256(found.seed, state)
+        return encode(found, held, digest, coder=coder, on_tensor=on_tensor)
+    except FormatError as error:
+        raise PackError(str(error)) from None
+
+
+def save(encoded: EncodedFile, target: str | os.PathLike[str] | BinaryIO) -> dict[str, Any]:
+    """Write an encoded file to a path or stream, verified; see `pabzip.Ticket.save`.
+
+    Returns:
+        Its numbers (see `report`).
+
+    Raises:
+        PackError: it does not read back as what was written.
+        OSError: the target cannot be written.
+    """
+    if isinstance(target, str | os.PathLike):
+        with open_atomic(target, check=_read_back) as stream:
+            encoded.write(stream)
+    else:
+        file = io.BytesIO()
+        encoded.write(file)
+        _read_back(file.getbuffer())
+        write_all(target, file.getbuffer())
+        target.flush()
+    return report(encoded.header, len(encoded.start))
+
+
+def verify(reader: Reader, *, backend: str = "numba", threads: int | None = None) -> str:
+    """Read and regenerate everything, and return its SHA-256 if it is the file's own.
+
+    Raises:
+        FormatError: the digests differ, or a part of the file is damaged.
+    """
+    seed, expected = reader.header.contents.seed, reader.header.sha256
+    found = state_sha256(seed, resolved(reader), backend=backend, threads=threads)
+    if found != expected:
+        raise FormatError(
+            "state",
+            f"expected SHA-256 {expected}, found {found} regenerated; the file is damaged, or not "
+            "written by pabzip",
+        )
+    return found
+
+
+def _read_back(written: Path | memoryview) -> None:
+    """Open a file that was just written, and verify it."""
+    source = open_source(written)
+    try:
+        verify(Reader(source, max_bytes=MAX_INTEGER))  # no limit: what is written is at hand
+    except FormatError as error:
+        raise PackError(
+            f"expected what was written to read back, found a fault ({error}); nothing was kept: "
+            "check the disk and memory of this machine"
+        ) from error
+    finally:
+        source.close()

@@ -1,7 +1,7 @@
 """Every error that pabzip raises on purpose, from one base class.
 
 A message says where, what was expected, what was found, and the way out. The command line turns
-each class into one exit code (see ``pabzip.cli.errors``); nothing else decides exit codes.
+each class into one exit code (see ``pabzip.cli._output``); nothing else decides exit codes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw a network's weights from a seed, and remember how.
+"""The record of which weights came from the seed: `init_` draws them and remembers how.
 
 The record (seed and one `InitSpec` a seeded weight) rides on the network itself as a plain
 attribute, so it survives ``copy.deepcopy`` and pickling, and stays out of the ``state_dict``.
@@ -16,6 +16,7 @@ from pabzip.seeds import InitSpec, check_seed, scheme_spec, weights
 
 if TYPE_CHECKING:
     from torch import nn
+
 
 _ATTRIBUTE = "_pabzip_seeding"
 
@@ -75,7 +76,7 @@ def init_(
         SeedError: seed or scheme out of range, a name in ``only`` or ``skip`` that is no weight or
             module of ``net``, or nothing left to seed.
 
-    Source: Peek-a-Boo, Section 3.2 (initialisation) and Table 3 (schemes).
+    Source: Peek-a-Boo, Section 3.2 (initialization) and Table 3 (schemes).
     """
     import torch
 
@@ -120,7 +121,7 @@ def seeding(net: nn.Module) -> Seeding:
     for it, with names prefixed ``module.``.
 
     Raises:
-        SeedError: ``net`` was not initialised by `init_` nor loaded from a ticket.
+        SeedError: ``net`` was not initialized by `init_` nor loaded from a ticket.
     """
     found = getattr(net, _ATTRIBUTE, None)
     if found is not None:
@@ -200,3 +201,21 @@ def _named(
             )
         found |= matches
     return found
+
+
+def unwrap(net: nn.Module) -> nn.Module:
+    """Return the network inside DataParallel, DistributedDataParallel and ``torch.compile``.
+
+    Args:
+        net: any network, wrapped any number of times or not at all; it is left as it is.
+    """
+    from torch import nn
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    while True:
+        if isinstance(net, DataParallel | DistributedDataParallel):
+            net = net.module
+        elif isinstance(getattr(net, "_orig_mod", None), nn.Module):  # torch.compile
+            net = net._orig_mod  # type: ignore[assignment]
+        else:
+            return net

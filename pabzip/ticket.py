@@ -158,7 +158,7 @@ class Ticket(TicketTensors):
         return report(encoded.header, len(encoded.start))
 
     def breakdown(self) -> list[dict[str, Any]]:
-        """Return where the bytes of `info` go, tensor by tensor: `pabzip.formats.breakdown`.
+        """Return where the bytes of `info` go, tensor by tensor: `pabzip.formats.report`.
 
         Reads the header and the side stream. A ticket that is in no file is encoded, as by `info`.
 

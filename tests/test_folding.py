@@ -12,8 +12,13 @@ from torch import nn
 
 import pabzip
 from pabzip.errors import PackError
-from pabzip.folding import batch_norms, fold
-from pabzip.folding_check import check_batch_norms, check_network, fold_checked
+from pabzip.packing.batchnorm import (
+    batch_norms,
+    check_batch_norms,
+    check_network,
+    fold,
+    fold_checked,
+)
 
 
 def trained_(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -197,7 +202,7 @@ def test_a_checkpoint_of_a_custom_architecture_names_the_way_out(tmp_path: Any) 
     with pytest.raises(PackError, match="custom one, .*network_from_checkpoint.*net=network"):
         packed(tmp_path / "model.pt", fold_bn=True)
     checkpoint = pabzip.load_checkpoint(tmp_path / "model.pt")
-    rebuilt = pabzip.train.network_from_checkpoint(checkpoint, net=Own())
+    rebuilt = pabzip.checkpoint.network_from_checkpoint(checkpoint, net=Own())
     assert packed(rebuilt, fold_bn=True)[0] == packed(net, fold_bn=True)[0]
 
 

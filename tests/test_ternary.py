@@ -1,4 +1,4 @@
-"""Ternary networks without a seed: recognised, stored as codes, loaded bit for bit."""
+"""Ternary networks without a seed: recognized, stored as codes, loaded bit for bit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import nn
 
 import pabzip
 from pabzip.errors import PackError, SeedError
+from pabzip.packing.ternary import ternary_scales, ternary_tensor
 from pabzip.seeds import InitSpec
-from pabzip.ternary import ternary_scales, ternary_tensor
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 
 
@@ -79,7 +79,7 @@ def test_every_reader_gives_the_same_bits(coder: str) -> None:
 
 def test_the_digest_scales_every_range(monkeypatch: pytest.MonkeyPatch) -> None:
     file = packed(state(w=ternary((7, 50), rows=True)))
-    monkeypatch.setattr("pabzip.formats.digest._RANGE", 64)  # ranges that begin within rows
+    monkeypatch.setattr("pabzip.formats.writer._RANGE", 64)  # ranges that begin within rows
     Ticket.open(file).verify()
 
 

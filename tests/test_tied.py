@@ -16,9 +16,9 @@ from torch import nn
 
 import pabzip
 from pabzip.errors import PackError
+from pabzip.packing.tied import find_ties
 from pabzip.seeds import InitSpec
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
-from pabzip.tying import find_ties
 
 CODES = np.array([[0, 1, -1], [1, 0, 0]], dtype=np.int8)
 VALUES = np.array([[0.5, -2.0], [-0.0, 4.0]], dtype=np.float32)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pabzip
-from pabzip.wrappers import unwrap
+from pabzip.init import unwrap
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 OCTAVES = 32
 SEGMENTS = 64
 FRACTION_BITS = 28
-PROBES = 25  # points of a segment at which the error of the integer form is centred
+PROBES = 25  # points of a segment at which the error of the integer form is centered
 TABLE = Path(__file__).resolve().parents[1] / "pabzip" / "seeds" / "normal_table.npy"
 
 mp.dps = 40
@@ -46,7 +46,7 @@ def integer_form(a: int, b: int, c: int, rest: int) -> int:
 
 
 def fit_segment(octave: int, segment: int) -> tuple[int, int, int]:
-    """Fit one segment: interpolate at Chebyshev nodes, round, then centre the real error."""
+    """Fit one segment: interpolate at Chebyshev nodes, round, then center the real error."""
     lowest = mpf(2**31 + segment * 2**25) / mpf(2) ** (33 + octave)
     width = mpf(2**25) / mpf(2) ** (33 + octave)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pabzip.data.augment import RandomCrop, crop_and_flip
+from pabzip.data.augment import RandomCrop, RandomResizedCrop, crop_and_flip
 from pabzip.data.batches import batches
 from pabzip.data.image_files import ImageFiles
 from pabzip.data.order import permutation
-from pabzip.data.random_resized_crop import RandomResizedCrop
 from pabzip.data.registry import load, names
 from pabzip.data.splits import AnyAugmentation, AnyImages, Images, Splits
 

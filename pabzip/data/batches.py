@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from pabzip.data.augment import RandomResizedCrop
 from pabzip.data.image_files import ImageFiles
-from pabzip.data.normalise import Normalisation
 from pabzip.data.order import WordStream, augmentation_stream, order_stream, permutation
-from pabzip.data.random_resized_crop import RandomResizedCrop
-from pabzip.data.splits import AnyAugmentation, AnyImages
+from pabzip.data.splits import AnyAugmentation, AnyImages, Normalization
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -27,7 +26,7 @@ def batches(
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield normalised inputs and labels, every image once.
+    """Yield normalized inputs and labels, every image once.
 
     Order and augmentation are functions of ``shuffle_seed`` and ``epoch`` alone: they are the same
     on every device and machine, are independent of ``batch_size`` and of the number of ranks, use
@@ -38,7 +37,7 @@ def batches(
         batch_size: images in a batch of all ranks together; the last batch may hold fewer.
         shuffle_seed: ``0 <= shuffle_seed < 2**64``. None keeps the stored order.
         epoch: selects the order and the augmentation, ``0 <= epoch < 2**30``.
-        augmentation: applied to the pixels before they are normalised, such as
+        augmentation: applied to the pixels before they are normalized, such as
             `Splits.augmentation`; needs a ``shuffle_seed``.
         device: where the batches go; by default ``images.device``.
         start: number of batches to leave out at the front.
@@ -91,11 +90,11 @@ def batches(
         )
     else:
         walk = images.read(order, bounds, augmentation, words, where)
-    return _normalised(images, walk, where)
+    return _normalized(images, walk, where)
 
 
-def _normalised(images: AnyImages, walk: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Normalise batch after batch; apart, so that bad arguments of `batches` fail at the call."""
-    normalise = Normalisation(images.mean, images.std, images.peak, device)
+def _normalized(images: AnyImages, walk: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Normalize batch after batch; apart, so that bad arguments of `batches` fail at the call."""
+    normalize = Normalization(images.mean, images.std, images.peak, device)
     for pixels, labels in walk:
-        yield normalise(pixels), labels
+        yield normalize(pixels), labels

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from pabzip.data.augment import RandomResizedCrop
+from pabzip.data.download import dataset_root, reading, torchvision_datasets
 from pabzip.data.folders import Sample, image_files
 from pabzip.data.order import permutation
-from pabzip.data.random_resized_crop import RandomResizedCrop
-from pabzip.data.roots import dataset_root
 from pabzip.data.splits import Splits
-from pabzip.data.torchvision_datasets import reading, torchvision_datasets
 from pabzip.errors import DataError
 
 _ADDRESS = "https://data.caltech.edu/records/mzrjq-6wc02"
@@ -28,7 +27,7 @@ def load_caltech101(
     whose places come first in a permutation by pabzip's generator, seed 101, stream the label
     (classes sorted by name, images by number). 6,981 train, 1,696 test.
 
-    Files are decoded on use. Inputs are 224x224 pixels, normalised by ImageNet's constants, as the
+    Files are decoded on use. Inputs are 224x224 pixels, normalized by ImageNet's constants, as the
     field does.
 
     Args:

@@ -28,9 +28,9 @@ def paint_gradient(
     canvas: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64],
     toward_x: int, toward_y: int,
 ) -> None:  # fmt: skip
-    """Fill ``[3, 32, 32]`` with colours that go from ``first`` to ``second``.
+    """Fill ``[3, 32, 32]`` with colors that go from ``first`` to ``second``.
 
-    The direction has parts of -256 to 256; its larger one decides how fast the colour turns.
+    The direction has parts of -256 to 256; its larger one decides how fast the color turns.
     """
     for y in range(SIZE):
         for x in range(SIZE):
@@ -61,9 +61,9 @@ def add_texture(
                 (pitch - right) * np.int64(words[corner + across] >> np.uint32(24))
                 + right * np.int64(words[corner + across + 1] >> np.uint32(24))
             )
-            centred = 2 * value // pitch**2 - 255
+            centered = 2 * value // pitch**2 - 255
             for channel in range(3):
-                canvas[channel, y, x] += (centred * gains[channel]) >> 8
+                canvas[channel, y, x] += (centered * gains[channel]) >> 8
 
 
 @compiled
@@ -93,7 +93,7 @@ def pose(turn: int, shear: int, wide: int, high: int) -> tuple[int, int, int, in
 @compiled
 def paint_digit(
     canvas: NDArray[np.int64], digit: NDArray[np.uint8], matrix: tuple[int, int, int, int],
-    centre: tuple[int, int], window: tuple[int, int, int, int], colour: NDArray[np.int64],
+    center: tuple[int, int], window: tuple[int, int, int, int], color: NDArray[np.int64],
     opacity: int,
 ) -> None:  # fmt: skip
     """Paint the part of a digit that lies in ``window``, cells blended in between.
@@ -102,16 +102,16 @@ def paint_digit(
         canvas: ``[3, 32, 32]``.
         digit: ``[8, 8]``, 0 to 16; outside lies 0.
         matrix: from `pose`.
-        centre: where the middle of the window goes, in pixels with 8 fractional bits.
+        center: where the middle of the window goes, in pixels with 8 fractional bits.
         window: left, top, right and bottom cell, the last two left out.
-        colour: of full ink.
+        color: of full ink.
         opacity: of full ink, 0 to 256.
     """
     left, top, right, bottom = window
     middle_u, middle_v = (left + right - 1) << 15, (top + bottom - 1) << 15
     for y in range(SIZE):
         for x in range(SIZE):
-            dx, dy = (x << 8) - centre[0], (y << 8) - centre[1]
+            dx, dy = (x << 8) - center[0], (y << 8) - center[1]
             u = middle_u + ((matrix[0] * dx + matrix[1] * dy) >> 8)
             v = middle_v + ((matrix[2] * dx + matrix[3] * dy) >> 8)
             column, row = u >> 16, v >> 16
@@ -129,14 +129,14 @@ def paint_digit(
                         ink += weight * np.int64(digit[i, j])
             cover = ((ink >> (8 + _PEAK_BITS)) * opacity) >> 8
             for channel in range(3):
-                distance = colour[channel] - canvas[channel, y, x]
+                distance = color[channel] - canvas[channel, y, x]
                 canvas[channel, y, x] += (distance * cover) >> 8
 
 
 @compiled
 def paint_stroke(
     canvas: NDArray[np.int64], ends: tuple[int, int, int, int], thickness: int,
-    colour: NDArray[np.int64], opacity: int,
+    color: NDArray[np.int64], opacity: int,
 ) -> None:  # fmt: skip
     """Paint a straight stroke with round ends whose edge fades over a pixel.
 
@@ -154,7 +154,7 @@ def paint_stroke(
             fade = ((outer - away_x * away_x - away_y * away_y) << 8) // (outer - inner)
             cover = (min(max(fade, 0), 256) * opacity) >> 8
             for channel in range(3):
-                distance = colour[channel] - canvas[channel, y, x]
+                distance = color[channel] - canvas[channel, y, x]
                 canvas[channel, y, x] += (distance * cover) >> 8
 
 
@@ -165,7 +165,7 @@ def finish(
     """Add noise to every value of the canvas, cut to 0 to 255, and store.
 
     The noise is the sum of the four bytes of a word, nearly normal; its standard deviation is
-    ``0.577 * strength`` grey levels.
+    ``0.577 * strength`` gray levels.
     """
     place = 0
     for channel in range(3):

@@ -1,17 +1,243 @@
-"""`cluttered-digits`: handwritten digits in colour among clutter, painted from a seed."""
+"""cluttered-digits: color images painted from scikit-learn's digits by integer arithmetic."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pabzip.data.augment import RandomCrop
-from pabzip.data.clutter import Difficulty, paint_images
-from pabzip.data.clutter_kernels import CELLS, SIZE
+from pabzip.data.clutter_kernels import (
+    CELLS,
+    SIZE,
+    add_texture,
+    between,
+    finish,
+    paint_digit,
+    paint_gradient,
+    paint_stroke,
+    pose,
+)
 from pabzip.data.digits import read_digits
 from pabzip.data.splits import Images, Splits
+from pabzip.seeds.compiled import compiled
+from pabzip.seeds.kernels import philox_words
 from pabzip.seeds.philox import split_seed
+
+
+class Difficulty(NamedTuple):
+    """How hard the images are. A pair is the least and the most of a uniform draw.
+
+    Fractional bits as in `pabzip.data.clutter_kernels`: 12 for turns, 8 for all else. A color
+    is 0 to 255.
+
+    Attributes:
+        turn: largest tangent of half the angle, either way.
+        shear: largest shear, either way.
+        cell: pixels of a cell of the digit, each way.
+        shift: largest shift of the digit from the middle, each way.
+        contrast: distance of the digit's gray from the background's.
+        chroma: largest change of a channel of any color, either way.
+        background: a channel of the background's first color.
+        gradient: largest change of a channel from one side to the other.
+        texture: largest change of a channel by either texture.
+        pieces: number of pieces of other digits.
+        piece_cells: cells across a piece, each way.
+        piece_opacity: opacity of a piece.
+        strokes: number of strokes.
+        stroke_opacity: opacity of a stroke.
+        thickness: half the width of a stroke.
+        over: chance in 256 that a piece or a stroke lies over the digit and not under it.
+        noise: strength of the noise, as in `finish`.
+    """
+
+    turn: int
+    shear: int
+    cell: tuple[int, int]
+    shift: int
+    contrast: tuple[int, int]
+    chroma: int
+    background: tuple[int, int]
+    gradient: int
+    texture: int
+    pieces: tuple[int, int]
+    piece_cells: tuple[int, int]
+    piece_opacity: tuple[int, int]
+    strokes: tuple[int, int]
+    stroke_opacity: tuple[int, int]
+    thickness: tuple[int, int]
+    over: int
+    noise: tuple[int, int]
+
+
+# Blocks of Philox, four words each: first the scene, then one word a value for the noise.
+_SCENE_BLOCKS = 96
+_BLOCKS = _SCENE_BLOCKS + 3 * SIZE * SIZE // 4
+_BACKGROUND, _COARSE, _FINE, _DIGIT, _CLUTTER, _ITEM = 0, 20, 45, 126, 146, 20
+
+
+@compiled
+def _color(
+    near: NDArray[np.int64], words: NDArray[np.uint32], contrast: tuple[int, int], chroma: int,
+    out: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Draw a color at a distance in gray from ``near``; takes five words."""
+    distance = between(words[0], contrast[0], contrast[1])
+    gray = (near[0] + near[1] + near[2]) // 3
+    brighter = words[1] >> np.uint32(31) != 0
+    if gray + distance > 255:
+        brighter = False
+    elif gray < distance:
+        brighter = True
+    for channel in range(3):
+        value = near[channel] + (distance if brighter else -distance)
+        value += between(words[2 + channel], -chroma, chroma)
+        out[channel] = min(max(value, 0), 255)
+
+
+@compiled
+def _paint_background(
+    canvas: NDArray[np.int64], words: NDArray[np.uint32], hard: Difficulty, base: NDArray[np.int64]
+) -> None:
+    """Paint the gradient and both textures; writes the color in the middle to ``base``."""
+    first, second = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)
+    coarse, fine = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)
+    for channel in range(3):
+        start = words[_BACKGROUND + 4 * channel : _BACKGROUND + 4 * channel + 4]
+        first[channel] = between(start[0], hard.background[0], hard.background[1])
+        second[channel] = first[channel] + between(start[1], -hard.gradient, hard.gradient)
+        coarse[channel] = between(start[2], -hard.texture, hard.texture)
+        fine[channel] = between(start[3], -hard.texture, hard.texture)
+        base[channel] = (first[channel] + second[channel]) >> 1
+    toward_x = between(words[_BACKGROUND + 12], -256, 256)
+    toward_y = between(words[_BACKGROUND + 13], -256, 256)
+    paint_gradient(canvas, first, second, toward_x, toward_y)
+    add_texture(canvas, words[_COARSE:_FINE], 8, coarse)
+    add_texture(canvas, words[_FINE:_DIGIT], 4, fine)
+
+
+@compiled
+def _paint_main(
+    canvas: NDArray[np.int64], digit: NDArray[np.uint8], words: NDArray[np.uint32],
+    hard: Difficulty, base: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Paint the digit that the label names."""
+    matrix = pose(
+        between(words[0], -hard.turn, hard.turn),
+        between(words[1], -hard.shear, hard.shear),
+        between(words[2], hard.cell[0], hard.cell[1]),
+        between(words[3], hard.cell[0], hard.cell[1]),
+    )
+    middle = (SIZE - 1) << 7
+    center = (
+        middle + between(words[4], -hard.shift, hard.shift),
+        middle + between(words[5], -hard.shift, hard.shift),
+    )
+    color = np.empty(3, dtype=np.int64)
+    _color(base, words[6:11], hard.contrast, hard.chroma, color)
+    paint_digit(canvas, digit, matrix, center, (0, 0, CELLS, CELLS), color, 256)
+
+
+@compiled
+def _paint_piece(
+    canvas: NDArray[np.int64], digits: NDArray[np.uint8], words: NDArray[np.uint32],
+    hard: Difficulty, base: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Paint a rectangle cut out of some digit, turned any way, anywhere."""
+    digit = digits[between(words[1], 0, len(digits) - 1)]
+    wide = between(words[2], hard.piece_cells[0], hard.piece_cells[1])
+    high = between(words[3], hard.piece_cells[0], hard.piece_cells[1])
+    left, top = between(words[4], 0, CELLS - wide), between(words[5], 0, CELLS - high)
+    matrix = pose(
+        between(words[6], -4096, 4096),
+        between(words[7], -hard.shear, hard.shear),
+        between(words[8], hard.cell[0], hard.cell[1]),
+        between(words[9], hard.cell[0], hard.cell[1]),
+    )
+    edge = (SIZE - 1) << 8
+    center = between(words[10], 0, edge), between(words[11], 0, edge)
+    color = np.empty(3, dtype=np.int64)
+    _color(base, words[12:17], hard.contrast, hard.chroma, color)
+    opacity = between(words[17], hard.piece_opacity[0], hard.piece_opacity[1])
+    paint_digit(canvas, digit, matrix, center, (left, top, left + wide, top + high), color, opacity)
+
+
+@compiled
+def _paint_line(
+    canvas: NDArray[np.int64], words: NDArray[np.uint32], hard: Difficulty, base: NDArray[np.int64]
+) -> None:
+    """Paint a stroke between two places anywhere."""
+    edge = (SIZE - 1) << 8
+    ends = (
+        between(words[1], 0, edge),
+        between(words[2], 0, edge),
+        between(words[3], 0, edge),
+        between(words[4], 0, edge),
+    )
+    thickness = between(words[5], hard.thickness[0], hard.thickness[1])
+    color = np.empty(3, dtype=np.int64)
+    _color(base, words[6:11], hard.contrast, hard.chroma, color)
+    opacity = between(words[11], hard.stroke_opacity[0], hard.stroke_opacity[1])
+    paint_stroke(canvas, ends, thickness, color, opacity)
+
+
+@compiled
+def _paint_clutter(
+    canvas: NDArray[np.int64], digits: NDArray[np.uint8], words: NDArray[np.uint32],
+    hard: Difficulty, base: NDArray[np.int64], over: np.bool_,
+) -> None:  # fmt: skip
+    """Paint the pieces and strokes that lie over the digit, or those that lie under it."""
+    pieces = between(words[_CLUTTER], hard.pieces[0], hard.pieces[1])
+    strokes = between(words[_CLUTTER + 1], hard.strokes[0], hard.strokes[1])
+    for item in range(pieces + strokes):
+        begin = _CLUTTER + 2 + _ITEM * item
+        drawn = words[begin : begin + _ITEM]
+        if (between(drawn[0], 0, 255) < hard.over) != over:
+            continue
+        if item < pieces:
+            _paint_piece(canvas, digits, drawn, hard, base)
+        else:
+            _paint_line(canvas, drawn, hard, base)
+
+
+@compiled
+def paint_images(
+    key: tuple[np.uint32, np.uint32], first: int, digits: NDArray[np.uint8],
+    classes: NDArray[np.int64], hard: Difficulty, out: NDArray[np.uint8],
+) -> None:  # fmt: skip
+    """Paint images ``first`` onwards; the label of image ``i`` is ``i % 10``.
+
+    Image ``i`` is a function of ``i``, the key and the digits alone: its words are stream ``i``.
+
+    Args:
+        key: of Philox.
+        first: number of the first image.
+        digits: ``[M, 8, 8]``, sorted by label, 0 to 16.
+        classes: ``[11]``; those of label ``l`` are ``classes[l]`` to ``classes[l + 1]``.
+        hard: see `Difficulty`.
+        out: ``[N, 3, 32, 32]``, written whole.
+    """
+    places = np.arange(_BLOCKS).astype(np.uint32)
+    words = np.empty(4 * _BLOCKS, dtype=np.uint32)
+    canvas = np.empty((3, SIZE, SIZE), dtype=np.int64)
+    base = np.empty(3, dtype=np.int64)
+    for index in range(len(out)):
+        philox_words(key, np.uint32(first + index), np.uint64(0), places, _BLOCKS, words)
+        label = (first + index) % 10
+        chosen = between(words[_DIGIT + 11], classes[label], classes[label + 1] - 1)
+        _paint_background(canvas, words, hard, base)
+        _paint_clutter(canvas, digits, words, hard, base, np.False_)
+        _paint_main(canvas, digits[chosen], words[_DIGIT:], hard, base)
+        _paint_clutter(canvas, digits, words, hard, base, np.True_)
+        finish(
+            canvas,
+            words[4 * _SCENE_BLOCKS :],
+            between(words[_DIGIT + 12], hard.noise[0], hard.noise[1]),
+            out[index],
+        )
+
 
 TRAIN_IMAGES = 50_000
 """Number of training images, as in CIFAR-10."""
@@ -51,7 +277,7 @@ def load_cluttered_digits() -> Splits:
     """Paint 50,000 training and 10,000 test images, three channels of 32x32 pixels, 10 classes.
 
     A stand-in where CIFAR cannot be had: a digit of scikit-learn's, turned, sheared, scaled,
-    shifted and coloured, on a background of gradients and textures, with pieces of other digits
+    shifted and colored, on a background of gradients and textures, with pieces of other digits
     and strokes under and over it, and noise. Training images show the 1,400 training digits of
     `pabzip.data.digits` alone, test images its 397 test digits alone, pieces included. Every class
     has equally many images: image ``i`` has label ``i % 10``.

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 
-from pabzip.data.decode import open_image
-from pabzip.data.image_files import ImageFiles
-from pabzip.data.random_resized_crop import RandomResizedCrop
+from pabzip.data.augment import RandomResizedCrop
+from pabzip.data.download import torchvision_datasets
+from pabzip.data.image_files import ImageFiles, open_image
 from pabzip.data.splits import Splits
-from pabzip.data.torchvision_datasets import torchvision_datasets
 from pabzip.errors import DataError
 
 Sample = tuple[str, int]
@@ -32,7 +31,7 @@ def load_folder(root: str | os.PathLike[str] | None, *, name: str = "folder") ->
     The sorted names of ``train``'s subfolders are the classes. Files are decoded on use. Inputs are
     224x224 pixels, the middle of an image of 256 pixels in evaluation; where the shorter side of
     the first training image is less than 224, that is the size of both, so that folders of small
-    images suit the networks for small images. Pixels are normalised by ImageNet's constants.
+    images suit the networks for small images. Pixels are normalized by ImageNet's constants.
 
     Args:
         root: the folder that holds ``train`` and ``test``.

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pabzip.data.augment import RandomCrop
-from pabzip.data.roots import dataset_root
+from pabzip.data.download import dataset_root, reading, torchvision_datasets
 from pabzip.data.splits import Images, Splits
-from pabzip.data.torchvision_datasets import reading, torchvision_datasets
 from pabzip.errors import DataError
 
 _PEAK = 255
@@ -104,8 +103,8 @@ def _must_unpack(name: str, dataset: Any, raw: Path) -> bool:
 def _images(name: str, dataset: Any, kind: _Kind, raw: Path) -> Images:
     """Check what torchvision read, which checks no unpacked file, and add the channel."""
     pixels, labels = dataset.data, dataset.targets
-    labelled = labels.ndim == 1 and len(labels) == len(pixels) > 0
-    if not labelled or tuple(pixels.shape[1:]) != (28, 28) or int(labels.max()) > 9:
+    labeled = labels.ndim == 1 and len(labels) == len(pixels) > 0
+    if not labeled or tuple(pixels.shape[1:]) != (28, 28) or int(labels.max()) > 9:
         raise DataError(
             f"data {name!r}: expected images of 28x28 pixels with a label 0 to 9 each in {raw}, "
             f"found images {list(pixels.shape)} and labels {list(labels.shape)}; remove the "

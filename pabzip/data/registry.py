@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,54 @@ from pabzip.errors import DataError
 
 if TYPE_CHECKING:
     from pabzip.data.splits import Splits
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What a network must fit.
+
+    Attributes:
+        num_classes: number of labels.
+        in_channels: channels of an input.
+        image_size: height and width of an input in pixels.
+    """
+
+    num_classes: int
+    in_channels: int
+    image_size: int
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an input."""
+        return self.in_channels, self.image_size, self.image_size
+
+
+GEOMETRIES = {
+    "digits": Geometry(10, 1, 8),
+    "cluttered-digits": Geometry(10, 3, 32),
+    "cifar10": Geometry(10, 3, 32),
+    "cifar100": Geometry(100, 3, 32),
+    "mnist": Geometry(10, 1, 28),
+    "fashion-mnist": Geometry(10, 1, 28),
+    "svhn": Geometry(10, 3, 32),
+    "tiny-imagenet": Geometry(200, 3, 64),
+    "caltech101": Geometry(101, 3, 224),
+    "imagenet": Geometry(1000, 3, 224),
+}
+"""By name of the dataset; an image folder's is known once it is read."""
+
+
+def geometry(name: str) -> Geometry:
+    """Return the geometry of a published dataset; nothing is read from disk.
+
+    Raises:
+        DataError: no such dataset, or one whose geometry is its files' (a folder).
+    """
+    found = GEOMETRIES.get(name)
+    if found is None:
+        raise DataError(f"data: expected one of {', '.join(GEOMETRIES)}, found {name!r}")
+    return found
+
 
 _NAMES = (
     "digits",
@@ -49,7 +98,7 @@ def load(
         download: fetch what is missing. Nothing is ever fetched without it.
 
     Returns:
-        Training and test images, with the constants that normalise them.
+        Training and test images, with the constants that normalize them.
 
     Raises:
         DataError: no such dataset, or its files are missing, damaged or could not be fetched.

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and a dataset's two parts."""
+"""Images with labels, and a dataset's training and test split."""
 
 from __future__ import annotations
 
@@ -10,10 +10,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pabzip.data.augment import RandomResizedCrop
 from pabzip.data.image_files import ImageFiles
-from pabzip.data.normalise import Normalisation
 from pabzip.data.order import WordStream
-from pabzip.data.random_resized_crop import RandomResizedCrop
+
+
+class Normalization:
+    """``(pixels / peak - mean) / std`` by channel; its constants are put on the device once.
+
+    Args:
+        mean: of each channel, after division by ``peak``.
+        std: likewise.
+        peak: the pixel value of full intensity.
+        device: of the pixels.
+    """
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], peak: int, device: torch.device
+    ):
+        def constants(values: Sequence[float]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+        self._mean, self._std, self._peak = constants(mean), constants(std), peak
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return ``float32[N, C, H, W]`` from ``uint8[N, C, H, W]`` on the device."""
+        return (pixels.to(torch.float32) / self._peak - self._mean) / self._std
+
 
 Augmentation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Changes a batch ``uint8[N, C, H, W]`` at random; the second argument, ``int64[N]`` on the same
@@ -57,7 +80,7 @@ class Images:
             self, images=self.images.to(device), labels=self.labels.to(device)
         )
 
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return ``(pixels / peak - mean) / std`` by channel.
 
         Args:
@@ -66,11 +89,11 @@ class Images:
         Returns:
             ``float32[N, C, H, W]`` on the same device.
         """
-        return Normalisation(self.mean, self.std, self.peak, pixels.device)(pixels)
+        return Normalization(self.mean, self.std, self.peak, pixels.device)(pixels)
 
     def inputs(self) -> torch.Tensor:
-        """Return all images, normalised: ``float32[N, C, H, W]``."""
-        return self.normalise(self.images)
+        """Return all images, normalized: ``float32[N, C, H, W]``."""
+        return self.normalize(self.images)
 
     def read(
         self,

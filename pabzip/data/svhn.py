@@ -10,9 +10,8 @@ import torch
 
 from pabzip._optional import require
 from pabzip.data.augment import RandomCrop
-from pabzip.data.roots import dataset_root
+from pabzip.data.download import dataset_root, reading, torchvision_datasets
 from pabzip.data.splits import Images, Splits
-from pabzip.data.torchvision_datasets import reading, torchvision_datasets
 from pabzip.errors import DataError
 
 _PEAK = 255

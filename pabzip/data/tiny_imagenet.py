@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 
 from pabzip.data.augment import RandomCrop
-from pabzip.data.decode import default_workers, open_image, read_ahead
+from pabzip.data.download import dataset_root, reading, torchvision_datasets
 from pabzip.data.folders import Sample, class_names, samples_of
-from pabzip.data.roots import dataset_root
+from pabzip.data.image_files import default_workers, open_image, read_ahead
 from pabzip.data.splits import Images, Splits
-from pabzip.data.torchvision_datasets import reading, torchvision_datasets
 from pabzip.errors import DataError
 
 _FOLDER = "tiny-imagenet-200"

@@ -1,4 +1,4 @@
-"""Build a checked ONNX model in memory: trace, convert, serialise, compare with torch."""
+"""Build a checked ONNX model in memory: trace, convert, serialize, compare with torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from pabzip._optional import require
 from pabzip.errors import ExportError
-from pabzip.export.graph import checked_opset, serialise, trace
-from pabzip.export.half import to_float16
-from pabzip.export.overflow import check_range
+from pabzip.export.graph import checked_opset, serialize, trace
+from pabzip.export.half import check_range, to_float16
 from pabzip.export.parity import (
     FLOAT16_TOLERANCE,
     TOLERANCE,
@@ -19,8 +18,8 @@ from pabzip.export.parity import (
     check_parity,
     reference_logits,
 )
+from pabzip.init import unwrap
 from pabzip.runtime.onnx_session import create_session, session_logits
-from pabzip.wrappers import unwrap
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +62,7 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A serialised ONNX model and its report.
+    """A serialized ONNX model and its report.
 
     Attributes:
         data: the bytes of an ``.onnx`` file.
@@ -91,7 +90,7 @@ def build_onnx(
     device, dtype and modes, the random state and the warning filters are left as they are.
 
     Args:
-        net: takes images ``(N, C, H, W)``, normalised as in training, and returns logits
+        net: takes images ``(N, C, H, W)``, normalized as in training, and returns logits
             ``(N, classes)``.
         input_shape: ``(C, H, W)`` of one image.
         opset: 18 to 23; None takes 18, which the most runtimes read.
@@ -126,7 +125,7 @@ def build_onnx(
         model = trace(twin, shape, opset=opset, dynamic_batch=dynamic_batch)
     if float16:
         to_float16(model)
-    data = serialise(model, metadata or {})
+    data = serialize(model, metadata or {})
     if float16:
         check_range(data, batches)
     difference = check_parity(

@@ -1,4 +1,4 @@
-"""From a torch network to an ONNX graph: tracing, opset, size, serialisation."""
+"""From a torch network to an ONNX graph: tracing, opset, size, serialization."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def trace(
     return model
 
 
-def serialise(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
+def serialize(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
     """Return the bytes of a model, signed as pabzip's, with ``metadata`` in its properties.
 
     Raises:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pabzip.errors import ArchitectureError
-from pabzip.models.rng import own_rng
+from pabzip.models.registry import own_rng
 from pabzip.seeds import check_seed
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def resolve(target: str, options: Mapping[str, Any], *, dense_seed: int = 0) -> 
     """Import ``module`` and return what ``callable(**options)`` makes.
 
     Only ever called with a name that the user typed, never with one read from a file. The current
-    folder is searched first, as ``python -m`` does. Parameters are initialised from
+    folder is searched first, as ``python -m`` does. Parameters are initialized from
     ``dense_seed`` and the caller's CPU random state is left alone; a callable that makes its
     network on an accelerator draws from that device's own state.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from pabzip._torchvision import torchvision_part
+from pabzip._optional import torchvision_part
 
 
 def imagenet_resnet(
@@ -18,7 +18,7 @@ def imagenet_resnet(
     in_channels: int,
     device: torch.device | str | None = None,
 ) -> nn.Module:
-    """Return a residual network of torchvision, freshly initialised by its own rules.
+    """Return a residual network of torchvision, freshly initialized by its own rules.
 
     Input ``float[N, in_channels, H, W]`` of any size, output ``float[N, num_classes]`` (logits).
     Parameters have torchvision's names, so its checkpoints fit.

@@ -1,4 +1,4 @@
-"""LeNet-300-100: a network of Linear layers alone."""
+"""LeNet-300-100 and Conv-2/4/6/8, the small networks of the lottery ticket papers."""
 
 from __future__ import annotations
 
@@ -44,3 +44,74 @@ class LeNet300100(nn.Module):
         hidden = torch.relu(self.fc2(hidden))
         logits: torch.Tensor = self.fc3(hidden)
         return logits
+
+
+class ConvNet(nn.Module):
+    """Blocks of two 3x3 convolutions and a 2x2 max pool, then three Linear layers.
+
+    Block ``i`` has ``width * 2**i`` channels; the two hidden Linear layers have ``4 * width``
+    units. With the default width of 64 that is Conv-2 (one block) to Conv-8 (four blocks):
+    64, 128, 256, 512 channels and 256 units.
+
+    Input ``float[N, in_channels, image_size, image_size]``, output ``float[N, num_classes]``
+    (logits).
+
+    Args:
+        blocks: number of blocks: 1 for Conv-2, 2 for Conv-4, 3 for Conv-6, 4 for Conv-8.
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        image_size: height and width of the input in pixels, at least ``2**blocks``; the first
+            Linear layer depends on it. Every pool drops an odd row and column.
+        width: channels of the first block.
+        batch_norm: put batch norm after every convolution, whose own bias is then left out.
+        device: where the parameters are made.
+
+    Source: Frankle & Carbin 2019, Figure 2 (Conv-2, Conv-4, Conv-6); Ramanujan et al. 2020,
+    Section 4.1 (Conv-8, and width as a factor on all layers but the last). ``batch_norm`` follows
+    Peek-a-Boo, footnote 2, which adds it to Conv-4 and Conv-6 to stabilize the training. Ramanujan
+    et al. leave out all biases; Linear layers keep theirs here, as in Frankle & Carbin.
+    """
+
+    def __init__(
+        self,
+        *,
+        blocks: int,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        width: int,
+        batch_norm: bool,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for block in range(blocks):
+            for _ in range(2):
+                out = width * 2**block
+                layers.append(_conv3x3(channels, out, bias=not batch_norm, device=device))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(out, device=device, dtype=torch.float32))
+                layers.append(nn.ReLU())
+                channels = out
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        inputs, hidden = channels * (image_size // 2**blocks) ** 2, 4 * width
+        self.fc1 = nn.Linear(inputs, hidden, device=device, dtype=torch.float32)
+        self.fc2 = nn.Linear(hidden, hidden, device=device, dtype=torch.float32)
+        self.fc3 = nn.Linear(hidden, num_classes, device=device, dtype=torch.float32)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits ``float[N, num_classes]``."""
+        hidden = self.features(images).flatten(1)
+        hidden = torch.relu(self.fc1(hidden))
+        hidden = torch.relu(self.fc2(hidden))
+        logits: torch.Tensor = self.fc3(hidden)
+        return logits
+
+
+def _conv3x3(
+    inputs: int, outputs: int, *, bias: bool, device: torch.device | str | None
+) -> nn.Conv2d:
+    """Return a 3x3 convolution that keeps height and width."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias, device=device, dtype=torch.float32)

@@ -1,19 +1,94 @@
-"""The architectures that a file may name, and how each is built."""
+"""Architectures by name, their options, and what each takes as input."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pabzip.errors import ArchitectureError
-from pabzip.models.options import OptionValue, resolve_options
-from pabzip.models.rng import own_rng
 from pabzip.seeds import check_seed
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+OptionValue = int | bool
+
+# The upper bounds keep every parameter count below 2**53, so that options read from a file
+# can never overflow a size.
+_RANGES: dict[str, tuple[int, int]] = {
+    "num_classes": (1, 2**20),
+    "in_channels": (1, 2**12),
+    "image_size": (1, 2**12),
+    "width": (1, 2**14),
+    "widen": (1, 2**6),
+}
+
+
+def resolve_options(
+    name: str,
+    known: Mapping[str, OptionValue],
+    given: Mapping[str, object],
+    least: Mapping[str, int],
+) -> dict[str, OptionValue]:
+    """Return ``known`` updated by ``given``, every value checked.
+
+    Args:
+        name: the architecture, for messages.
+        known: the options that the architecture has, with their defaults.
+        given: options of the caller.
+        least: smallest values where the architecture needs more than 1.
+
+    Raises:
+        ArchitectureError: an option that the architecture does not have, a value of another kind
+            or out of range; the message lists what is valid.
+    """
+    for option in given:
+        if option not in known:
+            raise ArchitectureError(
+                f"architecture {name!r}: expected options among {', '.join(known)}, "
+                f"found {option!r}"
+            )
+    return {
+        option: _checked(name, option, given.get(option, default), default, least)
+        for option, default in known.items()
+    }
+
+
+def _checked(
+    name: str, option: str, value: object, default: OptionValue, least: Mapping[str, int]
+) -> OptionValue:
+    """Return one value if it has the kind of its default and lies in range."""
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        expected = "true or false"
+    else:
+        low, high = _RANGES[option]
+        low = max(low, least.get(option, low))
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        expected = f"a whole number from {low} to {high}"
+    raise ArchitectureError(
+        f"architecture {name!r}: option {option}: expected {expected}, found {value!r}"
+    )
+
+
+@contextmanager
+def own_rng(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator inside the block and give the caller's state back after it.
+
+    Only the CPU generator is seeded: ``torch.manual_seed`` would also reseed every accelerator,
+    whose state could not be given back without starting it.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 @dataclass(frozen=True)
@@ -67,7 +142,7 @@ def build(
 ) -> nn.Module:
     """Build an architecture by name, in float32 and training mode.
 
-    All parameters are initialised from ``dense_seed``, by torch's defaults or, for the ImageNet
+    All parameters are initialized from ``dense_seed``, by torch's defaults or, for the ImageNet
     forms, by torchvision's own rules; `pabzip.init_` then draws the weights that are to be seeded.
     The caller's random state and default dtype play no part and are left alone. The network
     remembers what it is as ``net.pabzip_arch``: its name and its options, all of them, as JSON
@@ -129,7 +204,7 @@ def _conv(blocks: int) -> _Architecture:
     """Return the entry of the Conv network with ``blocks`` blocks."""
 
     def construct(**options: Any) -> nn.Module:
-        from pabzip.models.conv import ConvNet
+        from pabzip.models.lenet import ConvNet
 
         return ConvNet(blocks=blocks, **options)
 

@@ -1,7 +1,7 @@
 """Context-coded tensors on the GPU: from the bytes of the file to weights.
 
 What crosses the bus is the compressed payload and a description of a few numbers a channel. Codes
-and magnitudes are never written out; the scratch memory is five bytes a live weight. The work of
+and magnitudes are never written out; the scratch memory is five bytes a active weight. The work of
 all tensors is queued without waiting for the device, and what the kernels found wrong is read
 once, at the end.
 
@@ -22,13 +22,11 @@ import triton.language as tl
 
 from pabzip.errors import FormatError
 from pabzip.formats.checks import shown
-from pabzip.formats.context.buckets import BUCKET_OF
-from pabzip.formats.context.chunk_reader import FINE
-from pabzip.formats.context.chunks import PROBLEMS
-from pabzip.formats.context.levels import FRACTIONS
+from pabzip.formats.context.geometry import FRACTIONS
+from pabzip.formats.context.model import BUCKET_OF
+from pabzip.formats.context.payload import FINE, PROBLEMS
 from pabzip.runtime.decode_tables import CHUNK_FIELDS, PIECE, CodedTensor, DecodeTables
-from pabzip.runtime.triton_decode_kernels import predict_kernel, write_kernel
-from pabzip.runtime.triton_range_decoder import decode_kernel
+from pabzip.runtime.triton_decode_kernels import decode_kernel, predict_kernel, write_kernel
 from pabzip.seeds.cuda import as_int32, table_on
 from pabzip.seeds.philox import split_seed
 

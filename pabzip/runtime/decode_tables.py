@@ -17,17 +17,16 @@ from numpy.typing import NDArray
 from pabzip.errors import FormatError
 from pabzip.formats.checks import shown
 from pabzip.formats.coder import Payload
-from pabzip.formats.context.buckets import COUNT
-from pabzip.formats.context.description import Description
-from pabzip.formats.context.live import LivePlan
+from pabzip.formats.context.geometry import ActivePlan
+from pabzip.formats.context.model import COUNT, Description
 from pabzip.seeds import InitSpec
 
 PIECE = 1024
-"""Live weights that one program of the parallel kernels handles."""
+"""Active weights that one program of the parallel kernels handles."""
 
 CHUNK_FIELDS = (
-    "count",  # live weights
-    "begin",  # first live row, in `DecodeTables.rows`
+    "count",  # active weights
+    "begin",  # first active row, in `DecodeTables.rows`
     "end",  # one past the last
     "piece",  # number of its first piece
     "tensor",  # number of its tensor
@@ -51,7 +50,7 @@ _COUNT, _BEGIN, _END, _PIECE = map(CHUNK_FIELDS.index, ("count", "begin", "end",
 _CODED, _PLAIN, _SURVIVORS = map(CHUNK_FIELDS.index, ("coded", "plain", "survivors"))
 
 ROW_FIELDS = 4
-"""The int64 columns of `DecodeTables.rows`: the row's first element, the live weights of the
+"""The int64 columns of `DecodeTables.rows`: the row's first element, the active weights of the
 tensor before it, its first place in `DecodeTables.places`, and the levels that it adds."""
 
 
@@ -84,9 +83,9 @@ class DecodeTables:
         data: uint8, all payloads.
         chunks: int64, (chunks, len(CHUNK_FIELDS)).
         chunk_of: int32, the chunk of each piece.
-        rows: int64, (live rows, ROW_FIELDS).
-        places: int64, place within a row of each live place.
-        place_offsets: int32, levels that each live place adds.
+        rows: int64, (active rows, ROW_FIELDS).
+        places: int64, place within a row of each active place.
+        place_offsets: int32, levels that each active place adds.
         chances: int32, probability of survival times 65536 of each bucket of each tensor.
     """
 
@@ -148,7 +147,7 @@ def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArr
         spans = told.spans(len(tensor.payload))
     except FormatError as error:
         raise FormatError(f"tensor {shown(tensor.name)}", error.problem) from None
-    plan = LivePlan.of(told.live)
+    plan = ActivePlan.of(told.active)
     predictor = told.predictor(plan)
     starts = np.concatenate([np.zeros(1, np.int64), plan.ends[:-1]])[: len(plan.rows)]
     rows = np.empty((len(plan.rows), ROW_FIELDS), dtype=np.int64)
@@ -193,5 +192,5 @@ def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArr
 
 
 def _pieces(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the pieces that so many live weights take."""
+    """Return the pieces that so many active weights take."""
     return -(-counts // PIECE)

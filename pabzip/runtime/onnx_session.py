@@ -89,7 +89,7 @@ def session_logits(session: InferenceSession) -> Callable[[np.ndarray], np.ndarr
 def create_session(
     model: bytes, *, providers: Sequence[Provider] | None = None
 ) -> InferenceSession:
-    """Return a session of a serialised ONNX model that logs errors alone.
+    """Return a session of a serialized ONNX model that logs errors alone.
 
     Raises:
         ExportError: ONNX Runtime cannot read the model.

@@ -10,9 +10,8 @@ import numpy as np
 
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, FormatError
-from pabzip.init import Seeding, attach_seeding
+from pabzip.init import Seeding, attach_seeding, unwrap
 from pabzip.ticket import Ticket
-from pabzip.wrappers import unwrap
 
 if TYPE_CHECKING:
     import torch

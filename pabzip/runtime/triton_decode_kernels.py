@@ -1,18 +1,23 @@
-"""Triton kernels that turn the bytes of context-coded tensors into weights.
+"""Triton kernels that decode the context coder, one thread block a chunk.
+
+A Triton kernel may read no globals but ``tl.constexpr`` values. The fields are those of
+`pabzip.runtime.decode_tables.CHUNK_FIELDS`.
+
+It is the second of three launches; `pabzip.runtime.triton_decode_kernels` tells of all.
 
 Three launches serve all tensors of a file:
 
-1. `predict_kernel`, a piece of `PIECE` live weights a program: draws magnitudes, scores them, and
+1. `predict_kernel`, a piece of `PIECE` active weights a program: draws magnitudes, scores them, and
    sorts the weights into pruned, surviving and uncertain. Those that need coded bits go to a
    compact list, in order.
-2. `decode_kernel` of `pabzip.runtime.triton_range_decoder`, a chunk a program: range decoding is
+2. `decode_kernel` of `pabzip.runtime.triton_decode_kernels`, a chunk a program: range decoding is
    sequential, so it runs over the lists alone, and certain weights cost it nothing.
 3. `write_kernel`, a piece a program: numbers the survivors, finds their signs, draws the
    magnitudes again (cheaper than the memory to keep them) and writes weights.
 
-`pabzip.formats.context.chunk_reader.decode_chunk` is the definition that they follow to the bit.
+`pabzip.formats.context.payload.decode_chunk` is the definition that they follow to the bit.
 What a damaged file holds never leads them outside the tables: plain signs are read for as many
-survivors as the tables have room for, and all else is bounded by the counts of live weights.
+survivors as the tables have room for, and all else is bounded by the counts of active weights.
 """
 
 from __future__ import annotations
@@ -20,29 +25,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pabzip.runtime.triton_constants import (
-    FIELD_BEGIN,
-    FIELD_CHANCES,
-    FIELD_COUNT,
-    FIELD_END,
-    FIELD_FACTOR,
-    FIELD_FIRST,
-    FIELD_FIRST_PIECE,
-    FIELD_KIND,
-    FIELD_LAST,
-    FIELD_OUT,
-    FIELD_PLAIN,
-    FIELD_SCORED,
-    FIELD_SIGNS,
-    FIELD_STREAM,
-    FIELD_SURVIVORS,
-    FIELDS,
-    PIECE,
-    REACH,
-    ROW_FIELDS,
-    SIGNS_CODED,
-    SIGNS_PLAIN,
-)
+from pabzip.formats.context import model as buckets
+from pabzip.formats.context import model as predictor
+from pabzip.formats.context import payload as chunk_reader
+from pabzip.runtime import decode_tables
+from pabzip.runtime.decode_tables import CHUNK_FIELDS
 from pabzip.seeds.triton_kernels import (
     NORMAL,
     UNIFORM,
@@ -52,12 +39,151 @@ from pabzip.seeds.triton_kernels import (
     rounded,
 )
 
+PIECE = tl.constexpr(decode_tables.PIECE)
+REACH = tl.constexpr(buckets.REACH)
+ROW_FIELDS = tl.constexpr(decode_tables.ROW_FIELDS)
+FIELDS = tl.constexpr(len(CHUNK_FIELDS))
+FIELD_COUNT = tl.constexpr(CHUNK_FIELDS.index("count"))
+FIELD_BEGIN = tl.constexpr(CHUNK_FIELDS.index("begin"))
+FIELD_END = tl.constexpr(CHUNK_FIELDS.index("end"))
+FIELD_FIRST_PIECE = tl.constexpr(CHUNK_FIELDS.index("piece"))
+FIELD_STREAM = tl.constexpr(CHUNK_FIELDS.index("stream"))
+FIELD_KIND = tl.constexpr(CHUNK_FIELDS.index("kind"))
+FIELD_FACTOR = tl.constexpr(CHUNK_FIELDS.index("factor"))
+FIELD_SCORED = tl.constexpr(CHUNK_FIELDS.index("scored"))
+FIELD_FIRST = tl.constexpr(CHUNK_FIELDS.index("first"))
+FIELD_LAST = tl.constexpr(CHUNK_FIELDS.index("last"))
+FIELD_CHANCES = tl.constexpr(CHUNK_FIELDS.index("chances"))
+FIELD_SIGNS = tl.constexpr(CHUNK_FIELDS.index("signs"))
+FIELD_FLIP_CHANCE = tl.constexpr(CHUNK_FIELDS.index("flip_chance"))
+FIELD_CODED = tl.constexpr(CHUNK_FIELDS.index("coded"))
+FIELD_PLAIN = tl.constexpr(CHUNK_FIELDS.index("plain"))
+FIELD_SURVIVORS = tl.constexpr(CHUNK_FIELDS.index("survivors"))
+FIELD_OUT = tl.constexpr(CHUNK_FIELDS.index("out"))
+
+SIGNS_PLAIN = tl.constexpr(predictor.SIGNS_PLAIN)
+SIGNS_CODED = tl.constexpr(predictor.SIGNS_CODED)
+FINE = tl.constexpr(chunk_reader.FINE)
+WRONG_COUNT = tl.constexpr(chunk_reader.WRONG_COUNT)
+WRONG_LENGTH = tl.constexpr(chunk_reader.WRONG_LENGTH)
+WRONG_PADDING = tl.constexpr(chunk_reader.WRONG_PADDING)
+
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _live(
+def _next_bytes(data: tl.tensor, position: tl.tensor, end: tl.tensor) -> tl.tensor:
+    """Return the next two bytes; past the end are zeros."""
+    high = tl.load(data + position, mask=position < end, other=0)
+    low = tl.load(data + position + 1, mask=position + 1 < end, other=0)
+    return high.to(tl.uint32), low.to(tl.uint32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _decode_bit(
+    code: tl.tensor,
+    span: tl.tensor,
+    position: tl.tensor,
+    high: tl.tensor,
+    low: tl.tensor,
+    data: tl.tensor,
+    end: tl.tensor,
+    chance: tl.tensor,
+) -> tl.tensor:
+    """Decode one bit, as `pabzip.formats.context.range_coder.decode_bit`, without branches.
+
+    ``high`` and ``low`` are the bytes at ``position``: loaded a bit early, so that the loads run
+    beside the arithmetic.
+    """
+    bound = (span >> 16) * chance
+    bit = code < bound
+    code = tl.where(bit, code, code - bound)
+    span = tl.where(bit, bound, span - bound)
+    # A span is at least 2**8, so two bytes are the most that one bit asks for.
+    count = (span < (1 << 24)).to(tl.uint32) + (span < (1 << 16)).to(tl.uint32)
+    code = (code << (count * 8)) | (((high << 8) | low) >> (16 - count * 8))
+    span = span << (count * 8)
+    position += count.to(tl.int64)
+    high, low = _next_bytes(data, position, end)
+    return code, span, position, high, low, bit
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def decode_kernel(
+    data: tl.tensor,
+    chunks: tl.tensor,
+    entries: tl.tensor,
+    listed: tl.tensor,
+    certain: tl.tensor,
+    fates: tl.tensor,
+    before: tl.tensor,
+    statuses: tl.tensor,
+) -> None:
+    """Decode the bits of a chunk.
+
+    Completes ``fates`` (0 pruned, 1 sign kept, 3 flipped; plain signs are not looked at), and
+    writes the survivors of the chunk ``before`` each piece and one of ``statuses``: `FINE`,
+    `WRONG_COUNT`, `WRONG_LENGTH` or `WRONG_PADDING`.
+    """
+    number = tl.program_id(0).to(tl.int64)
+    chunk = chunks + number * FIELDS
+    begin = tl.load(chunk + FIELD_CODED)
+    end = tl.load(chunk + FIELD_PLAIN)
+    signs = tl.load(chunk + FIELD_SIGNS)
+    flip_chance = tl.load(chunk + FIELD_FLIP_CHANCE).to(tl.uint32)
+    piece = tl.load(chunk + FIELD_FIRST_PIECE)
+    last_piece = piece + (tl.load(chunk + FIELD_COUNT) + PIECE - 1) // PIECE
+
+    high, low = _next_bytes(data, begin, end)
+    code = (high << 24) | (low << 16)
+    high, low = _next_bytes(data, begin + 2, end)
+    code = code | (high << 8) | low
+    span = tl.full([], 0xFFFFFFFF, tl.uint32)
+    position = begin + 4
+    high, low = _next_bytes(data, position, end)
+    found = tl.full([], 0, tl.int64)
+    while piece < last_piece:
+        tl.store(before + piece, found)
+        found += tl.load(certain + piece).to(tl.int64)
+        first = piece * PIECE
+        at = first
+        stop = first + tl.load(listed + piece).to(tl.int64)
+        next_entry = tl.load(entries + at, mask=at < stop, other=0).to(tl.uint32)
+        while at < stop:
+            entry = next_entry
+            at += 1
+            # Loaded a step early, like the bytes.
+            next_entry = tl.load(entries + at, mask=at < stop, other=0).to(tl.uint32)
+            chance = entry >> 16
+            fate = tl.full([], 1, tl.int32)
+            if chance != 0:
+                code, span, position, high, low, bit = _decode_bit(
+                    code, span, position, high, low, data, end, chance
+                )
+                fate = bit.to(tl.int32)
+                found += bit.to(tl.int64)
+            if (fate != 0) & (signs == SIGNS_CODED):
+                code, span, position, high, low, bit = _decode_bit(
+                    code, span, position, high, low, data, end, flip_chance
+                )
+                fate += 2 * bit.to(tl.int32)
+            tl.store(fates + first + (entry & (PIECE - 1)), fate.to(tl.uint8))
+        piece += 1
+
+    survivors = tl.load(chunk + FIELD_SURVIVORS)
+    final = tl.load(data + end - 1, mask=end > begin, other=1)
+    padded = (signs == SIGNS_PLAIN) & ((survivors & 7) != 0)
+    rest = tl.load(data + end + (survivors >> 3), mask=padded, other=0).to(tl.int32)
+    rest = rest >> (survivors & 7).to(tl.int32)
+    status = tl.where(rest != 0, WRONG_PADDING, FINE)
+    status = tl.where((position < end) | (final == 0), WRONG_LENGTH, status)
+    status = tl.where(found != survivors, WRONG_COUNT, status)
+    tl.store(statuses + number, status)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _active(
     chunk: tl.tensor, index: tl.tensor, inside: tl.tensor, rows: tl.tensor, places: tl.tensor
 ) -> tl.tensor:
-    """Return of each live weight its row, its place in the list, and its element."""
+    """Return of each active weight its row, its place in the list, and its element."""
     begin = tl.load(chunk + FIELD_BEGIN)
     end = tl.load(chunk + FIELD_END)
     # The last row that starts at or before the weight, by halves.
@@ -119,7 +245,7 @@ def predict_kernel(
     listed: tl.tensor,
     certain: tl.tensor,
 ) -> None:
-    """Find the bucket of every live weight of a piece.
+    """Find the bucket of every active weight of a piece.
 
     Writes ``fates`` (1 for a certain survivor, 0 for all others so far), the ``entries`` to decode
     (place in the piece, and from bit 16 on the probability of survival, 0 where it is certain and
@@ -134,7 +260,7 @@ def predict_kernel(
     inside = index < count
     bucket = tl.zeros([PIECE], tl.int32)
     if tl.load(chunk + FIELD_SCORED) != 0:
-        row, place, element = _live(chunk, index, inside, rows, places)
+        row, place, element = _active(chunk, index, inside, rows, places)
         _word, magnitude = _draw(chunk, element, inside, table, key_0, key_1)
         zeros = leading_zeros(magnitude)
         fraction = (((magnitude << zeros) >> 23) & 255).to(tl.int32)
@@ -181,7 +307,7 @@ def write_kernel(
     if tl.max(fate, axis=0) != 0:
         chunk = chunks + tl.load(chunk_of + piece).to(tl.int64) * FIELDS
         index = (piece - tl.load(chunk + FIELD_FIRST_PIECE)) * PIECE + lane
-        _row, _place, element = _live(chunk, index, kept, rows, places)
+        _row, _place, element = _active(chunk, index, kept, rows, places)
         word, magnitude = _draw(chunk, element, kept, table, key_0, key_1)
         number = tl.load(before + piece) + tl.cumsum(kept.to(tl.int32), axis=0) - 1
         signs = tl.load(chunk + FIELD_SIGNS)

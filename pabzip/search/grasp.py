@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pabzip.search.budgets import scoped_budgets
-from pabzip.search.driver import OnIteration, iterative_search
+from pabzip.search.driver import OnIteration, iterative_search, search_weights
 from pabzip.search.loss import Batch, LossNetwork
-from pabzip.search.targets import search_weights
+from pabzip.search.schedule import prune_groups
 
 TEMPERATURE = 200.0
 """What the logits are divided by, as in the authors' code."""
@@ -67,7 +66,7 @@ def grasp(
             need second derivatives.
         keep_ratio: fraction of the weights that survives, in (0, 1].
         batches: training images, pairs of inputs ``float[B, ...]`` and labels ``int64[B]`` on any
-            device; the authors use 10 to 25 a class. Batch norm normalises each batch by itself.
+            device; the authors use 10 to 25 a class. Batch norm normalizes each batch by itself.
         iterations: rounds of scoring and pruning; the published choice is one.
         temperature: what the logits are divided by, above 0. High makes the predictions nearly
             uniform, so that the labels matter less than the network's features; 200 is published.
@@ -93,6 +92,6 @@ def grasp(
     chosen = search_weights(net, weights)
     network = LossNetwork(net, chosen, batches, dtype, temperature)
     return iterative_search(
-        net, chosen, GraspScorer(network), scoped_budgets(chosen, keep_ratio, scope),
+        net, chosen, GraspScorer(network), prune_groups(chosen, keep_ratio, scope),
         network.input_shape, iterations, schedule=schedule, on_iteration=on_iteration,
     )  # fmt: skip

@@ -20,7 +20,7 @@ Batch = tuple[Tensor, Tensor]
 class LossNetwork:
     """The mean cross-entropy of a network over fixed batches, as a function of its weights.
 
-    Batch norm normalises by the statistics of each batch, as in training; all else (dropout,
+    Batch norm normalizes by the statistics of each batch, as in training; all else (dropout,
     predictive gradients) runs as in evaluation, so that derivatives are exact and nothing is
     drawn at random. Parameters and buffers are detached copies: the network's own weights,
     statistics, gradients, modes and ``requires_grad`` stay as they are, also on an exception.
@@ -92,7 +92,7 @@ class LossNetwork:
             SearchError: the network refuses the batches, or does not give logits for the labels.
         """
         wanted = list(self._weights.values())
-        with isolated(self._net, self._device, training=_normalises):
+        with isolated(self._net, self._device, training=_normalizes):
             parts = (
                 torch.autograd.grad(loss, wanted, materialize_grads=True) for loss in self._losses()
             )
@@ -114,7 +114,7 @@ class LossNetwork:
             for name, pruned in self._pruned.items():
                 gradients[name].masked_fill_(pruned, 0.0)
         direction = list(gradients.values())
-        with isolated(self._net, self._device, training=_normalises):
+        with isolated(self._net, self._device, training=_normalizes):
             parts = (self._product(loss, wanted, direction) for loss in self._losses())
             return self._summed(parts)
 
@@ -194,6 +194,6 @@ def _describe(batch: object) -> str:
     )
 
 
-def _normalises(module: nn.Module) -> bool:
+def _normalizes(module: nn.Module) -> bool:
     """Say whether a module is batch norm (or instance norm)."""
     return isinstance(module, _NormBase)

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from pabzip.search.budgets import scoped_budgets
-from pabzip.search.driver import iterative_search
-from pabzip.search.targets import search_weights
+from pabzip.search.driver import iterative_search, search_weights
+from pabzip.search.schedule import prune_groups
 
 
 class MagnitudeScorer:
@@ -54,9 +53,9 @@ def magnitude(
         SearchError: an argument out of range, or layer collapse (the layers are named).
         SeedError: ``weights`` is not given and ``net`` was not drawn from a seed.
 
-    Source: Janowsky 1989; Frankle et al. 2021, Section 3, as a baseline at initialisation.
+    Source: Janowsky 1989; Frankle et al. 2021, Section 3, as a baseline at initialization.
     """
     chosen = search_weights(net, weights)
     return iterative_search(
-        net, chosen, MagnitudeScorer(chosen), scoped_budgets(chosen, keep_ratio, scope), input_shape
+        net, chosen, MagnitudeScorer(chosen), prune_groups(chosen, keep_ratio, scope), input_shape
     )

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pabzip.search.budgets import scoped_budgets
-from pabzip.search.driver import OnIteration, iterative_search
+from pabzip.search.driver import OnIteration, iterative_search, search_weights
 from pabzip.search.loss import Batch, LossNetwork
-from pabzip.search.targets import search_weights
+from pabzip.search.schedule import prune_groups
 
 
 class SnipScorer:
@@ -62,7 +61,7 @@ def snip(
         keep_ratio: fraction of the weights that survives, in (0, 1].
         batches: training images, pairs of inputs ``float[B, ...]`` and labels ``int64[B]`` on any
             device. Few samples give noisy scores; about ten a class are usual. Batch norm
-            normalises each batch by itself.
+            normalizes each batch by itself.
         iterations: rounds of scoring and pruning; the published choice is one, which prunes by
             the dense network's scores and can empty a layer at small keep ratios.
         weights: the weights to decide on, by name; the seeded ones by default.
@@ -86,6 +85,6 @@ def snip(
     chosen = search_weights(net, weights)
     network = LossNetwork(net, chosen, batches, dtype)
     return iterative_search(
-        net, chosen, SnipScorer(network), scoped_budgets(chosen, keep_ratio, scope),
+        net, chosen, SnipScorer(network), prune_groups(chosen, keep_ratio, scope),
         network.input_shape, iterations, schedule=schedule, on_iteration=on_iteration,
     )  # fmt: skip

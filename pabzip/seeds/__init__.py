@@ -5,11 +5,9 @@ SC 2011), integer arithmetic shapes them, and one rounding and one multiplicatio
 Importing this package loads numpy alone; numba and triton are loaded when first used.
 """
 
-from pabzip.seeds.backends import BACKENDS
-from pabzip.seeds.generation import magnitudes, regenerate, weights
+from pabzip.seeds.generation import BACKENDS, magnitudes, regenerate, weights
 from pabzip.seeds.packed import pack_codes, unpack_codes
-from pabzip.seeds.schemes import SCHEMES, scheme_spec
-from pabzip.seeds.spec import DISTRIBUTIONS, InitSpec, check_seed
+from pabzip.seeds.spec import DISTRIBUTIONS, SCHEMES, InitSpec, check_seed, scheme_spec
 
 __all__ = [
     "BACKENDS",

@@ -1,6 +1,6 @@
 """The numba backend: the same functions as `pabzip.seeds.reference`, in compiled code.
 
-Importing this module imports numba; `pabzip.seeds.backends` does so on first use.
+Importing this module imports numba; `pabzip.seeds.generation` does so on first use.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.seeds import fills, kernels, normal_table
+from pabzip.seeds import kernels, normal_table
+from pabzip.seeds import kernels as fills
 from pabzip.seeds.philox import WORDS_PER_BLOCK, split_seed
 from pabzip.seeds.spec import InitSpec
 

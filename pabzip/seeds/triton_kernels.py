@@ -1,6 +1,6 @@
 """The Triton kernel of the CUDA backend: packed codes in, finished weights out.
 
-One program makes ``4 * BLOCKS`` neighbouring weights. Philox gives four words a call, so the four
+One program makes ``4 * BLOCKS`` neighboring weights. Philox gives four words a call, so the four
 lanes are computed side by side and interleaved at the end, which keeps all stores contiguous. Each
 byte of packed codes belongs to one Philox block. A program whose codes are all 0 only writes zeros,
 and the table is read for weights that survive alone.
@@ -56,20 +56,20 @@ def leading_zeros(value: tl.tensor) -> tl.tensor:
 @triton.jit  # type: ignore[untyped-decorator]
 def magnitudes(
     word: tl.tensor,
-    live: tl.tensor,
+    active: tl.tensor,
     table: tl.tensor,
     KIND: tl.constexpr,  # noqa: N803
 ) -> tl.tensor:
-    """Return the fixed-point magnitude of each word; where not ``live``, the table is not read."""
+    """Return the fixed-point magnitude of each word; where not ``active``, the table is not read."""
     value = (word << 1) | 1
     if KIND == NORMAL:
         octave = leading_zeros(value)
         aligned = value << octave
         column = (octave * 64 + ((aligned >> 25) & 63)).to(tl.int32)
         rest = aligned << 7
-        a = tl.load(table + column, mask=live, other=1)
-        b = tl.load(table + 2048 + column, mask=live, other=0)
-        c = tl.load(table + 4096 + column, mask=live, other=0)
+        a = tl.load(table + column, mask=active, other=1)
+        b = tl.load(table + 2048 + column, mask=active, other=0)
+        c = tl.load(table + 4096 + column, mask=active, other=0)
         magnitude = tl.maximum(a - tl.umulhi(rest, b - tl.umulhi(rest, c)), 1)
     elif KIND == UNIFORM:
         magnitude = value
@@ -87,11 +87,11 @@ def _weights(
     KIND: tl.constexpr,  # noqa: N803
 ) -> tl.tensor:
     """Return float32 weights of one lane; see `pabzip.seeds.reference` for the definition."""
-    live = (code & 1) != 0
+    active = (code & 1) != 0
     negative = ((word >> 31) ^ (code >> 1)) != 0
-    magnitude = magnitudes(word, live, table, KIND)
+    magnitude = magnitudes(word, active, table, KIND)
     weight = magnitude.to(tl.float32) * tl.where(negative, -factor, factor)
-    return tl.where(live, weight, 0.0)
+    return tl.where(active, weight, 0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

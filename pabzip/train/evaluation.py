@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from pabzip.data import AnyImages, batches
 from pabzip.errors import DataError
-from pabzip.train.modes import evaluation_mode
+from pabzip.train.build import evaluation_mode
 
 BATCH_SIZE = 256
 """Images in a batch of `evaluate`."""
@@ -55,12 +55,12 @@ def evaluate(
     device: torch.device | str | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
-    """Measure a classifier on labelled images.
+    """Measure a classifier on labeled images.
 
     Args:
         model: a network (evaluated in evaluation mode, which is undone afterwards, and with its
             weights contiguous, as a loaded file has them, wherever they lie meanwhile), or any
-            callable from normalised images ``float32[B, C, H, W]`` to logits ``[B, classes]``
+            callable from normalized images ``float32[B, C, H, W]`` to logits ``[B, classes]``
             (tensor or array), such as a wrapped ONNX session.
         images: what to measure on, in memory or in files.
         device: where the batches go; by default the network's own, or the CPU for a callable.
@@ -74,7 +74,7 @@ def evaluate(
         sums = batch_sums(model, images, device=device, batch_size=batch_size)
     else:
         sums = _sums(model, images, device or "cpu", batch_size, _ALONE)
-    return summarised(sums, len(images))
+    return summarized(sums, len(images))
 
 
 def batch_sums(
@@ -108,7 +108,7 @@ def batch_sums(
         return _sums(forward, images, device or own, batch_size, part)
 
 
-def summarised(sums: Tensor, samples: int) -> Evaluation:
+def summarized(sums: Tensor, samples: int) -> Evaluation:
     """Return what `batch_sums` of all processes, added, tell of ``samples`` images."""
     correct, loss = sums.sum(0).tolist()
     return Evaluation(correct / samples, loss / samples, samples)

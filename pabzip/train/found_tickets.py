@@ -1,4 +1,4 @@
-"""Two stages: find a ticket and write it down; later, and elsewhere, train from it."""
+"""Tickets found in one run and trained in another: `--search-only` and `--ticket`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pabzip import data
+from pabzip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pabzip.data import Splits
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
 from pabzip.search import apply_masks
-from pabzip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pabzip.train.costing import StepCosts, step_costs
-from pabzip.train.isolation import isolated
-from pabzip.train.network import build_network, pick_device
-from pabzip.train.recipes import Recipe
-from pabzip.train.search_recipe import settled
-from pabzip.train.searching import AT_ONCE, planned_searches, search_masks
-from pabzip.train.toml import to_dict
+from pabzip.train.build import build_network, isolated, pick_device
+from pabzip.train.config import Recipe, method_of, settled, to_dict
+from pabzip.train.cost import StepCosts, step_costs
+from pabzip.train.pruning import AT_ONCE, PlannedSearch, planned_searches, search_masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ def find_ticket(
         The results, which also travel in the checkpoint.
 
     Raises:
-        RecipeError: a recipe that does not search at initialisation alone.
+        RecipeError: a recipe that does not search at initialization alone.
         SearchError: the search found no usable mask.
         ArchitectureError, DataError, OSError: as `pabzip.train.train`.
 
@@ -104,7 +101,7 @@ def find_ticket(
         )
     if planned != (AT_ONCE,):
         raise RecipeError(
-            "a search without training: expected one search, at initialisation, found "
+            "a search without training: expected one search, at initialization, found "
             f"search.epoch = {recipe.search.epoch} and search.shots = {recipe.search.shots}; set "
             "search.epoch = 0 and search.shots = 1"
         )
@@ -237,3 +234,49 @@ def _refuse_trained(
 def _short(value: object) -> str:
     """Return a value for a message."""
     return "nothing" if value is None else str(value)
+
+
+class TicketFinder:
+    """Prunes networks as a recipe says, or to a ticket.
+
+    Args:
+        recipe: as for `search_masks` and `apply_ticket`.
+        splits: the data.
+        ticket: path of a ticket of `pabzip.train.find_ticket`, in place of a search; or None.
+
+    Raises:
+        RecipeError: a ticket for a method that has no use for it.
+    """
+
+    def __init__(self, recipe: Recipe, splits: Splits, ticket: str | os.PathLike[str] | None):
+        method = method_of(recipe)
+        if ticket is not None and not (method.masked or method.short):
+            raise RecipeError(
+                "a found ticket: expected a method that trains on a mask, found "
+                f"{recipe.method!r}; leave the ticket out, or choose another method"
+            )
+        self._recipe, self._splits, self._ticket = recipe, splits, ticket
+
+    def __call__(
+        self,
+        net: nn.Module,
+        planned: PlannedSearch = AT_ONCE,
+        on_iteration: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Prune ``net`` and return its masks by name, bool, on the CPU.
+
+        Args:
+            net: drawn from the recipe's seed, on any device.
+            planned: which of the run's searches this is.
+            on_iteration: as for `search_masks`; a ticket has none.
+
+        Raises:
+            SearchError, RecipeError, CheckpointError: as `search_masks` and `apply_ticket`.
+        """
+        if self._ticket is not None:
+            masks = apply_ticket(net, self._recipe, self._ticket)
+        else:
+            masks = search_masks(
+                net, self._recipe, self._splits, planned, on_iteration=on_iteration
+            )
+        return {name: mask.cpu() for name, mask in masks.items()}

@@ -1,63 +1,231 @@
-"""The training methods of the paper's tables: what each one trains, and on what."""
+"""What each training method optimizes, with which optimizers and schedules."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
-if TYPE_CHECKING:
-    from pabzip.train.recipes import Recipe
+import torch
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from pabzip.init import seeded_parameters
+from pabzip.train.bitops import bit_operations
+from pabzip.train.config import Recipe, method_of
+from pabzip.unmask import AdaptivityDecay, Bop, LatentSigns, PsgConfig, SignSgd, apply_psg
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """One method.
+class MilestoneDecay:
+    """Multiplies the learning rate of every group by ``decay`` after each epoch in ``milestones``.
 
-    Every method draws the network from the recipe's seed and runs the same loop.
+    As torch's ``MultiStepLR``, but its state is one plain number, the finished epochs; the rate
+    itself travels with the optimizer.
 
-    Attributes:
-        name: as recipes and the command line call it.
-        rule: what moves the weights that the seed drew: ``"bop"`` and ``"latent"`` flip signs,
-            ``"sgd"`` and ``"signsgd"`` move magnitudes too.
-        masked: whether a search prunes the network; otherwise it stays dense.
-        psg: whether gradients are predictive ones (`pabzip.unmask.apply_psg`).
-        short: whether the epochs are cut to the bit operations of ``pab-bop-psg``.
+    Args:
+        optimizer: one whose groups hold ``"lr"``.
+        milestones: epochs, counted from 1.
+        decay: the factor.
+
+    Source: Peek-a-Boo, Section 4.1 (0.1 at epochs 80 and 120).
     """
 
-    name: str
-    rule: str
-    masked: bool = True
-    psg: bool = False
-    short: bool = False
+    def __init__(self, optimizer: torch.optim.Optimizer, milestones: tuple[int, ...], decay: float):
+        self.optimizer = optimizer
+        self.milestones = frozenset(milestones)
+        self.decay = decay
+        self.epoch = 0
+
+    def step(self) -> None:
+        """Count one finished epoch, and decay if it is a milestone."""
+        self.epoch += 1
+        if self.epoch in self.milestones:
+            for group in self.optimizer.param_groups:
+                group["lr"] *= self.decay
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of finished epochs, as ``{"epoch": int}``."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the count of `state_dict`; restore the optimizer's own state as well."""
+        self.epoch = int(state_dict["epoch"])
+
+
+class Optimizers:
+    """What the recipe's method takes its steps with.
+
+    Bop or latent signs flip the weights that the seed drew, SignSGD moves them, or SGD does, as it
+    moves every other parameter that trains. Pruned weights stay exactly +0.0 under all of them:
+    flips cannot move a zero, and the other rules see their gradients as zero.
+
+    Args:
+        net: a network drawn from a seed and pruned, on its final device.
+        recipe: ``method``, ``bop``, ``latent``, ``sgd`` and ``signsgd`` matter.
+        masks: bool tensors by name of the seeded weight, True for a survivor; none for a network
+            that stays dense or is pruned later (`prune`).
+
+    Source: Peek-a-Boo, Section 4.1.
+    """
+
+    def __init__(self, net: nn.Module, recipe: Recipe, masks: Mapping[str, torch.Tensor]):
+        self._seeded = seeded_parameters(net)
+        seeded = list(self._seeded.values())
+        rule = method_of(recipe).rule
+        self._parts: dict[str, Optimizer] = {}
+        self._schedules: dict[str, AdaptivityDecay | MilestoneDecay] = {}
+        self._flipping: Bop | LatentSigns | None = None
+        if rule == "bop":
+            bop = recipe.bop
+            self._flipping = Bop(net, bop.adaptivity_rate, bop.threshold, bop.start, bop.flip_cost)
+            self._parts["bop"] = self._flipping
+            decay = AdaptivityDecay(self._flipping, bop.decay_every, bop.decay_ratio)
+            self._schedules["bop"] = decay
+        elif rule == "latent":
+            latent = recipe.latent
+            self._flipping = self._parts["latent"] = LatentSigns(
+                net, latent.learning_rate, latent.momentum, latent.weight_decay, latent.start
+            )
+        elif rule == "signsgd":
+            signs = recipe.signsgd
+            self._parts["signsgd"] = SignSgd(
+                seeded, signs.learning_rate, signs.momentum, signs.weight_decay
+            )
+        claimed = set() if rule == "sgd" else {id(weight) for weight in seeded}
+        rest = [p for p in net.parameters() if p.requires_grad and id(p) not in claimed]
+        sgd = recipe.sgd
+        if rest:
+            self._parts["sgd"] = SGD(
+                rest, sgd.learning_rate, sgd.momentum, weight_decay=sgd.weight_decay
+            )
+        for name, part in self._parts.items():
+            if name != "bop":
+                self._schedules[name] = MilestoneDecay(part, sgd.milestones, sgd.decay)
+        self._no_flips = torch.zeros((), dtype=torch.int64, device=seeded[0].device)
+        self._pruned: dict[str, torch.Tensor] = {}
+        self._mask(masks)
 
     @property
-    def seeded(self) -> bool:
-        """Whether the trained weights still are plus or minus their seed's magnitudes.
+    def flips(self) -> torch.Tensor:
+        """How many signs the last step flipped: int64 scalar on the device.
 
-        Otherwise the checkpoint names no seeded weight and a file stores them as dense tensors.
+        Zero for rules that move magnitudes.
         """
-        return self.rule in ("bop", "latent")
+        return self._no_flips if self._flipping is None else self._flipping.flips
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for part in self._parts.values():
+            part.zero_grad()
+
+    def step(self) -> None:
+        """Flip signs or move weights, and move the other parameters, by their gradients."""
+        for name, pruned in self._pruned.items():
+            gradient = self._seeded[name].grad
+            if gradient is not None:
+                gradient.masked_fill_(pruned, 0.0)
+        for part in self._parts.values():
+            part.step()
+
+    def end_epoch(self) -> None:
+        """Advance all schedules by an epoch."""
+        for schedule in self._schedules.values():
+            schedule.step()
+
+    def prune(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Take up the masks of a later search; the weights themselves are the search's to prune.
+
+        Averages, latents and momenta of weights that are pruned now become zero.
+        """
+        for name, mask in masks.items():
+            weight = self._seeded[name]
+            for part in self._parts.values():
+                for value in part.state.get(weight, {}).values():
+                    if isinstance(value, torch.Tensor) and value.shape == mask.shape:
+                        value.masked_fill_(~mask, 0.0)
+        self._mask(masks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as nested plain values and tensors, which are the live ones.
+
+        ``torch.load(weights_only=True)`` reads back what ``torch.save`` makes of it.
+        """
+        return {
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "schedules": {
+                name: schedule.state_dict() for name, schedule in self._schedules.items()
+            },
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a `state_dict` to the bit; it must come from the same recipe and network."""
+        for name, part in self._parts.items():
+            # A copy, as torch would go on to train the very tensors that it is given.
+            part.load_state_dict(copy.deepcopy(state_dict["parts"][name]))
+        for name, schedule in self._schedules.items():
+            schedule.load_state_dict(state_dict["schedules"][name])
+
+    def _mask(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Remember where gradients must not move weights; flips cannot."""
+        if self._flipping is None:
+            self._pruned = {name: ~mask for name, mask in masks.items()}
 
 
-_ALL = (
-    Method("pab-bop", "bop"),
-    Method("pab-bop-psg", "bop", psg=True),
-    Method("pab-latent", "latent"),
-    Method("pab-latent-psg", "latent", psg=True),
-    Method("sgd", "sgd"),
-    Method("signsgd", "signsgd"),
-    Method("dense-sgd", "sgd", masked=False),
-    Method("dense-sgd-short", "sgd", masked=False, short=True),
-)
-_BY_NAME = {method.name: method for method in _ALL}
+@contextmanager
+def predictive_gradients(net: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Let the seeded layers of ``net`` compute approximate gradients, where the method does so.
 
-METHODS = tuple(_BY_NAME)
-"""The names of all methods, in the order of the paper's argument."""
-
-
-def method_of(recipe: Recipe) -> Method:
-    """Return the method that a recipe names.
-
-    Source: Peek-a-Boo, Section 4.1 ("Comparison Methods").
+    Source: Peek-a-Boo, Section 3.3.
     """
-    return _BY_NAME[recipe.method]
+    if not method_of(recipe).psg:
+        yield
+        return
+    handle = apply_psg(net, PsgConfig(**dataclasses.asdict(recipe.psg)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+Search = Callable[[nn.Module], Mapping[str, torch.Tensor]]
+
+
+def shortened(
+    recipe: Recipe, net: nn.Module, input_shape: tuple[int, ...], search: Search
+) -> Recipe:
+    """Return ``recipe`` with so many epochs that they cost what ``pab-bop-psg`` would.
+
+    Epochs and milestones are scaled by the ratio of the bit operations of a step, and rounded; at
+    least one epoch remains, and milestones that fall together count once.
+
+    Args:
+        recipe: of a dense run; ``epochs``, ``keep_ratio``, ``search``, ``psg`` and ``sgd`` decide.
+        net: the network, drawn from its seed; stays as it is.
+        input_shape: shape of one sample without the batch.
+        search: prunes the network that it is given as the ticket would be, and returns the masks.
+
+    Source: Peek-a-Boo, Section 4.1 (Dense-SGD-Short) and Table 1: 0.30 Tr of 1.71 Tr for ResNet-18
+    leaves 35 of 200 epochs. Where the recipe prunes in the midst of training, the cost is that of
+    the last mask throughout.
+    """
+    masks = search(copy.deepcopy(net))
+    psg = recipe.psg
+    cheap = bit_operations(
+        net,
+        input_shape,
+        masks,
+        input_bits=psg.input_bits,
+        weight_bits=psg.weight_bits,
+        gradient_bits=psg.gradient_bits,
+    )
+    ratio = cheap / bit_operations(net, input_shape)
+    milestones = sorted({max(1, round(epoch * ratio)) for epoch in recipe.sgd.milestones})
+    return dataclasses.replace(
+        recipe,
+        epochs=max(1, round(recipe.epochs * ratio)),
+        sgd=dataclasses.replace(recipe.sgd, milestones=tuple(milestones)),
+        # The dense network is not pruned, so nothing happens at the epochs that the search names.
+        search=dataclasses.replace(recipe.search, epoch=0, shots=1),
+    )

@@ -1,4 +1,4 @@
-"""Bop: signs learned by flipping weights, with no latent weights and no step size."""
+"""Bop: flip a sign when a moving average of its gradient is large enough."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters
-from pabzip.unmask.bop_update import update
-from pabzip.unmask.rate import seed_signs
+from pabzip.unmask.bop_update import seed_signs, update
 from pabzip.unmask.rule import FlippingRule
 
 STARTS = ("first-gradient", "zero")
@@ -40,8 +39,8 @@ class Bop(FlippingRule):
     With a ``flip_cost`` above 0 the rule is ours, and trades loss against the bytes of the file:
     every weight is pulled back to the sign that its seed gave, by what a flip costs in bits there.
     A flip that does not lower the loss by ``flip_cost`` for each bit is not made, or taken back
-    (`pabzip.unmask.rate` derives it). The optimiser then remembers the seed's signs, one byte a
-    weight, in its state.
+    (`pabzip.unmask.bop_update` derives it). The optimizer then remembers the seed's signs, one
+    byte a weight, in its state.
 
     A gradient that is NaN makes the moving average of its weight NaN for good, and that weight
     never flips again: comparisons with NaN are false. The weights themselves stay sound; check the
@@ -49,7 +48,7 @@ class Bop(FlippingRule):
 
     Args:
         params: a network (its seeded weights are taken), or parameters or parameter groups as for
-            any torch optimiser. A group may carry its own ``adaptivity_rate``, ``threshold``,
+            any torch optimizer. A group may carry its own ``adaptivity_rate``, ``threshold``,
             ``start`` and ``flip_cost``. Parameters without a gradient are left out of a step.
         adaptivity_rate: gamma, in (0, 1].
         threshold: tau, zero or more, in the units of the gradient.
@@ -94,7 +93,7 @@ class Bop(FlippingRule):
                 self.state[seeded[name]]["home"] = sign.to(seeded[name].device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as every torch optimiser does, with Bop's own checks.
+        """Add a group, as every torch optimizer does, with Bop's own checks.
 
         Raises:
             RecipeError: a value out of range, a parameter claimed twice, or one not floating.
@@ -192,3 +191,53 @@ def _check_group(group: dict[str, Any]) -> None:
         raise RecipeError(f"Bop: flip_cost: expected zero or more, and finite, found {flip_cost!r}")
     if start not in STARTS:
         raise RecipeError(f"Bop: start: expected one of {', '.join(STARTS)}, found {start!r}")
+
+
+class AdaptivityDecay:
+    """Multiplies the adaptivity rate of every group by ``ratio`` once in ``every`` epochs.
+
+    Call `step` at the end of each epoch. The rate itself lives in the optimizer's parameter
+    groups and travels in its ``state_dict``; this object only counts epochs, and has a
+    ``state_dict`` of its own.
+
+    Args:
+        optimizer: a `Bop` (or any optimizer whose groups hold ``"adaptivity_rate"``).
+        every: epochs between decays, at least 1.
+        ratio: factor of a decay, in (0, 1]. Too small a ratio freezes the signs early, as the
+            moving average then hardly moves; 1 never decays.
+
+    Raises:
+        RecipeError: an argument out of range, or an optimizer without an adaptivity rate.
+
+    Source: Peek-a-Boo, Section 4.1 (0.15 every 45 epochs).
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, every: int = 45, ratio: float = 0.15):
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise RecipeError(f"every: expected an integer of at least 1, found {every!r}")
+        if not 0.0 < ratio <= 1.0:
+            raise RecipeError(f"ratio: expected 0 < ratio <= 1, found {ratio!r}")
+        if not all("adaptivity_rate" in group for group in optimizer.param_groups):
+            raise RecipeError(
+                f"{type(optimizer).__name__}: expected parameter groups with an adaptivity_rate, "
+                "found none; AdaptivityDecay is for Bop"
+            )
+        self.optimizer = optimizer
+        self.every = every
+        self.ratio = ratio
+        self.epoch = 0
+
+    def step(self) -> None:
+        """Count one finished epoch, and decay if it completes a period."""
+        self.epoch += 1
+        if self.epoch % self.every == 0:
+            for group in self.optimizer.param_groups:
+                group["adaptivity_rate"] *= self.ratio
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of finished epochs, as ``{"epoch": int}``."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the count of `state_dict`; restore the optimizer's own state as well."""
+        self.epoch = int(state_dict["epoch"])

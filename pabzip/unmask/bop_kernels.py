@@ -22,7 +22,7 @@ def _fused_code(context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 _fused: Any = intrinsic(_fused_code)
-# torch's vectorised update rounds once, too; so a kernel's step and a step by lists are the same.
+# torch's vectorized update rounds once, too; so a kernel's step and a step by lists are the same.
 
 
 @compiled

@@ -13,8 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from pabzip.errors import RecipeError
 from pabzip.init import seeding
-from pabzip.unmask.psg_config import PsgConfig
-from pabzip.unmask.psg_functions import psg_conv, psg_conv_transpose, psg_linear
+from pabzip.unmask.psg_functions import PsgConfig, psg_conv, psg_conv_transpose, psg_linear
 
 _CONFIG = "_pabzip_psg"
 
@@ -54,15 +53,15 @@ def apply_psg(
     """Let layers of ``net`` compute approximate gradients, in place.
 
     The forward pass stays exact. In the backward pass input x, weight w and output gradient g are
-    replaced by their quantised versions (see `quantise`): the weight gradient is g~ x~^T, the input
-    gradient w~^T g~, and small weight gradients are treated as ``config.behaviour`` says. Bias
+    replaced by their quantized versions (see `quantize`): the weight gradient is g~ x~^T, the input
+    gradient w~^T g~, and small weight gradients are treated as ``config.behavior`` says. Bias
     gradients are exact. There is one forward and one backward product, and a further backward
     product for ``"correct"`` alone. What is not needed (the input gradient of the first layer, the
     weight gradient of a frozen layer) is not computed. In evaluation mode gradients are exact, so a
     search that runs in it measures the network itself.
 
     Each layer's class becomes a subclass of its own that routes the ``torch.nn.functional`` calls
-    of its ``forward``; so Conv and Linear layers, their lazy initialisations, and subclasses of
+    of its ``forward``; so Conv and Linear layers, their lazy initializations, and subclasses of
     one's own keep working, as do ``state_dict``, ``deepcopy``, pickling and autocast. A layer whose
     weight is used by someone else's ``forward`` (as in ``nn.MultiheadAttention``) is not reached.
     Gradients of gradients are not supported.
@@ -84,7 +83,7 @@ def apply_psg(
 
     Source: Peek-a-Boo, Sections 3.3 and 4.4; Wang et al. 2019 (E2-Train). Deviations: the signs of
     the predicted gradients are not taken, as in Peek-a-Boo; the forward pass is exact, where the
-    published layers quantise it too; the published code runs every layer twice.
+    published layers quantize it too; the published code runs every layer twice.
     """
     config = PsgConfig() if config is None else config
     names = list(seeding(net).specs if weights is None else weights)

@@ -1,8 +1,10 @@
-"""Convolution and linear map with exact forward and predictive backward passes."""
+"""The autograd functions of PSG and its quantizer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,12 +12,138 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pabzip.unmask.psg_config import PsgConfig
-from pabzip.unmask.quantise import largest_magnitude, levels
+from pabzip.errors import RecipeError
+
+BEHAVIORS = ("all", "correct", "remove")
+"""What becomes of small approximate weight gradients; see `PsgConfig`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PsgConfig:
+    """Bit-widths and thresholds of predictive sign gradients.
+
+    Attributes:
+        input_bits: bits of the layer's inputs in the backward pass, 2 to 32; 32 means exact.
+        weight_bits: bits of the weights, likewise.
+        gradient_bits: bits of the output gradients, likewise. The one that matters most: below 8
+            training fails (Table 5).
+        threshold: weight gradients of a smaller magnitude than this are small. Too high and most
+            gradients are removed or, with ``"correct"``, paid for twice; zero is ``"all"``.
+        behavior: ``"all"`` keeps small gradients as they are, ``"correct"`` replaces them by
+            exact ones (a further product of full precision), ``"remove"`` sets them to zero, the
+            choice of the paper.
+        adaptive: whether ``threshold`` is relative to the largest magnitude in each layer's
+            approximate weight gradient, as the paper says. The published command line in fact
+            passes an absolute one; False does that.
+
+    Raises:
+        RecipeError: a value out of range.
+
+    Source: Peek-a-Boo, Sections 3.3 and 4.4, Table 5; Wang et al. 2019 (E2-Train).
+    """
+
+    input_bits: int = 8
+    weight_bits: int = 8
+    gradient_bits: int = 16
+    threshold: float = 1e-7
+    behavior: str = "remove"
+    adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("input_bits", "weight_bits", "gradient_bits"):
+            bits = getattr(self, name)
+            if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 32:
+                raise RecipeError(f"PSG: {name}: expected an integer from 2 to 32, found {bits!r}")
+        if not 0.0 <= self.threshold < math.inf:
+            raise RecipeError(
+                f"PSG: threshold: expected zero or more, and finite, found {self.threshold!r}"
+            )
+        if self.behavior not in BEHAVIORS:
+            raise RecipeError(
+                f"PSG: behavior: expected one of {', '.join(BEHAVIORS)}, found {self.behavior!r}"
+            )
+
+
+def quantize(values: Tensor, bits: int) -> Tensor:
+    """Round ``values`` to the levels that ``bits`` bits can tell apart, symmetric around zero.
+
+    With L = 2**(bits - 1) - 1 and s = max|values| / L, a value v becomes ``round(v / s) * s``,
+    where round is to nearest even: 2L + 1 equally spaced levels, the outermost at the largest
+    magnitude of the whole tensor, and one exactly at zero. So pruned weights stay zero, signs never
+    change, and nothing saturates. The scale is taken as it is, not rounded to a power of two.
+
+    Args:
+        values: floating tensor of any shape.
+        bits: 2 to 32; 32 returns ``values`` itself.
+
+    Returns:
+        Tensor of the same shape, dtype and device, detached. The arithmetic is float32 for half
+        precision, whose results are then rounded to that dtype: there the levels are equally
+        spaced but for that rounding, up to half a step of 8 bits in bfloat16 (`levels` has none).
+        A value that is not finite makes the whole result NaN, so it cannot pass unseen.
+
+    Source: Peek-a-Boo, Section 3.3, asks for "bit-quantized versions" and leaves the quantizer
+    open; this one is our choice. The published code takes an unsigned grid for inputs and a scale
+    per sample or filter.
+    """
+    values = values.detach()
+    if bits >= 32 or values.numel() == 0:
+        return values
+    whole, step = _whole(values, bits)
+    return whole.mul_(step).to(values.dtype)
+
+
+def levels(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Do what `quantize` does, but keep the levels apart from their scale.
+
+    The levels are whole numbers, so a product of two such tensors is one of integers: exact, in
+    whatever order it is summed up, as long as no sum passes the 24 bits of float32. For two
+    operands of 8 bits that takes more than 1,040 terms, all of the largest magnitude. Half
+    precision holds operands of 8 bits exactly too, and its products are summed up in float32.
+
+    Args:
+        values: floating tensor of any shape.
+        bits: 2 to 32; 32 returns ``values`` itself.
+
+    Returns:
+        Tensor of the same shape, dtype and device, detached, and its unit: a tensor without
+        dimensions, of float32 or wider. Their product is what `quantize` returns, but for rounding.
+        In float16, whose largest number a sum of whole numbers soon passes, the levels are divided
+        by the power of two that brings them below one, which leaves them as exact.
+    """
+    values = values.detach()
+    if bits >= 32 or values.numel() == 0:
+        return values, values.new_ones((), dtype=torch.promote_types(values.dtype, torch.float32))
+    whole, step = _whole(values, bits)
+    if values.dtype == torch.float16:
+        whole.mul_(2.0 ** (1 - bits))
+        step *= 2.0 ** (bits - 1)
+    return whole.to(values.dtype), step
+
+
+def largest_magnitude(values: Tensor) -> Tensor:
+    """Return max|values| as a scalar tensor, NaN if there is one, in a single reading pass.
+
+    Args:
+        values: floating tensor that is not empty.
+    """
+    smallest, largest = torch.aminmax(values)
+    return torch.maximum(smallest.neg(), largest)
+
+
+def _whole(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return a new tensor of the levels as whole numbers, float32 or wider, and their step."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    step = largest_magnitude(values).to(wide) / (2 ** (bits - 1) - 1)
+    # An all-zero tensor has no scale of its own; any positive step maps it to zeros.
+    step += step == 0
+    # One new tensor, then in place: fresh memory costs more than the arithmetic on it.
+    scaled = values.div(step) if values.dtype == wide else values.to(wide).div_(step)
+    return scaled.round_(), step
 
 
 class PsgConvolution(torch.autograd.Function):
-    """``torch.convolution`` whose gradients are products of quantised tensors.
+    """``torch.convolution`` whose gradients are products of quantized tensors.
 
     Source: Peek-a-Boo, Section 3.3.
     """
@@ -36,7 +164,7 @@ class PsgConvolution(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Remember the exact tensors; they are quantised when the backward pass needs them."""
+        """Remember the exact tensors; they are quantized when the backward pass needs them."""
         saved, weight, _, ctx.geometry, ctx.config = inputs
         ctx.save_for_backward(saved, weight)
 
@@ -62,7 +190,7 @@ class PsgConvolution(torch.autograd.Function):
 
 
 class PsgLinear(torch.autograd.Function):
-    """``torch.nn.functional.linear`` whose gradients are products of quantised tensors.
+    """``torch.nn.functional.linear`` whose gradients are products of quantized tensors.
 
     Source: Peek-a-Boo, Section 3.3.
     """
@@ -74,7 +202,7 @@ class PsgLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Remember the exact tensors; they are quantised when the backward pass needs them."""
+        """Remember the exact tensors; they are quantized when the backward pass needs them."""
         saved, weight, _, ctx.config = inputs
         ctx.save_for_backward(saved, weight)
 
@@ -107,7 +235,7 @@ Product = Callable[[Tensor, Tensor, Tensor, tuple[bool, bool]], tuple[Tensor | N
 def _predict(
     ctx: Any, gradient: Tensor, inputs: Tensor, weight: Tensor, product: Product
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return input and weight gradients from quantised operands, and treat the small ones.
+    """Return input and weight gradients from quantized operands, and treat the small ones.
 
     The operands are whole numbers, their scales multiplied afterwards (see `levels`).
     """
@@ -123,11 +251,11 @@ def _predict(
         of_input.mul_(unit * w_unit)
     if of_weight is not None:
         of_weight.mul_(unit * x_unit)
-    if of_weight is None or config.behaviour == "all":
+    if of_weight is None or config.behavior == "all":
         return of_input, of_weight
     limit = config.threshold * largest_magnitude(of_weight) if config.adaptive else config.threshold
     size = of_weight.abs()
-    if config.behaviour == "remove":
+    if config.behavior == "remove":
         # A factor of 0 or 1 is several times faster on a CPU than filling through a mask.
         return of_input, of_weight.mul_(size.ge_(limit))
     _, exact = product(gradient, inputs, weight, (False, True))

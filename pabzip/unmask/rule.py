@@ -1,4 +1,4 @@
-"""What the optimisers of the seed's weights share: the step that torch expects, and the count."""
+"""What the optimizers of the seed's weights share: the step that torch expects, and the count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Rule(torch.optim.Optimizer, ABC):
-    """An optimiser that says in one method what becomes of the weights."""
+    """An optimizer that says in one method what becomes of the weights."""
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -28,7 +28,7 @@ class SignSgd(Rule):
     The groups hold the learning rate as ``"lr"``, where torch's schedulers find it.
 
     Args:
-        params: parameters or parameter groups, as for any torch optimiser. Those without a gradient
+        params: parameters or parameter groups, as for any torch optimizer. Those without a gradient
             are left out of a step.
         learning_rate: eta, zero or more.
         momentum: beta, at least 0, below 1.

@@ -82,10 +82,10 @@ def test_a_checkpoint_named_pabz_points_to_pack(project, refused, run):
 
 
 def test_a_newer_version_asks_to_upgrade(project, run):
-    from pabzip.formats import magic
+    from pabzip.formats import MAGIC
 
     data = bytearray(project.ticket.read_bytes())
-    version = len(magic.MAGIC)
+    version = len(MAGIC)
     data[version] = 99
     (project.folder / "bad.pabz").write_bytes(data)
     result = run("info", "bad.pabz")

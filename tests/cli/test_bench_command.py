@@ -93,16 +93,16 @@ def test_the_scope_of_the_search_counts(bitops):
 
 
 def test_the_estimate_is_told_the_whole_search(monkeypatch):
-    from pabzip.train import Recipe, SearchRecipe, estimate, estimate_costs
+    from pabzip.train import Recipe, SearchRecipe, cost, estimate_costs
 
     told = {}
-    whole = estimate.synflow
+    whole = cost.synflow
 
     def synflow(*arguments, **options):
         told.update(options, iterations=arguments[3])
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(estimate, "synflow", synflow)
+    monkeypatch.setattr(cost, "synflow", synflow)
     search = SearchRecipe(iterations=3, schedule="linear", scope="layer", precision="float32")
     options = {"width": 4}
     estimate_costs(Recipe(arch="conv2", arch_options=options, keep_ratio=0.5, search=search))
@@ -172,7 +172,7 @@ def test_the_group_lists_its_measurements(run):
 
 
 def test_help_explains_every_flag_without_torch(run):
-    from pabzip.cli.bench_bitops import command
+    from pabzip.cli.bench import bitops as command
 
     result = run("bench", "bitops", "--help")
     assert result.exit_code == 0

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from pabzip import errors
-from pabzip.cli.errors import ExitCode, describe, exit_code
+from pabzip.cli._output import ExitCode, describe, exit_code
 
 CODES = {
     errors.FormatError("header", "cut"): ExitCode.UNTRUSTED,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import pabzip
-from pabzip.cli.plot import draw
-from pabzip.cli.plot_rows import FRAMING, MOST_BARS, bars, total
+from pabzip.cli._plot import FRAMING, MOST_BARS, bars, draw, total
 
 PARTS = ("mask", "factors", "signs", "dense", "header")
 

@@ -7,8 +7,7 @@ import json
 import pytest
 import torch
 
-from pabzip.train.methods import METHODS, method_of
-from pabzip.train.recipes import Recipe
+from pabzip.train.config import METHODS, Recipe, method_of
 
 TINY = (
     "--arch", "lenet-300-100", "--arch-option", "width=12", "--epochs", "1", "--milestones", "1",
@@ -84,8 +83,8 @@ def test_every_configuration_of_table_5_trains(ask, method, bits):
     assert trained["bitops"] == trained["survivors"] * (forward + backward)
 
 
-@pytest.mark.parametrize("behaviour", ["remove", "all", "correct"])
-def test_every_behaviour_of_figure_4_trains(ask, behaviour):
-    trained = ask("train", "--method", "pab-bop-psg", "--psg-behaviour", behaviour,
+@pytest.mark.parametrize("behavior", ["remove", "all", "correct"])
+def test_every_behavior_of_figure_4_trains(ask, behavior):
+    trained = ask("train", "--method", "pab-bop-psg", "--psg-behavior", behavior,
                   "--psg-threshold", "0.01", *TINY)  # fmt: skip
     assert 0 < trained["flipped"] < 1

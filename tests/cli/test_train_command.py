@@ -6,9 +6,8 @@ import json
 import pytest
 import torch
 
-from pabzip.cli.train_flags import FLAGS, overrides, unheeded
-from pabzip.train.recipes import Recipe
-from pabzip.train.toml import merge
+from pabzip.cli.train import FLAGS, overrides, unheeded
+from pabzip.train.config import Recipe, merge
 
 TINY = ("--arch-option", "width=12", "--epochs", "1", "--search-iterations", "3", "--device", "cpu")
 KEYS = {
@@ -154,13 +153,13 @@ def test_the_log_is_not_the_output(folder, run):
 
 
 def test_a_loss_that_is_not_finite_exits_4(folder, run, monkeypatch):
-    import pabzip.train.loop
+    import pabzip.train.trainer
     from pabzip.errors import TrainingError
 
     def diverge(*arguments, **options):
         raise TrainingError("epoch 1, step 3: expected a finite loss, found nan")
 
-    monkeypatch.setattr(pabzip.train.loop, "train", diverge)
+    monkeypatch.setattr(pabzip.train.trainer, "train", diverge)
     result = run("train", *TINY)
     assert result.exit_code == 4
     assert result.stderr == ("pabzip: error: epoch 1, step 3: expected a finite loss, found nan\n")

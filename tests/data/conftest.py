@@ -34,13 +34,13 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def write_image():
-    """A function that writes an image of one colour, by its suffix, and its folders."""
+    """A function that writes an image of one color, by its suffix, and its folders."""
     from PIL import Image
 
-    def write(path: Path, colour: int | tuple[int, int, int], size: tuple[int, int] = (8, 8)):
-        mode = "L" if isinstance(colour, int) else "RGB"
+    def write(path: Path, color: int | tuple[int, int, int], size: tuple[int, int] = (8, 8)):
+        mode = "L" if isinstance(color, int) else "RGB"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new(mode, size, colour).save(path)
+        Image.new(mode, size, color).save(path)
 
     return write
 

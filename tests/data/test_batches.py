@@ -27,7 +27,7 @@ def labels(**options) -> list[int]:
     return torch.cat([found for _, found in batches(**options)]).tolist()
 
 
-def test_stored_order_and_normalised_values():
+def test_stored_order_and_normalized_values():
     images = some_images(5, channels=2)
     found = list(batches(images, 2))
     assert [len(inputs) for inputs, _ in found] == [2, 2, 1]
@@ -39,7 +39,7 @@ def test_stored_order_and_normalised_values():
     assert torch.equal(inputs, images.inputs())
 
 
-def test_channels_are_normalised_apart():
+def test_channels_are_normalized_apart():
     images = Images(
         torch.full((1, 2, 1, 1), 8, dtype=torch.uint8), torch.zeros(1), 16, (0.5, 0.25), (1.0, 0.5)
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pabzip import data
-from pabzip.data.roots import default_root
+from pabzip.data.download import default_root
 from pabzip.errors import DataError, MissingDependencyError
 
 torchvision_datasets = pytest.importorskip("torchvision.datasets")

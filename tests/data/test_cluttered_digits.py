@@ -98,15 +98,15 @@ def as_integers(drawn: np.ndarray, low: int, high: int) -> list[int]:
 def test_compiled_code_equals_python_with_its_unbounded_integers(seed):
     drawn = words(seed, 40)
     places = as_integers(drawn[:8], 0, 31 << 8)
-    colours = [np.array(as_integers(drawn[8 + 3 * i : 11 + 3 * i], -60, 315)) for i in range(3)]
+    colors = [np.array(as_integers(drawn[8 + 3 * i : 11 + 3 * i], -60, 315)) for i in range(3)]
     matrix = kernels.pose(*as_integers(drawn[20:21], -4096, 4096), 60, 500, 850)
     assert matrix == kernels.pose.py_func(*as_integers(drawn[20:21], -4096, 4096), 60, 500, 850)
     digit = (words(seed, 64) % 17).astype(np.uint8).reshape(8, 8)
     calls = [
-        (kernels.paint_gradient, (*colours[:2], *as_integers(drawn[21:23], -256, 256))),
-        (kernels.add_texture, (words(seed, 81), 4, colours[2])),
-        (kernels.paint_digit, (digit, matrix, tuple(places[:2]), (1, 2, 6, 5), colours[0], 200)),
-        (kernels.paint_stroke, (tuple(places[:4]), 100, colours[1], 99)),
+        (kernels.paint_gradient, (*colors[:2], *as_integers(drawn[21:23], -256, 256))),
+        (kernels.add_texture, (words(seed, 81), 4, colors[2])),
+        (kernels.paint_digit, (digit, matrix, tuple(places[:2]), (1, 2, 6, 5), colors[0], 200)),
+        (kernels.paint_stroke, (tuple(places[:4]), 100, colors[1], 99)),
     ]
     for kernel, arguments in calls:
         compiled, python = plain_canvas(seed), plain_canvas(seed)
@@ -135,7 +135,7 @@ def test_noise_has_the_strength_that_is_stated():
 
 
 def test_the_most_clutter_fits_its_words():
-    from pabzip.data import clutter
+    from pabzip.data import cluttered_digits as clutter
 
     items = DIFFICULTY.pieces[1] + DIFFICULTY.strokes[1]
     assert clutter._CLUTTER + 2 + clutter._ITEM * items <= 4 * clutter._SCENE_BLOCKS

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pabzip import data
-from pabzip.data.geometry import GEOMETRIES
+from pabzip.data.registry import GEOMETRIES
 from pabzip.errors import DataError, MissingDependencyError
 
 # SHA-256 of the 397 indices of test images, in order, as little-endian int64. A change would mix
@@ -47,7 +47,7 @@ def test_the_split_is_pinned(digits):
     assert np.array_equal(digits.train.labels.numpy(), whole.target[order[:1400]])
 
 
-def test_normalisation_constants_are_those_of_the_training_images(digits):
+def test_normalization_constants_are_those_of_the_training_images(digits):
     scaled = digits.train.images.double() / 16
     assert digits.mean == (round(scaled.mean().item(), 4),)
     assert digits.std == (round(scaled.std(unbiased=False).item(), 4),)

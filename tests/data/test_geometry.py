@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pabzip import data
-from pabzip.data.geometry import GEOMETRIES, Geometry, geometry
+from pabzip.data.registry import GEOMETRIES, Geometry, geometry
 from pabzip.errors import DataError
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pabzip.data import ImageFiles, RandomResizedCrop, batches, crop_and_flip
-from pabzip.data.decode import read_ahead
+from pabzip.data.augment import WORDS_PER_IMAGE
+from pabzip.data.image_files import read_ahead
 from pabzip.data.order import random_words
-from pabzip.data.random_resized_crop import WORDS_PER_IMAGE
 from pabzip.errors import DataError
 from pabzip.train import evaluate
 
@@ -129,10 +129,10 @@ def test_damaged_and_missing_files_are_named(files, tmp_path):
         collect(files, 4)
 
 
-def test_grey_and_palette_images_become_colour(tmp_path, write_image):
-    write_image(tmp_path / "grey.png", 77, (12, 12))
-    grey = ImageFiles((str(tmp_path / "grey.png"),), torch.tensor([0]), size=12, resized=12)
-    inputs, _ = collect(dataclasses.replace(grey, mean=(0.0,) * 3, std=(1.0,) * 3), 1)
+def test_gray_and_palette_images_become_color(tmp_path, write_image):
+    write_image(tmp_path / "gray.png", 77, (12, 12))
+    gray = ImageFiles((str(tmp_path / "gray.png"),), torch.tensor([0]), size=12, resized=12)
+    inputs, _ = collect(dataclasses.replace(gray, mean=(0.0,) * 3, std=(1.0,) * 3), 1)
     assert torch.equal(inputs, torch.full((1, 3, 12, 12), 77 / 255))
 
 

@@ -15,22 +15,22 @@ from pabzip.errors import DataError
 pytest.importorskip("torchvision")
 
 CLASSES = ("n01443537", "n01629819")
-COLOURS = {"n01443537": (255, 0, 0), "n01629819": (0, 0, 255)}
+COLORS = {"n01443537": (255, 0, 0), "n01629819": (0, 0, 255)}
 
 
 @pytest.fixture
 def root(tmp_path, write_image):
-    """Two classes, three training images each, three of ``val``; one image is grey."""
+    """Two classes, three training images each, three of ``val``; one image is gray."""
     folder = tmp_path / "tiny-imagenet-200"
     for name in CLASSES:
         for i in range(3):
-            colour = 128 if (name, i) == (CLASSES[1], 2) else COLOURS[name]
-            write_image(folder / "train" / name / "images" / f"{name}_{i}.JPEG", colour, (64, 64))
+            color = 128 if (name, i) == (CLASSES[1], 2) else COLORS[name]
+            write_image(folder / "train" / name / "images" / f"{name}_{i}.JPEG", color, (64, 64))
         (folder / "train" / name / f"{name}_boxes.txt").write_text("n_0.JPEG\t0\t0\t62\t62\n")
     (folder / "wnids.txt").write_text("\n".join(reversed(CLASSES)) + "\n")
     lines = []
     for i, name in enumerate((CLASSES[1], CLASSES[0], CLASSES[1])):
-        write_image(folder / "val" / "images" / f"val_{i}.JPEG", COLOURS[name], (64, 64))
+        write_image(folder / "val" / "images" / f"val_{i}.JPEG", COLORS[name], (64, 64))
         lines.append(f"val_{i}.JPEG\t{name}\t0\t32\t44\t62\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))
     return tmp_path

@@ -41,7 +41,7 @@ class Kind:
     """What is kept for one kind of tensor."""
 
     def __init__(self, stored: str):
-        self.stored, self.favourite, self.latest, self.left_out = stored, 0, 0, 0
+        self.stored, self.favorite, self.latest, self.left_out = stored, 0, 0, 0
         self.contexts: dict[int, tuple[int, int]] = {}
 
     def take(self, bits: Bits, context: int) -> int:
@@ -93,21 +93,21 @@ def decode(rows: list[list[Any]], payload: bytes) -> dict[str, bytes]:
     found, known = {}, []
     for (name, shape, *_), kind in zip(rows, of, strict=True):
         count = math.prod(shape)
-        neighbours = known if len(known) == count else [2] * count
+        neighbors = known if len(known) == count else [2] * count
         known, patterns = [], []
-        for neighbour in neighbours:
-            context = 2 * neighbour + (known[-1] if known else 0)
+        for neighbor in neighbors:
+            context = 2 * neighbor + (known[-1] if known else 0)
             if kind.take(bits, context):
                 known.append(1)
             elif kind.take(bits, 6 + context):
-                kind.favourite, kind.latest = kind.latest, kind.favourite
+                kind.favorite, kind.latest = kind.latest, kind.favorite
                 known.append(1)
             else:
                 kind.latest = kind.spelt_out(bits)
                 patterns.append(kind.latest)
                 known.append(0)
                 continue
-            patterns.append(kind.favourite)
+            patterns.append(kind.favorite)
         if kind.stored.startswith("int"):
             mask = 2 ** WIDTHS[kind.stored] - 1
             patterns = [(p >> 1 ^ -(p & 1)) & mask for p in patterns]

@@ -1,4 +1,4 @@
-"""FAULTS 18 to 21: the old file or the new one, recognisable temporaries, clear errors."""
+"""FAULTS 18 to 21: the old file or the new one, recognizable temporaries, clear errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 import pytest
 
 from pabzip.errors import PackError
-from pabzip.formats import atomic, open_atomic, saving
+from pabzip.formats import atomic, open_atomic
+from pabzip.formats import writer as saving
 from pabzip.ticket import Ticket
 
 
@@ -91,7 +92,7 @@ def test_fault_18_kill_9_leaves_the_old_file_and_the_next_run_cleans(tmp_path: P
     other = tmp_path / ".other.pabz.1.00000000.pabzip-tmp"
     other.write_bytes(b"")
     with start_writer(target) as writer:
-        with open_atomic(target) as stream:  # the other writer is alive: its temporary stays
+        with open_atomic(target) as stream:  # the other writer is active: its temporary stays
             stream.write(b"mine")
         assert len(names(tmp_path)) == 3
         writer.send_signal(signal.SIGKILL)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pabzip import DenseTensor, FormatError, InitSpec, SeededTensor, Ticket
 from pabzip.formats import CODERS
-from pabzip.formats.breakdown import _SPLITS, PARTS
+from pabzip.formats.report import _SPLITS, PARTS
 from pabzip.seeds import magnitudes
 
 SEED = 5
@@ -99,7 +99,7 @@ def test_signs_alone_leave_no_mask():
 
 
 def test_a_tensor_with_nothing_left_takes_next_to_nothing():
-    empty = SeededTensor("dead", InitSpec("normal", 0.25, 1), np.zeros((50, 50), np.int8))
+    empty = SeededTensor("empty", InitSpec("normal", 0.25, 1), np.zeros((50, 50), np.int8))
     _, rows, _ = written([empty, seeded("w", (64, 64))], "context")
     assert rows[0]["mask"] == rows[0]["signs"] == 0
     assert rows[0]["factors"] <= 16

@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import arrays
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats import DENSE_TYPES
+from pabzip.formats.checks import deflate
 from pabzip.formats.dense import decode_group, encode_group
 from pabzip.formats.dense_adaptive import decode_adaptive, encode_adaptive
 from pabzip.formats.entries import DenseEntry
-from pabzip.formats.inflate import deflate
 from pabzip.ticket import DenseTensor, Ticket
 
 Plain = Callable[[list[list[Any]], bytes], dict[str, bytes]]
@@ -44,19 +44,19 @@ def check(named: Sequence[tuple[str, str, np.ndarray]], plain: Plain | None = No
     return payload
 
 
-def batch_norms(channels: Sequence[int], *, dead: float, seed: int = 0) -> list[Any]:
-    """Vectors as training leaves them: dead channels agree, the others are noise."""
+def batch_norms(channels: Sequence[int], *, empty: float, seed: int = 0) -> list[Any]:
+    """Vectors as training leaves them: empty channels agree, the others are noise."""
     rng = np.random.default_rng(seed)
     named: list[Any] = []
     for layer, count in enumerate(channels):
-        alive = rng.random(count) >= dead
+        active = rng.random(count) >= empty
         for role, values, rest in [
             ("weight", rng.normal(1, 0.1, count), 0.97),
             ("bias", rng.normal(0, 0.1, count), 0.0),
             ("running_mean", rng.normal(-0.3, 0.5, count), 0.0),
             ("running_var", rng.gamma(2, 0.3, count), 1e-11),
         ]:
-            kept = np.where(alive, values, rest).astype("<f4")
+            kept = np.where(active, values, rest).astype("<f4")
             named.append((f"bn{layer}.{role}", "float32", kept))
         named.append((f"bn{layer}.num_batches_tracked", "int64", np.array(240, "<i8")))
     return named
@@ -87,9 +87,9 @@ def test_any_section_to_the_bit(plain_dense: Plain, section: Any) -> None:
     check(section, plain_dense)
 
 
-@pytest.mark.parametrize("dead", [0.0, 0.5, 1.0])
-def test_batch_norm_as_the_spec_says(dead: float, plain_dense: Plain) -> None:
-    check(batch_norms([16, 16, 32], dead=dead), plain_dense)
+@pytest.mark.parametrize("empty", [0.0, 0.5, 1.0])
+def test_batch_norm_as_the_spec_says(empty: float, plain_dense: Plain) -> None:
+    check(batch_norms([16, 16, 32], empty=empty), plain_dense)
 
 
 @pytest.mark.parametrize("stored", TYPES)
@@ -104,7 +104,7 @@ def test_extreme_values(stored: str, plain_dense: Plain) -> None:
 
 
 def test_blocks_join_seamlessly() -> None:
-    """Tensors longer than a block keep their neighbours and the element before."""
+    """Tensors longer than a block keep their neighbors and the element before."""
     rng = np.random.default_rng(1)
     first = np.where(rng.random(10_000) < 0.3, 1, rng.normal(1, 0.1, 10_000)).astype("<f4")
     second = np.where(first == 1, 0, rng.normal(0, 1, 10_000)).astype("<f4")
@@ -124,15 +124,15 @@ def test_many_kinds_share_models(plain_dense: Plain) -> None:
 
 
 def test_smaller_than_deflate_by_a_seventh() -> None:
-    """Deflate sees neither where dead channels are nor that exponents predict nothing else."""
-    named = batch_norms([64] * 5 + [128] * 5 + [256] * 5 + [512] * 5, dead=0.45)
+    """Deflate sees neither where empty channels are nor that exponents predict nothing else."""
+    named = batch_norms([64] * 5 + [128] * 5 + [256] * 5 + [512] * 5, empty=0.45)
     flat = np.concatenate([values.reshape(-1) for _, stored, values in named if stored != "int64"])
     planes = flat.view(np.uint8).reshape(-1, 4).T.tobytes()
     assert len(check(named)) < 6 / 7 * len(deflate(planes))
 
 
 def test_within_a_hundredth_of_the_noise() -> None:
-    """23 mantissa bits of each live value are noise; exponents and signs cost 2 to 4 bits more."""
+    """23 mantissa bits of each active value are noise; exponents and signs cost 2 to 4 bits more."""
     rng = np.random.default_rng(3)
     values = (1 + rng.random(20_000)).astype("<f4")  # exponent 0: nothing but mantissa
     assert len(check([("weight", "float32", values)])) <= 20_000 * 23 / 8 * 1.01
@@ -183,7 +183,7 @@ def test_the_smallest_encoding_is_taken(save: Callable[..., bytes]) -> None:
         assert found.values.tobytes() == values.tobytes()
 
 
-def test_large_tensors_are_not_modelled() -> None:
+def test_large_tensors_are_not_modeled() -> None:
     values = np.random.default_rng(0).standard_normal((1 << 18) + 1).astype(np.float32)
     assert encode_group([DenseTensor("fc.weight", values, "float32", "float32")])[0] == "deflate"
 
@@ -191,7 +191,7 @@ def test_large_tensors_are_not_modelled() -> None:
 # 12 and 15: streams that are not what a writer makes
 
 
-BN = batch_norms([8], dead=0.25)
+BN = batch_norms([8], empty=0.25)
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ def codes(shape: tuple[int, ...], keep: int) -> np.ndarray:
     """Codes by arithmetic that no library can change: about one in ``keep`` survives."""
     place = np.arange(int(np.prod(shape)), dtype=np.uint64)
     mixed = (place * np.uint64(2654435761) + np.uint64(12345)) % np.uint64(2**32)
-    alive = mixed // np.uint64(7) % np.uint64(keep) == 0
+    active = mixed // np.uint64(7) % np.uint64(keep) == 0
     sign = np.where(mixed // np.uint64(65536) % np.uint64(2) == 0, 1, -1)
-    return np.where(alive, sign, 0).astype(np.int8).reshape(shape)
+    return np.where(active, sign, 0).astype(np.int8).reshape(shape)
 
 
 def dense(name: str, values: Any, dtype: str = "float32") -> DenseTensor:

@@ -215,7 +215,7 @@ def test_torchvision_that_does_not_match_torch(monkeypatch):
     def broken(name):
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr("pabzip._torchvision.importlib.import_module", broken)
+    monkeypatch.setattr("pabzip._optional.importlib.import_module", broken)
     message = r"architecture resnet18: expected a torchvision that matches torch .*nms.*reinstall"
     with pytest.raises(MissingDependencyError, match=message):
         models.build("resnet18-imagenet", device="meta")

@@ -54,14 +54,14 @@ def network(name):
     return pabzip.init_(net, seed=5), models.input_shape(name, EXPORTED[name])
 
 
-def step(net, shape, optimiser):
+def step(net, shape, optimizer):
     """Take one step on random images."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(4, *shape, generator=generator)
     net.zero_grad()
     logits = net(images)
     F.cross_entropy(logits, torch.arange(4) % logits.shape[1]).backward()
-    optimiser.step()
+    optimizer.step()
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "grouped"])
@@ -76,14 +76,14 @@ def test_searched_masks_hold_while_signs_flip(name, psg):
     if psg:
         apply_psg(net, PsgConfig())
     # A threshold of zero flips every survivor whose gradient has its own sign.
-    optimiser = Bop(net, adaptivity_rate=1.0, threshold=0.0)
-    step(net, shape, optimiser)
+    optimizer = Bop(net, adaptivity_rate=1.0, threshold=0.0)
+    step(net, shape, optimizer)
     flipped = 0
     for key, weight in pabzip.seeded_parameters(net).items():
         assert torch.equal(weight.abs(), magnitudes[key] * masks[key]), key
         assert not torch.signbit(weight[~masks[key]]).any(), key
         flipped += int((weight != before[key]).sum())
-    assert flipped == int(optimiser.flips)
+    assert flipped == int(optimizer.flips)
     assert 0 < flipped < round(0.4 * total)
 
 
@@ -94,7 +94,7 @@ def test_predictive_gradients_of_enough_bits_are_the_exact_ones(name):
         net, shape = network(name)
         net.double()
         if psg:
-            config = PsgConfig(input_bits=32, weight_bits=32, gradient_bits=32, behaviour="all")
+            config = PsgConfig(input_bits=32, weight_bits=32, gradient_bits=32, behavior="all")
             apply_psg(net, config)
         images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1)).double()
         F.cross_entropy(net(images), torch.arange(4)).backward()

@@ -10,8 +10,8 @@ import pabzip
 from pabzip import models
 from pabzip.errors import ExportError, MissingDependencyError
 from pabzip.export import build_onnx
+from pabzip.export.onnx import load_session
 from pabzip.runtime.onnx_session import open_onnx, session_logits
-from pabzip.runtime.ticket_session import load_session
 
 OPTIONS = {"in_channels": 1, "image_size": 4}
 

@@ -18,18 +18,17 @@ from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
 from pabzip.formats.coder import Coded
-from pabzip.formats.context import layout
-from pabzip.formats.context.decoder import ContextDecoder
+from pabzip.formats.context import geometry as layout
+from pabzip.formats.context.coder import ContextDecoder
 from pabzip.runtime.cuda_decode import launch
-from pabzip.runtime.cuda_state import read_tensors
+from pabzip.runtime.cuda_state import read_tensors, send
 from pabzip.runtime.decode_tables import CodedTensor, decode_tables
-from pabzip.runtime.staging import send
 from pabzip.seeds import InitSpec, cuda, magnitudes
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 
 SEED = 2**63 + 12345
 CHUNK_WEIGHTS = 3000
-"""Live weights a chunk here, so that small tensors have several; each has several pieces."""
+"""Active weights a chunk here, so that small tensors have several; each has several pieces."""
 
 DTYPES = (None, "float16", "bfloat16")
 
@@ -67,7 +66,7 @@ def tensors() -> list[SeededTensor]:
     add("few flips", (30, 60), size((30, 60)) > 1.6, 0.03)
     add("all, kept", (11, 7), np.ones((11, 7), bool), 0.0, "signed_constant", 1e-6)
     add("all, plain", (50, 101), np.ones((50, 101), bool), 0.5, "uniform", 3.0)
-    add("dead", (5, 6, 1, 1), np.zeros((5, 6, 1, 1), bool), 0.0)
+    add("empty", (5, 6, 1, 1), np.zeros((5, 6, 1, 1), bool), 0.0)
     add("one", (1,), np.ones(1, bool), 1.0)
     return made
 
@@ -92,11 +91,11 @@ def told(data: bytes) -> set[str]:
     with Ticket.open(data) as ticket:
         for name, coded in _coded(ticket):
             description = _decoder(coded).descriptions[name]
-            if description.live.count():
+            if description.active.count():
                 found |= {description.mask.name, f"signs {description.signs}"}
             if len(description.survivors) > 1:
                 found.add("chunks")
-            if description.live.layout.groups > 1:
+            if description.active.layout.groups > 1:
                 found.add("groups")
     return found
 
@@ -218,7 +217,7 @@ if __name__ == "__main__":
         "told": sorted(told(context)),
         "differing": [differing(context, "cpu", dtype) for dtype in DTYPES],
         "double": differing(context, "cpu", "float64", ("one", "steps", "bias")),
-        "nothing alive": differing(context, "cpu", None, ("dead",)),
+        "nothing active": differing(context, "cpu", None, ("empty",)),
         "huffman": differing(ticket_bytes("huffman"), "cpu", "bfloat16"),
         "disagreements": differ,
         "reports": reports,

@@ -7,7 +7,7 @@ from torch.backends import cudnn
 
 import pabzip.init
 from pabzip.search import grasp, snip, synflow
-from pabzip.search.products import Product
+from pabzip.search.linearized import Product
 
 FLAGS = ("enabled", "benchmark", "deterministic")
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pabzip.search.selection import DOUBT, largest
+from pabzip.search.masks import DOUBT, largest
 
 
 def expected(values, among, count):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pabzip.seeds import InitSpec, compiled, regenerate, weights
-from pabzip.seeds.backends import over_ranges
+from pabzip.seeds.generation import over_ranges
 
 
 def test_import_loads_numpy_alone() -> None:

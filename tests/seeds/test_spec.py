@@ -11,7 +11,7 @@ import pytest
 
 from pabzip.errors import SeedError
 from pabzip.seeds import DISTRIBUTIONS, SCHEMES, InitSpec, check_seed, scheme_spec
-from pabzip.seeds.schemes import fans
+from pabzip.seeds.spec import fans
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1, np.uint64(2**64 - 1), np.int8(3)])
@@ -100,7 +100,7 @@ def test_schemes(
 ) -> None:
     spec = scheme_spec(scheme, (7, 5, 3, 3), stream=9, mode=mode, gain=gain)
     assert (spec.distribution, spec.stream) == (distribution, 9)
-    # Two float64 formulas of the same number may round to neighbouring float32 values.
+    # Two float64 formulas of the same number may round to neighboring float32 values.
     assert abs(spec.scale - scale) <= np.spacing(np.float32(scale))
 
 

@@ -15,7 +15,7 @@ import torch
 
 from pabzip.errors import PabzError
 from pabzip.train import Observer, Recipe, merge, train
-from pabzip.train.run import Run
+from pabzip.train.trainer import Run
 
 torch.set_num_threads(1)
 LAST = os.environ.get("RANK") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)

@@ -15,14 +15,9 @@ from torch import nn
 
 import pabzip
 from pabzip import models
+from pabzip.checkpoint import load_checkpoint, network_from_checkpoint, save_checkpoint
 from pabzip.errors import ArchitectureError, CheckpointError, SeedError
-from pabzip.train import (
-    Recipe,
-    load_checkpoint,
-    network_from_checkpoint,
-    save_checkpoint,
-    to_dict,
-)
+from pabzip.train import Recipe, to_dict
 
 
 def small(seed: int = 5) -> nn.Module:

@@ -19,11 +19,10 @@ from torch import nn
 import pabzip
 from pabzip.errors import RecipeError
 from pabzip.train import Recipe, merge
-from pabzip.train.gradients import BatchGradients
-from pabzip.train.inputs import sharded
+from pabzip.train.build import sharded
+from pabzip.train.distributed import World
 from pabzip.train.precision import Precision
-from pabzip.train.sharding import bounds, shards_of, step_seed, tree_sum
-from pabzip.train.world import World
+from pabzip.train.step import BatchGradients, bounds, shards_of, step_seed, tree_sum
 
 SCRIPT = Path(__file__).with_name("distributed_runs.py")
 TINY = {
@@ -154,7 +153,7 @@ def test_nothing_of_the_group_is_left_behind() -> None:
     script = """
 import weakref
 import torch.distributed as dist
-from pabzip.train.world import joined
+from pabzip.train.distributed import joined
 with joined("cpu"):
     group = weakref.ref(dist.group.WORLD)
     import torch.distributed.nn

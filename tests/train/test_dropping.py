@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pabzip.train.dropping import dropped
+from pabzip.train.step import dropped
 
 
 def test_the_fraction_is_the_ratio_and_every_step_stands_alone() -> None:

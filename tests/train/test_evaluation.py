@@ -11,7 +11,7 @@ from torch import nn
 from pabzip.data import Images
 from pabzip.errors import DataError
 from pabzip.train import evaluate
-from pabzip.train.evaluation import batch_sums, summarised
+from pabzip.train.evaluation import batch_sums, summarized
 
 
 def some_images(count: int, seed: int = 0) -> Images:
@@ -44,7 +44,7 @@ def test_parts_add_up_to_the_whole(ranks: int) -> None:
     net, images = small_net(), some_images(50)
     whole = evaluate(net, images, batch_size=8)
     parts = [batch_sums(net, images, batch_size=8, part=(rank, ranks)) for rank in range(ranks)]
-    assert summarised(torch.stack(parts).sum(0), 50) == whole
+    assert summarized(torch.stack(parts).sum(0), 50) == whole
     measured = [(part != 0).any(1).sum() for part in parts]
     assert sum(measured) == 7
     assert max(measured) - min(measured) <= 1

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import pabzip
+from pabzip.checkpoint import save_checkpoint
 from pabzip.errors import PackError, SearchError, SeedError
-from pabzip.train import Recipe, save_checkpoint
-from pabzip.train.expected_bytes import ExpectedBytes, sign_bits
+from pabzip.train import Recipe
+from pabzip.train.file_size import ExpectedBytes, sign_bits
 
 
 def ticket(arch="resnet20", options=None, keep_ratio=0.3):

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from pabzip import data
+from pabzip.checkpoint import load_checkpoint
 from pabzip.data import Splits
 from pabzip.errors import CheckpointError
 from pabzip.seeds import weights
-from pabzip.train import EpochStats, Observer, Recipe, TrainResult, load_checkpoint, merge, train
-from pabzip.train.dropping import dropped
+from pabzip.train import EpochStats, Observer, Recipe, TrainResult, merge, train
 from pabzip.train.found_tickets import find_ticket
+from pabzip.train.step import dropped
 
 
 @pytest.fixture(scope="module")

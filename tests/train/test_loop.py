@@ -15,6 +15,7 @@ from torch import nn
 
 import pabzip
 from pabzip import data, models
+from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
 from pabzip.data import Images, Splits
 from pabzip.errors import ArchitectureError, DataError, RecipeError, TrainingError
 from pabzip.seeds import weights
@@ -29,12 +30,10 @@ from pabzip.train import (
     build_network,
     classifier_name,
     evaluate,
-    load_checkpoint,
     merge,
-    network_from_checkpoint,
     train,
 )
-from pabzip.train.epoch import steps_of
+from pabzip.train.step import steps_of
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from pabzip.errors import MissingDependencyError
 from pabzip.train import Curves, EpochStats, Progress, Recipe, TensorBoard, TrainResult
-from pabzip.train.observers.curves import draw_curves
+from pabzip.train.callbacks.curves import draw_curves
 
 RESULT = TrainResult(
     arch="conv2", data="digits", method="pab-bop", keep_ratio=0.1, epochs=3, test_accuracy=0.9,

@@ -1,4 +1,4 @@
-"""The optimisers of every method: SGD with masks against numpy, later pruning, and their state."""
+"""The optimizers of every method: SGD with masks against numpy, later pruning, and their state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from torch import nn
 import pabzip
 from pabzip.search import apply_masks
 from pabzip.train import Recipe, merge
-from pabzip.train.methods import METHODS, method_of
-from pabzip.train.milestones import MilestoneDecay
-from pabzip.train.optimisers import Optimisers
+from pabzip.train.config import METHODS, method_of
+from pabzip.train.methods import MilestoneDecay, Optimizers
 
 Masks = dict[str, torch.Tensor]
 
@@ -51,15 +50,15 @@ def backward(net: nn.Module, step: int) -> None:
     nn.functional.cross_entropy(net(inputs), labels).backward()  # type: ignore[no-untyped-call]
 
 
-def train(net: nn.Module, optimisers: Optimisers, steps: range) -> list[int]:
+def train(net: nn.Module, optimizers: Optimizers, steps: range) -> list[int]:
     flips = []
     for step in steps:
-        optimisers.zero_grad()
+        optimizers.zero_grad()
         backward(net, step)
-        optimisers.step()
-        flips.append(int(optimisers.flips))
+        optimizers.step()
+        flips.append(int(optimizers.flips))
         if step % 3 == 2:
-            optimisers.end_epoch()
+            optimizers.end_epoch()
     return flips
 
 
@@ -77,8 +76,8 @@ MASKED = [name for name in METHODS if method_of(Recipe(method=name)).masked]
 def test_pruned_weights_stay_plus_zero_and_only_magnitudes_of_baselines_move(method: str) -> None:
     net, masks = network()
     before = copy.deepcopy(net.state_dict())
-    optimisers = Optimisers(net, recipe_of(method), masks)
-    flips = train(net, optimisers, range(9))
+    optimizers = Optimizers(net, recipe_of(method), masks)
+    flips = train(net, optimizers, range(9))
     assert_pruned(net, masks)
     seeded = method_of(Recipe(method=method)).seeded
     assert (sum(flips) > 0) == seeded
@@ -91,9 +90,9 @@ def test_pruned_weights_stay_plus_zero_and_only_magnitudes_of_baselines_move(met
 
 def test_a_dense_run_moves_every_weight() -> None:
     net, _ = network()
-    optimisers = Optimisers(net, recipe_of("dense-sgd"), {})
+    optimizers = Optimizers(net, recipe_of("dense-sgd"), {})
     before = copy.deepcopy(net)
-    train(net, optimisers, range(1))
+    train(net, optimizers, range(1))
     own = torch.optim.SGD(before.parameters(), 0.1, 0.9, weight_decay=5e-4)
     backward(before, 0)
     own.step()
@@ -104,13 +103,13 @@ def test_a_dense_run_moves_every_weight() -> None:
 
 def test_masked_sgd_matches_numpy_step_by_step() -> None:
     net, masks = network()
-    optimisers = Optimisers(net, recipe_of("sgd"), masks)
+    optimizers = Optimizers(net, recipe_of("sgd"), masks)
     names = [name for name, _ in net.named_parameters()]
     weights = {name: net.get_parameter(name).detach().numpy().copy() for name in names}
     buffers: dict[str, np.ndarray] = {}
     rate = np.float32(0.1)
     for step in range(6):
-        optimisers.zero_grad()
+        optimizers.zero_grad()
         backward(net, step)
         for name in names:
             gradient = net.get_parameter(name).grad
@@ -121,12 +120,12 @@ def test_masked_sgd_matches_numpy_step_by_step() -> None:
             g = g + np.float32(5e-4) * weights[name]
             buffers[name] = g if step == 0 else np.float32(0.9) * buffers[name] + g
             weights[name] = weights[name] - rate * buffers[name]
-        optimisers.step()
+        optimizers.step()
         for name in names:
             found = net.get_parameter(name).detach().numpy()
             np.testing.assert_allclose(found, weights[name], rtol=2e-6, atol=1e-7, err_msg=name)
         if step % 3 == 2:
-            optimisers.end_epoch()
+            optimizers.end_epoch()
             rate = np.float32(0.1 * 0.1) if step == 5 else rate
     assert_pruned(net, masks)
 
@@ -136,21 +135,21 @@ def test_the_state_comes_back_to_the_bit(method: str) -> None:
     net, masks = network()
     masks = masks if method in MASKED else {}
     recipe = recipe_of(method, signsgd={"momentum": 0.5})
-    optimisers = Optimisers(net, recipe, masks)
-    train(net, optimisers, range(6))
+    optimizers = Optimizers(net, recipe, masks)
+    train(net, optimizers, range(6))
     file = io.BytesIO()
-    torch.save(optimisers.state_dict(), file)
+    torch.save(optimizers.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
     kept = copy.deepcopy(state)
     twin = copy.deepcopy(net)
-    resumed = Optimisers(twin, recipe, masks)
+    resumed = Optimizers(twin, recipe, masks)
     resumed.load_state_dict(state)
-    assert train(net, optimisers, range(6, 15)) == train(twin, resumed, range(6, 15))
+    assert train(net, optimizers, range(6, 15)) == train(twin, resumed, range(6, 15))
     for (name, a), b in zip(net.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert_equal(state, kept)
-    assert_equal(optimisers.state_dict(), resumed.state_dict())
+    assert_equal(optimizers.state_dict(), resumed.state_dict())
 
 
 def assert_equal(found: Any, expected: Any) -> None:
@@ -173,21 +172,21 @@ def assert_equal(found: Any, expected: Any) -> None:
 def test_a_later_search_forgets_what_it_prunes(method: str) -> None:
     net, masks = network()
     recipe = recipe_of(method, signsgd={"momentum": 0.5})
-    optimisers = Optimisers(net, recipe, masks)
-    train(net, optimisers, range(6))
+    optimizers = Optimizers(net, recipe, masks)
+    train(net, optimizers, range(6))
     fewer = {}
     for name, mask in masks.items():
         positions = torch.arange(mask.numel()).view(mask.shape)
         fewer[name] = mask & (positions % 3 != 0)
     apply_masks(net, fewer)
-    optimisers.prune(fewer)
-    parts = optimisers.state_dict()["parts"].values()
+    optimizers.prune(fewer)
+    parts = optimizers.state_dict()["parts"].values()
     held = [v for part in parts for s in part["state"].values() for v in s.values()]
     for mask in fewer.values():
         of_mask = [v for v in held if isinstance(v, torch.Tensor) and v.shape == mask.shape]
         assert of_mask
         assert not any(v[~mask].any() for v in of_mask)
-    train(net, optimisers, range(6, 12))
+    train(net, optimizers, range(6, 12))
     assert_pruned(net, fewer)
 
 

@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 
 from pabzip.errors import RecipeError
-from pabzip.train.published import find_recipe, published_recipes
-from pabzip.train.toml import read_recipe
+from pabzip.train.config import read_recipe
+from pabzip.train.recipes import find_recipe, published_recipes
 
 PAB = ("pab-latent", "pab-latent-psg", "pab-bop", "pab-bop-psg")
 SPARSE = ("sgd", "signsgd", *PAB)

@@ -28,7 +28,7 @@ from pabzip.train import (
     read_recipe,
     to_dict,
 )
-from pabzip.train.methods import METHODS
+from pabzip.train.config import METHODS
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ from pabzip.train.methods import METHODS
         ({"bop": {"start": "one"}}, r"bop\.start: expected one of first-gradient, zero"),
         ({"bop": 1}, r"bop: expected a table, found 1"),
         ({"psg": {"weight_bits": 33}}, r"psg\.weight_bits: .*from 2 to 32, found 33"),
-        ({"psg": {"behaviour": "keep"}}, r"psg\.behaviour: expected one of remove, all, correct"),
+        ({"psg": {"behavior": "keep"}}, r"psg\.behavior: expected one of remove, all, correct"),
         ({"sgd": {"momentum": 1}}, r"sgd\.momentum: .*at least 0 and below 1, found 1"),
         ({"sgd": {"milestones": [9, 5]}}, r"sgd\.milestones: expected increasing .*found \[9, 5\]"),
         ({"sgd": {"milestones": [0]}}, r"sgd\.milestones: .*found \[0\]"),

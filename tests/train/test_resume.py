@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pabzip import data
+from pabzip.checkpoint import load_checkpoint
 from pabzip.data import Images, Splits
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
 from pabzip.train import (
@@ -26,14 +27,12 @@ from pabzip.train import (
     Recipe,
     SaveEvery,
     SearchRecipe,
-    load_checkpoint,
     merge,
     to_dict,
     train,
 )
-from pabzip.train.cadence import Cadence
-from pabzip.train.methods import METHODS
-from pabzip.train.resumption import check_resumption, surroundings
+from pabzip.train.config import METHODS
+from pabzip.train.resume import Cadence, check_resumption, surroundings
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +151,12 @@ def test_resume_without_a_state_begins(tmp_path: Path, splits: Splits) -> None:
 def test_a_finished_run_that_was_not_yet_written_is_written(
     tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pabzip.train.loop
+    import pabzip.train.trainer
 
     recipe = tiny(epochs=1)
     whole = train(recipe, output=tmp_path / "whole.pt", splits=splits)
     with monkeypatch.context() as patch:
-        patch.setattr(pabzip.train.loop, "save_checkpoint", full_disk)
+        patch.setattr(pabzip.train.trainer, "save_checkpoint", full_disk)
         with pytest.raises(OSError, match="No space left"):
             train(recipe, output=tmp_path / "model.pt", splits=splits, save_every="1epoch")
     assert not (tmp_path / "model.pt").exists()

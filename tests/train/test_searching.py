@@ -14,7 +14,7 @@ from pabzip import data, search
 from pabzip.data.order import order_stream, permutation
 from pabzip.errors import RecipeError
 from pabzip.train import Recipe, SearchRecipe, build_network
-from pabzip.train.searching import PlannedSearch, planned_searches, search_masks
+from pabzip.train.pruning import PlannedSearch, planned_searches, search_masks
 from pabzip.unmask import apply_psg
 
 
@@ -35,7 +35,7 @@ def counts(masks):
     return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
-def test_one_search_at_initialisation_or_later():
+def test_one_search_at_initialization_or_later():
     assert planned_searches(recipe_of()) == (PlannedSearch(0, 1.0),)
     assert planned_searches(recipe_of(epoch=7)) == (PlannedSearch(7, 1.0),)
 
@@ -77,7 +77,7 @@ def test_snip_sees_the_samples_that_the_seed_chooses(splits):
     recipe = recipe_of(method="snip", iterations=1)
     net, other = build_network(recipe, splits), build_network(recipe, splits)
     order = permutation(len(splits.train), seed=recipe.seed, stream=order_stream(2**30 - 1))[:21]
-    inputs = splits.train.normalise(splits.train.images[torch.from_numpy(order)])
+    inputs = splits.train.normalize(splits.train.images[torch.from_numpy(order)])
     labels = splits.train.labels[torch.from_numpy(order)]
     batches = [(inputs[part], labels[part]) for part in np.array_split(np.arange(21), 3)]
     expected = search.snip(other, 0.4, batches)

@@ -11,7 +11,7 @@ from torch import nn
 import pabzip
 from pabzip.search import apply_masks
 from pabzip.train import PsgRecipe, Recipe, SearchRecipe, SgdRecipe
-from pabzip.train.shortening import shortened
+from pabzip.train.methods import shortened
 
 
 def every_tenth(net: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -258,6 +258,6 @@ def test_decay_out_of_range(values, problem):
         AdaptivityDecay(Bop([nn.Parameter(torch.ones(2))]), *values)
 
 
-def test_decay_of_another_optimiser():
+def test_decay_of_another_optimizer():
     with pytest.raises(RecipeError, match="SGD: expected parameter groups with an adaptivity_rate"):
         AdaptivityDecay(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))

@@ -1,4 +1,4 @@
-"""PSG against plain numpy: the quantiser, and the gradients of linear maps and convolutions."""
+"""PSG against plain numpy: the quantizer, and the gradients of linear maps and convolutions."""
 
 import copy
 import pickle
@@ -14,13 +14,13 @@ from torch import nn
 import pabzip.init
 from pabzip.errors import RecipeError, SeedError
 from pabzip.search import synflow
-from pabzip.unmask import Bop, PsgConfig, apply_psg, quantise, remove_psg
-from pabzip.unmask.quantise import levels
+from pabzip.unmask import Bop, PsgConfig, apply_psg, quantize, remove_psg
+from pabzip.unmask.psg_functions import levels
 
-EXACT = PsgConfig(32, 32, 32, threshold=0.0, behaviour="all")
+EXACT = PsgConfig(32, 32, 32, threshold=0.0, behavior="all")
 
 
-def numpy_quantise(values, bits):
+def numpy_quantize(values, bits):
     levels = 2 ** (bits - 1) - 1
     step = np.abs(values).max() / levels
     return np.rint(values / step) * step if step > 0 else np.zeros_like(values)
@@ -29,7 +29,7 @@ def numpy_quantise(values, bits):
 def numpy_treat(predicted, exact, config):
     limit = config.threshold * (np.abs(predicted).max() if config.adaptive else 1.0)
     small = np.abs(predicted) < limit
-    replacement = {"all": predicted, "remove": 0.0, "correct": exact}[config.behaviour]
+    replacement = {"all": predicted, "remove": 0.0, "correct": exact}[config.behavior]
     return np.where(small, replacement, predicted)
 
 
@@ -44,8 +44,8 @@ class Doubled(nn.Linear):
         return F.linear(input=x, weight=self.weight * scale, bias=self.bias)
 
 
-class Standardised(nn.Conv2d):
-    """Weight standardisation, through the hook that torch's convolutions offer."""
+class Standardized(nn.Conv2d):
+    """Weight standardization, through the hook that torch's convolutions offer."""
 
     def forward(self, x):
         return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
@@ -57,11 +57,11 @@ class Standardised(nn.Conv2d):
     bits=st.integers(2, 24),
     scale=st.sampled_from([1e-12, 1.0, 1e9]),
 )
-def test_quantiser_matches_numpy(seed, bits, scale):
+def test_quantizer_matches_numpy(seed, bits, scale):
     values = tensor((7, 9), seed) * scale
     values[0, :3] = 0.0
-    found = quantise(values, bits)
-    np.testing.assert_allclose(found.numpy(), numpy_quantise(values.numpy(), bits), rtol=1e-12)
+    found = quantize(values, bits)
+    np.testing.assert_allclose(found.numpy(), numpy_quantize(values.numpy(), bits), rtol=1e-12)
     assert len(found.abs().unique()) <= 2 ** (bits - 1)
     assert not found[0, :3].any()
     assert bool((found * values >= 0).all())
@@ -70,15 +70,15 @@ def test_quantiser_matches_numpy(seed, bits, scale):
     torch.testing.assert_close(found.abs().max(), values.abs().max(), rtol=1e-12, atol=0)
 
 
-def test_quantiser_at_the_edges():
-    assert quantise(torch.zeros(3), 8).tolist() == [0.0, 0.0, 0.0]
-    assert quantise(torch.zeros(0), 8).shape == (0,)
+def test_quantizer_at_the_edges():
+    assert quantize(torch.zeros(3), 8).tolist() == [0.0, 0.0, 0.0]
+    assert quantize(torch.zeros(0), 8).shape == (0,)
     values = torch.tensor([0.1, -0.7])
-    assert quantise(values, 32).data_ptr() == values.data_ptr()
-    assert quantise(values, 2).tolist() == [0.0, -values.abs().max()]
-    assert quantise(torch.tensor([1.0, float("nan")]), 8).isnan().all()
-    assert quantise(torch.tensor([1.0, 2.0, 3.0]), 2).tolist() == [0.0, 3.0, 3.0]
-    half = quantise(torch.tensor([1.0, -0.3], dtype=torch.float16), 16)
+    assert quantize(values, 32).data_ptr() == values.data_ptr()
+    assert quantize(values, 2).tolist() == [0.0, -values.abs().max()]
+    assert quantize(torch.tensor([1.0, float("nan")]), 8).isnan().all()
+    assert quantize(torch.tensor([1.0, 2.0, 3.0]), 2).tolist() == [0.0, 3.0, 3.0]
+    half = quantize(torch.tensor([1.0, -0.3], dtype=torch.float16), 16)
     assert half.dtype == torch.float16
     assert half.tolist() == pytest.approx([1.0, -0.3], rel=1e-3)
 
@@ -93,7 +93,7 @@ def test_levels_are_whole_numbers_and_a_unit(dtype):
     assert torch.equal(whole, whole.round())
     assert float(whole.abs().max()) == 127
     torch.testing.assert_close(
-        found.double() * unit, quantise(values.double(), 8), rtol=1e-6, atol=0
+        found.double() * unit, quantize(values.double(), 8), rtol=1e-6, atol=0
     )
     same, unit = levels(values, 32)
     assert same.data_ptr() == values.data_ptr()
@@ -106,7 +106,7 @@ def test_levels_are_whole_numbers_and_a_unit(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_of_eight_bits_are_exact(dtype):
     layer = nn.Conv2d(3, 5, 3, padding=1, bias=False)
-    apply_psg(layer, PsgConfig(8, 8, 8, behaviour="all"), weights=["weight"])
+    apply_psg(layer, PsgConfig(8, 8, 8, behavior="all"), weights=["weight"])
     x, g = tensor((4, 3, 8, 8), 1).to(dtype).requires_grad_(), tensor((4, 5, 8, 8), 2).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         layer(x).backward(g)
@@ -125,10 +125,10 @@ def test_products_of_eight_bits_are_exact(dtype):
     assert torch.equal(x.grad, back.to(dtype).mul_(g_unit * w_unit))
 
 
-@pytest.mark.parametrize("behaviour", ["all", "remove", "correct"])
+@pytest.mark.parametrize("behavior", ["all", "remove", "correct"])
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_linear_gradients_match_numpy(behaviour, adaptive):
-    config = PsgConfig(4, 3, 5, threshold=0.3, behaviour=behaviour, adaptive=adaptive)
+def test_linear_gradients_match_numpy(behavior, adaptive):
+    config = PsgConfig(4, 3, 5, threshold=0.3, behavior=behavior, adaptive=adaptive)
     layer = nn.Linear(6, 5, dtype=torch.float64)
     apply_psg(layer, config, weights=["weight"])
     x, g = tensor((2, 3, 6), 1).requires_grad_(), tensor((2, 3, 5), 2)
@@ -137,17 +137,17 @@ def test_linear_gradients_match_numpy(behaviour, adaptive):
     output.backward(g)
     w, flat_x, flat_g = layer.weight.detach().numpy(), x.detach().numpy().reshape(6, 6), g.numpy()
     flat_g = flat_g.reshape(6, 5)
-    gq, xq = numpy_quantise(flat_g, 5), numpy_quantise(flat_x, 4)
+    gq, xq = numpy_quantize(flat_g, 5), numpy_quantize(flat_x, 4)
     expected = numpy_treat(gq.T @ xq, flat_g.T @ flat_x, config)
     np.testing.assert_allclose(layer.weight.grad.numpy(), expected, rtol=1e-10, atol=1e-14)
-    expected = (gq @ numpy_quantise(w, 3)).reshape(2, 3, 6)
+    expected = (gq @ numpy_quantize(w, 3)).reshape(2, 3, 6)
     np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(layer.bias.grad.numpy(), flat_g.sum(0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("behaviour", ["all", "remove", "correct"])
-def test_convolution_gradients_match_numpy_by_unfolding(behaviour):
-    config = PsgConfig(4, 5, 6, threshold=0.2, behaviour=behaviour)
+@pytest.mark.parametrize("behavior", ["all", "remove", "correct"])
+def test_convolution_gradients_match_numpy_by_unfolding(behavior):
+    config = PsgConfig(4, 5, 6, threshold=0.2, behavior=behavior)
     layer = nn.Conv2d(3, 4, 3, stride=2, padding=1, dtype=torch.float64)
     apply_psg(layer, config, weights=["weight"])
     x = tensor((2, 3, 7, 7), 1).requires_grad_()
@@ -163,14 +163,14 @@ def test_convolution_gradients_match_numpy_by_unfolding(behaviour):
         patches = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (2, 3))[:, :, ::2, ::2]
         return patches.transpose(0, 1, 4, 5, 2, 3).reshape(2, 27, -1)
 
-    gq, xq = numpy_quantise(flat_g, 6), numpy_quantise(x.detach().numpy(), 4)
+    gq, xq = numpy_quantize(flat_g, 6), numpy_quantize(x.detach().numpy(), 4)
     predicted = np.einsum("nok,nik->oi", gq, columns(xq))
     exact = np.einsum("nok,nik->oi", flat_g, columns(x.detach().numpy()))
     found = layer.weight.grad.numpy().reshape(4, -1)
     np.testing.assert_allclose(found, numpy_treat(predicted, exact, config), atol=1e-12)
     np.testing.assert_allclose(layer.bias.grad.numpy(), flat_g.sum((0, 2)), rtol=1e-12)
 
-    back = np.einsum("oi,nok->nik", numpy_quantise(w, 5), gq).reshape(2, 3, 3, 3, 4, 4)
+    back = np.einsum("oi,nok->nik", numpy_quantize(w, 5), gq).reshape(2, 3, 3, 3, 4, 4)
     image = np.zeros((2, 3, 9, 9))
     for i in range(3):
         for j in range(3):
@@ -193,7 +193,7 @@ LAYERS = [
     (lambda: nn.Linear(4, 6), (4,)),
     (lambda: nn.Linear(4, 6, bias=False), (2, 3, 4)),
     (lambda: Doubled(4, 6), (3, 4)),
-    (lambda: Standardised(4, 6, 3), (2, 4, 5, 5)),
+    (lambda: Standardized(4, 6, 3), (2, 4, 5, 5)),
 ]
 
 
@@ -229,7 +229,7 @@ def test_predictions_are_close_and_are_predictions(make, shape):
 
 
 def test_only_what_is_needed_is_computed():
-    config = PsgConfig(behaviour="correct", threshold=0.1)
+    config = PsgConfig(behavior="correct", threshold=0.1)
     layer = nn.Conv2d(3, 4, 3)
     apply_psg(layer, config, weights=["weight"])
     x = tensor((1, 3, 5, 5)).float()
@@ -254,7 +254,7 @@ def seeded_net():
         nn.Conv2d(3, 4, 3, bias=False),
         nn.BatchNorm2d(4),
         nn.ReLU(),
-        Standardised(4, 4, 3),
+        Standardized(4, 4, 3),
         nn.Flatten(),
         nn.Linear(16, 2),
     )
@@ -267,14 +267,14 @@ def test_the_seeded_layers_by_default_and_back_again():
     handle = apply_psg(net)
     assert list(handle.modules) == ["0", "3"]
     assert isinstance(net[0], nn.Conv2d)
-    assert isinstance(net[3], Standardised)
+    assert isinstance(net[3], Standardized)
     assert type(net[0]) is not nn.Conv2d
     assert type(net[5]) is nn.Linear
     assert list(net.state_dict()) == keys
     handle.remove()
     handle.remove()
     assert type(net[0]) is nn.Conv2d
-    assert type(net[3]) is Standardised
+    assert type(net[3]) is Standardized
     assert vars(net[0]).keys() == vars(nn.Conv2d(1, 1, 1)).keys()
     apply_psg(net, weights=["5.weight"]).remove()
 
@@ -291,8 +291,8 @@ def test_copies_and_pickles_keep_it():
             gradients.append(each[0].weight.grad)
         assert torch.equal(*gradients)
         remove_psg(other)
-        assert type(other[3]) is Standardised
-        assert type(net[3]) is not Standardised
+        assert type(other[3]) is Standardized
+        assert type(net[3]) is not Standardized
         assert pabzip.init.seeding(other) == pabzip.init.seeding(net)
 
 
@@ -404,7 +404,7 @@ def test_names_that_are_no_layer():
         ({"gradient_bits": 8.0}, "gradient_bits: expected an integer from 2 to 32, found 8.0"),
         ({"threshold": -1.0}, "threshold: expected zero or more, and finite, found -1.0"),
         ({"threshold": float("nan")}, "threshold: .* found nan"),
-        ({"behaviour": "drop"}, "behaviour: expected one of all, correct, remove, found 'drop'"),
+        ({"behavior": "drop"}, "behavior: expected one of all, correct, remove, found 'drop'"),
     ],
 )
 def test_configuration_out_of_range(values, problem):

@@ -1,6 +1,6 @@
 """PSG against the paper's equations alone, written out as sums over every index.
 
-For y = w x the paper replaces (x, w, g) in g_w = g x^T and g_x = w^T g by quantised versions,
+For y = w x the paper replaces (x, w, g) in g_w = g x^T and g_x = w^T g by quantized versions,
 passes g_x on, and treats g_w where it is small against a threshold that adapts to the layer
 (Sections 3.3 and 4.4; Wang et al. 2019, Section 3.3). A convolution is such a map from every window
 to every output place, so its products are stated here place by place, with nothing but loops.
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from pabzip.unmask import PsgConfig, apply_psg, quantise
+from pabzip.unmask import PsgConfig, apply_psg, quantize
 
 
 def levels(values, bits):
@@ -50,13 +50,13 @@ def products(x, w, g, **geometry):
     return of_weight, of_input
 
 
-def treated(predicted, exact, threshold, behaviour, adaptive):
+def treated(predicted, exact, threshold, behavior, adaptive):
     """Treat the small predictions, one by one."""
     limit = threshold * max(abs(value) for value in predicted.flat) if adaptive else threshold
     result = predicted.copy()
     for at in np.ndindex(predicted.shape):
         if abs(predicted[at]) < limit:
-            result[at] = {"all": predicted[at], "remove": 0.0, "correct": exact[at]}[behaviour]
+            result[at] = {"all": predicted[at], "remove": 0.0, "correct": exact[at]}[behavior]
     return result
 
 
@@ -78,12 +78,12 @@ def layer_of(shape, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1), grou
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("behaviour", ["all", "remove", "correct"])
+@pytest.mark.parametrize("behavior", ["all", "remove", "correct"])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_convolutions(name, behaviour, channels_last):
+def test_convolutions(name, behavior, channels_last):
     torch.manual_seed(len(name))
     layer, geometry = layer_of(**GEOMETRIES[name])
-    apply_psg(layer, PsgConfig(5, 4, 6, 0.15, behaviour), weights=["weight"])
+    apply_psg(layer, PsgConfig(5, 4, 6, 0.15, behavior), weights=["weight"])
     inputs = torch.randn(2, layer.in_channels, 6, 7, dtype=torch.float64)
     if channels_last:
         layer.to(memory_format=torch.channels_last)
@@ -94,35 +94,35 @@ def test_convolutions(name, behaviour, channels_last):
     x, w, g = inputs.detach().numpy(), layer.weight.detach().numpy(), gradient.numpy()
     predicted, of_input = products(levels(x, 5), levels(w, 4), levels(g, 6), **geometry)
     exact, _ = products(x, w, g, **geometry)
-    wanted = treated(predicted, exact, 0.15, behaviour, adaptive=True)
+    wanted = treated(predicted, exact, 0.15, behavior, adaptive=True)
     found = layer.weight.grad.numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(inputs.grad.numpy(), of_input, rtol=1e-11, atol=1e-12)
     assert not np.allclose(predicted, exact, rtol=1e-3)
     assert np.count_nonzero(wanted == predicted) > 0
-    if behaviour != "all":
+    if behavior != "all":
         assert np.count_nonzero(wanted != predicted) > 0
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("behaviour", ["all", "remove", "correct"])
-def test_the_papers_one_layer_network(behaviour, adaptive):
+@pytest.mark.parametrize("behavior", ["all", "remove", "correct"])
+def test_the_papers_one_layer_network(behavior, adaptive):
     torch.manual_seed(3)
     layer = nn.Linear(5, 4, bias=False, dtype=torch.float64)
     # Between two products of levels: 0.4 of the largest, 7 x 15, would be 6 x 7 to the last bit.
     limit = 0.41
-    apply_psg(layer, PsgConfig(4, 3, 5, limit, behaviour, adaptive), weights=["weight"])
+    apply_psg(layer, PsgConfig(4, 3, 5, limit, behavior, adaptive), weights=["weight"])
     inputs = torch.randn(1, 5, dtype=torch.float64, requires_grad=True)
     gradient = torch.randn(1, 4, dtype=torch.float64)
     layer(inputs).backward(gradient)
     x, w, g = inputs.detach().numpy()[0], layer.weight.detach().numpy(), gradient.numpy()[0]
     predicted = np.array([[gi * xj for xj in levels(x, 4)] for gi in levels(g, 5)])
     exact = np.array([[gi * xj for xj in x] for gi in g])
-    wanted = treated(predicted, exact, limit, behaviour, adaptive)
+    wanted = treated(predicted, exact, limit, behavior, adaptive)
     np.testing.assert_allclose(layer.weight.grad.numpy(), wanted, rtol=1e-12)
     of_input = [sum(levels(w, 3)[i, j] * levels(g, 5)[i] for i in range(4)) for j in range(5)]
     np.testing.assert_allclose(inputs.grad.numpy()[0], of_input, rtol=1e-12)
-    assert (behaviour == "all") == bool((wanted == predicted).all())
+    assert (behavior == "all") == bool((wanted == predicted).all())
 
 
 def test_predicted_input_gradients_reach_the_layers_before():
@@ -142,20 +142,20 @@ def test_predicted_input_gradients_reach_the_layers_before():
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_quantiser_takes_the_nearest_level(bits, dtype):
+def test_quantizer_takes_the_nearest_level(bits, dtype):
     values = torch.randn(6, 7, generator=torch.Generator().manual_seed(bits), dtype=torch.float64)
     values[0, 0] = 0.0
-    found = quantise(values.to(dtype), bits).double().numpy()
+    found = quantize(values.to(dtype), bits).double().numpy()
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     np.testing.assert_allclose(found, levels(values.numpy(), bits), rtol=tolerance)
     assert found[0, 0] == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_quantiser_rounds_half_precision_once_at_the_end(dtype):
+def test_quantizer_rounds_half_precision_once_at_the_end(dtype):
     values = torch.randn(400, generator=torch.Generator().manual_seed(1)).to(dtype)
     exact = levels(values.double().numpy(), 8)
-    found = quantise(values, 8)
+    found = quantize(values, 8)
     assert found.dtype == dtype
     spacing = torch.finfo(dtype).eps * np.abs(exact)
     assert (np.abs(found.double().numpy() - exact) <= spacing * 0.51).all()

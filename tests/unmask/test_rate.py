@@ -13,8 +13,7 @@ from torch import nn
 import pabzip
 from pabzip.errors import RecipeError
 from pabzip.unmask import Bop
-from pabzip.unmask.bop_update import update
-from pabzip.unmask.rate import price, seed_signs
+from pabzip.unmask.bop_update import price, seed_signs, update
 
 
 def numpy_rate_aware(weights, home, gradients, rate, threshold, cost, start):

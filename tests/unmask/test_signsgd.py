@@ -29,12 +29,12 @@ def test_every_step_matches_numpy(momentum, decay):
     gradients = generator.normal(size=(8, 400)).astype(np.float32)
     gradients[:, :5] = 0
     parameter = nn.Parameter(torch.from_numpy(weight.copy()))
-    optimiser = SignSgd([parameter], 0.01, momentum, decay)
+    optimizer = SignSgd([parameter], 0.01, momentum, decay)
     for gradient, expected in zip(
         gradients, numpy_signsgd(weight, gradients, 0.01, momentum, decay), strict=True
     ):
         parameter.grad = torch.from_numpy(gradient.copy())
-        assert optimiser.step(lambda: 2.0) == 2.0
+        assert optimizer.step(lambda: 2.0) == 2.0
         found = parameter.detach().numpy()
         np.testing.assert_allclose(found, expected, rtol=3e-7, atol=2e-8)
         assert momentum or decay or np.array_equal(found, expected)
@@ -42,30 +42,30 @@ def test_every_step_matches_numpy(momentum, decay):
 
 def test_a_weight_of_zero_without_gradient_stays_plus_zero():
     parameter = nn.Parameter(torch.zeros(4))
-    optimiser = SignSgd([parameter], 0.5, 0.5, 0.1)
+    optimizer = SignSgd([parameter], 0.5, 0.5, 0.1)
     for _ in range(3):
         parameter.grad = torch.tensor([0.0, -0.0, 0.0, 1.0])
-        optimiser.step()
+        optimizer.step()
     assert torch.equal(parameter[:3].view(torch.int32), torch.zeros(3, dtype=torch.int32))
     assert float(parameter.detach()[3]) < -1
 
 
 def test_the_state_comes_back_to_the_bit():
     parameter = nn.Parameter(torch.linspace(-1, 1, 50))
-    optimiser = SignSgd([parameter], 0.1, 0.9, 0.01)
+    optimizer = SignSgd([parameter], 0.1, 0.9, 0.01)
     gradients = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
     for gradient in gradients[:3]:
         parameter.grad = gradient.clone()
-        optimiser.step()
+        optimizer.step()
     file = io.BytesIO()
-    torch.save(optimiser.state_dict(), file)
+    torch.save(optimizer.state_dict(), file)
     file.seek(0)
     twin = copy.deepcopy(parameter)
     resumed = SignSgd([twin])
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for gradient in gradients[3:]:
         parameter.grad, twin.grad = gradient.clone(), gradient.clone()
-        optimiser.step()
+        optimizer.step()
         resumed.step()
     assert torch.equal(parameter, twin)
 

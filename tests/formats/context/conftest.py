@@ -21,7 +21,7 @@ from pabzip.seeds import InitSpec, magnitudes
 SEED = 2**63 + 29
 PLAIN_DECODER = Path(__file__).with_name("plain_decoder.py")
 
-STRUCTURES = ("random", "magnitude", "synflow", "dead", "all dead", "all alive")
+STRUCTURES = ("random", "magnitude", "synflow", "empty", "all empty", "all active")
 SIGNS = ("kept", "flipped", "random", "few flips")
 
 
@@ -33,14 +33,14 @@ def mask_of(
     scores = np.log2(magnitudes(SEED, spec, 0, count).astype(float)).reshape(shape)
     if structure == "random":
         scores = rng.random(shape)
-    if structure in ("synflow", "dead"):
+    if structure in ("synflow", "empty"):
         for axis, size in enumerate(shape):
             factors = rng.normal(0, 0.7, size)
             scores = scores + factors.reshape([-1 if a == axis else 1 for a in range(len(shape))])
     mask = np.zeros(shape, dtype=bool)
-    kept = {"all dead": 0, "all alive": count}.get(structure, round(keep * count))
+    kept = {"all empty": 0, "all active": count}.get(structure, round(keep * count))
     mask.reshape(-1)[np.argsort(-scores.reshape(-1), kind="stable")[:kept]] = True
-    if structure == "dead":
+    if structure == "empty":
         mask[rng.random(shape[0]) < 0.4] = False
         if len(shape) > 1:
             mask[:, rng.random(shape[1]) < 0.4] = False

@@ -162,7 +162,7 @@ class Told:
     chunks: list[tuple[list[int], int, int]] = field(default_factory=list)
 
     def columns_of(self, row: int) -> list[int]:
-        """Live columns, over all groups, that a row sees."""
+        """Active columns, over all groups, that a row sees."""
         groups, rows, columns, _ = self.layout
         group = row // (rows // groups)
         return [a for a in self.columns if a // columns == group]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from pabzip.errors import FormatError, LimitError
 from pabzip.formats.coder import run_tasks
-from pabzip.formats.context import Context, contexts
-from pabzip.formats.context.exchange import Exchange
+from pabzip.formats.context import Context
+from pabzip.formats.context import side_stream as contexts
+from pabzip.formats.context.side_information import Exchange
 from pabzip.formats.context.side_stream import SideStream
 from pabzip.formats.entries import SeededEntry
 from pabzip.seeds import InitSpec
@@ -26,13 +27,13 @@ SPEC = InitSpec("normal", 0.125, 0)
 
 @pytest.fixture(scope="module")
 def file(make: Any, save: Callable[..., bytes], seed: int) -> bytes:
-    """A small file with every mask mode, plain and coded signs, and dead rows."""
+    """A small file with every mask mode, plain and coded signs, and empty rows."""
     tensors = [
         make("even", (5, 4), stream=0),
         make("threshold", (6, 5, 3), stream=1, structure="magnitude", signs="few flips", keep=0.4),
-        make("factors", (24, 18), stream=2, structure="dead", keep=0.5),
+        make("factors", (24, 18), stream=2, structure="empty", keep=0.5),
         make("follows", (6, 24), stream=3, structure="synflow", keep=0.5),
-        make("all", (3,), stream=4, structure="all alive", signs="kept"),
+        make("all", (3,), stream=4, structure="all active", signs="kept"),
     ]
     return save(Ticket(seed=seed, tensors=tensors), coder="context")
 
@@ -174,7 +175,7 @@ def refuse(shape: tuple[int, ...], kept: int, write: Callable[[SideStream], Any]
     return str(error.value)
 
 
-def plain_and_live(stream: SideStream) -> None:
+def plain_and_active(stream: SideStream) -> None:
     for context in (contexts.PLAIN_LAYOUT, contexts.ALL_ROWS, contexts.ALL_COLUMNS):
         stream.bit(1, context)
 
@@ -204,11 +205,11 @@ def test_numbers_have_an_end() -> None:
     assert "expected numbers below 2**48" in refuse((4, 6), 3, write)
 
 
-@pytest.mark.parametrize("dead", ["rows", "columns"])
-def test_live_rows_without_live_columns(dead: str) -> None:
+@pytest.mark.parametrize("empty", ["rows", "columns"])
+def test_active_rows_without_active_columns(empty: str) -> None:
     def write(stream: SideStream) -> None:
         stream.bit(1, contexts.PLAIN_LAYOUT)
-        if dead == "columns":
+        if empty == "columns":
             stream.bit(1, contexts.ALL_ROWS)
             stream.bit(0, contexts.ALL_COLUMNS)
             stream.bits(0, np.full(6, contexts.COLUMN))
@@ -217,10 +218,10 @@ def test_live_rows_without_live_columns(dead: str) -> None:
             stream.bits(0, np.full(4, contexts.ROW))
             stream.bit(1, contexts.ALL_COLUMNS)
 
-    assert "live rows and live columns in the same groups" in refuse((4, 6), 0, write)
+    assert "active rows and active columns in the same groups" in refuse((4, 6), 0, write)
 
 
-def test_live_rows_of_one_group_and_columns_of_another() -> None:
+def test_active_rows_of_one_group_and_columns_of_another() -> None:
     def write(stream: SideStream) -> None:
         stream.bit(0, contexts.PLAIN_LAYOUT)
         stream.number(2, contexts.LAYOUT)
@@ -234,7 +235,7 @@ def test_live_rows_of_one_group_and_columns_of_another() -> None:
     assert "same groups" in refuse((4, 6), 6, write)
 
 
-def test_survivors_without_live_weights() -> None:
+def test_survivors_without_active_weights() -> None:
     def write(stream: SideStream) -> None:
         stream.bit(1, contexts.PLAIN_LAYOUT)
         stream.bit(0, contexts.ALL_ROWS)
@@ -242,17 +243,17 @@ def test_survivors_without_live_weights() -> None:
         stream.bit(0, contexts.ALL_COLUMNS)
         stream.bits(0, np.full(6, contexts.COLUMN))
 
-    assert "expected 5 survivors, found no live weight" in refuse((4, 6), 5, write)
+    assert "expected 5 survivors, found no active weight" in refuse((4, 6), 5, write)
 
 
 def test_sign_mode_three_and_chance_zero() -> None:
     def three(stream: SideStream) -> None:
-        plain_and_live(stream)
+        plain_and_active(stream)
         two(stream, 0, contexts.MODE)
         two(stream, 3, contexts.SIGNS)
 
     def zero(stream: SideStream) -> None:
-        plain_and_live(stream)
+        plain_and_active(stream)
         two(stream, 1, contexts.MODE)
         stream.plain(0, 16)
 
@@ -263,7 +264,7 @@ def test_sign_mode_three_and_chance_zero() -> None:
 @pytest.mark.parametrize(("first", "last"), [(31, 31), (3, 2), (0, 31)])
 def test_buckets_out_of_range(first: int, last: int) -> None:
     def write(stream: SideStream) -> None:
-        plain_and_live(stream)
+        plain_and_active(stream)
         two(stream, 2, contexts.MODE)
         stream.number(0, contexts.MIDDLE)
         stream.plain(first, 5)
@@ -275,7 +276,7 @@ def test_buckets_out_of_range(first: int, last: int) -> None:
 @pytest.mark.parametrize("size", [2**25 + 2, 2**40])
 def test_offsets_out_of_range(size: int) -> None:
     def write(stream: SideStream) -> None:
-        plain_and_live(stream)
+        plain_and_active(stream)
         two(stream, 2, contexts.MODE)
         stream.number(size, contexts.MIDDLE)
 
@@ -285,7 +286,7 @@ def test_offsets_out_of_range(size: int) -> None:
 @pytest.mark.parametrize("size", [2**24 + 1, 2**30])
 def test_residuals_out_of_range(size: int) -> None:
     def write(stream: SideStream) -> None:
-        plain_and_live(stream)
+        plain_and_active(stream)
         two(stream, 3, contexts.MODE)
         stream.bit(0, contexts.UNIT)
         stream.number(0, contexts.MIDDLE)
@@ -302,7 +303,7 @@ def test_fault_9_coded_bytes_beyond_the_weights(coded: int) -> None:
     """Sums of such numbers would overflow, and lead a decoder outside its payload."""
 
     def write(stream: SideStream) -> None:
-        plain_and_live(stream)
+        plain_and_active(stream)
         two(stream, 0, contexts.MODE)
         two(stream, 0, contexts.SIGNS)
         stream.number(coded, contexts.CODED_BYTES)
@@ -313,7 +314,7 @@ def test_fault_9_coded_bytes_beyond_the_weights(coded: int) -> None:
 @pytest.mark.parametrize("change", [-1, -(2**46), 2**46])
 def test_fault_9_sizes_of_chunks_that_cancel(change: int) -> None:
     def write(stream: SideStream, base: int) -> None:
-        plain_and_live(stream)
+        plain_and_active(stream)
         two(stream, 0, contexts.MODE)
         two(stream, 0, contexts.SIGNS)
         stream.number(0, contexts.CODED_BYTES)
@@ -359,8 +360,8 @@ def test_many_groups_decode_fast_and_flat(seed: int) -> None:
 def test_fault_10_a_tiny_file_that_declares_much(
     make: Any, save: Callable[..., bytes], take_apart: Callable[[bytes], Any]
 ) -> None:
-    """Dead weights take no bytes, so a limit stands between a small file and the memory."""
-    one = make("w", (2000, 2000), structure="all dead")
+    """Empty weights take no bytes, so a limit stands between a small file and the memory."""
+    one = make("w", (2000, 2000), structure="all empty")
     file = save(Ticket(seed=0, tensors=[one]), coder="context")
     assert 4 * one.codes.size > 65536 * len(file)
     parts = take_apart(file)

@@ -38,7 +38,7 @@ def seeded(
     spread: float | None = None,
     keep: float = 0.3,
     flips: float = 0.5,
-    dead: tuple[int, int] = (0, 0),
+    empty: tuple[int, int] = (0, 0),
 ) -> SeededTensor:
     """A tensor whose mask follows row and column factors, or nothing where ``spread`` is None."""
     spec, count = InitSpec(kind, 2.0**-4, stream), int(np.prod(shape))
@@ -49,8 +49,8 @@ def seeded(
         scores = scores + rows.reshape(-1, *[1] * (len(shape) - 1))
         scores += columns.reshape(1, -1, *[1] * (len(shape) - 2))
     mask = scores >= np.quantile(scores, 1 - keep) if keep else np.zeros(shape, dtype=bool)
-    mask[: dead[0]] = False
-    mask[:, : dead[1]] = False
+    mask[: empty[0]] = False
+    mask[:, : empty[1]] = False
     signs = np.where(scattered(count, stream + 1000).reshape(shape) < flips, -1, 1)
     return SeededTensor(name, spec, (mask * signs).astype(np.int8))
 
@@ -60,11 +60,11 @@ def every_mode() -> Ticket:
         seed=SEED,
         tensors=[
             seeded("conv1", (24, 3, 3, 3), 0, spread=0.0),
-            seeded("conv2", (24, 24, 3, 3), 1, spread=0.6, dead=(5, 0)),
-            seeded("conv3", (24, 24, 3, 3), 2, spread=0.6, dead=(0, 5), flips=0.04),
+            seeded("conv2", (24, 24, 3, 3), 1, spread=0.6, empty=(5, 0)),
+            seeded("conv3", (24, 24, 3, 3), 2, spread=0.6, empty=(0, 5), flips=0.04),
             seeded("grouped", (24, 6, 3, 3), 3, kind="uniform", keep=0.2, flips=0.0),
             seeded("depthwise", (24, 1, 5), 4, kind="signed_constant", keep=1.0, flips=0.5),
-            seeded("dead", (24, 24, 1, 1), 5, keep=0.0),
+            seeded("empty", (24, 24, 1, 1), 5, keep=0.0),
             seeded("flattened", (30, 24 * 16), 6, spread=0.5, keep=0.1, flips=0.1),
             seeded("chunks", (1000, 160), 7, keep=0.02, flips=1.0),
             seeded("one", (1, 1), 8, keep=1.0),

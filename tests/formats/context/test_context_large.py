@@ -1,4 +1,4 @@
-"""Tensors above 2**31 elements, of which a few rows are live: decoded without the memory."""
+"""Tensors above 2**31 elements, of which a few rows are active: decoded without the memory."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ import pytest
 
 from pabzip.errors import FormatError
 from pabzip.formats.coder import run_tasks
-from pabzip.formats.context import layout as layouts
-from pabzip.formats.context.choose import describe
-from pabzip.formats.context.chunk_writer import encode_chunk
-from pabzip.formats.context.chunks import chunk_tasks
-from pabzip.formats.context.description import MaskMode
-from pabzip.formats.context.exchange import Exchange
-from pabzip.formats.context.layout import Layout, LiveBlock
-from pabzip.formats.context.live import PIECE, LivePlan, next_piece
+from pabzip.formats.context import geometry as layouts
+from pabzip.formats.context.fit import describe
+from pabzip.formats.context.geometry import PIECE, ActiveBlock, ActivePlan, Layout, next_piece
+from pabzip.formats.context.model import MaskMode
+from pabzip.formats.context.payload import chunk_tasks, encode_chunk
+from pabzip.formats.context.side_information import Exchange
 from pabzip.seeds import InitSpec, magnitudes, weights
 from pabzip.seeds.cpu import generator_arguments
-from pabzip.seeds.gather import picked_magnitudes
+from pabzip.seeds.kernels import picked_magnitudes
 
 SEED = 77
 SPEC = InitSpec("normal", 0.5, 3)
 ROWS, WIDTH = 70_001, 66_000  # 4.6e9 weights: beyond 2**32
-LIVE_ROWS = [0, 1, 35_000, 69_999, 70_000]
-LIVE_COLUMNS = [0, 3, 4, 40_000, 65_998, 65_999, *range(1000, 1600)]
+ACTIVE_ROWS = [0, 1, 35_000, 69_999, 70_000]
+ACTIVE_COLUMNS = [0, 3, 4, 40_000, 65_998, 65_999, *range(1000, 1600)]
 
 
-def block() -> LiveBlock:
+def block() -> ActiveBlock:
     rows, columns = np.zeros(ROWS, dtype=bool), np.zeros(WIDTH, dtype=bool)
-    rows[LIVE_ROWS], columns[LIVE_COLUMNS] = True, True
-    return LiveBlock(Layout(ROWS, WIDTH, 1), rows, columns)
+    rows[ACTIVE_ROWS], columns[ACTIVE_COLUMNS] = True, True
+    return ActiveBlock(Layout(ROWS, WIDTH, 1), rows, columns)
 
 
 def elements() -> np.ndarray:
-    """Where the live weights are, in Python's integers first."""
-    return np.array([row * WIDTH + c for row in LIVE_ROWS for c in sorted(LIVE_COLUMNS)])
+    """Where the active weights are, in Python's integers first."""
+    return np.array([row * WIDTH + c for row in ACTIVE_ROWS for c in sorted(ACTIVE_COLUMNS)])
 
 
 def reference(places: np.ndarray) -> np.ndarray:
@@ -48,7 +46,7 @@ def reference(places: np.ndarray) -> np.ndarray:
 
 
 def test_pieces_reach_beyond_2_to_the_32() -> None:
-    plan = LivePlan.of(block())
+    plan = ActivePlan.of(block())
     element, offsets = np.empty(PIECE, dtype=np.int64), np.empty(PIECE, dtype=np.int32)
     row_offsets = np.arange(len(plan.rows), dtype=np.int32) * 1000
     place_offsets = np.arange(len(plan.places), dtype=np.int32)
@@ -78,19 +76,19 @@ def test_a_chunk_beyond_2_to_the_32(
 ) -> None:
     """Codes and weights land where they belong, in a sparse file of the tensor's full size."""
     monkeypatch.setattr(layouts, "CHUNK_WEIGHTS", chunk)
-    live, places = block(), elements()
+    active, places = block(), elements()
     known = reference(places)
     levels = np.array([plain.level(n) for n in known.tolist()], dtype=np.int16)
     rng = np.random.default_rng(1)
     codes = np.where(known > np.quantile(known, 0.7), 1, 0).astype(np.int8)
     codes[rng.random(len(codes)) < 0.01] = 1
     codes *= rng.choice(np.array([1, -1], np.int8), len(codes))
-    plan = LivePlan.of(live)
-    told, _ = describe(live, plan, levels, codes)
+    plan = ActivePlan.of(active)
+    told, _ = describe(active, plan, levels, codes)
     assert told.mask is MaskMode.THRESHOLD
     chunks = [
         encode_chunk(plan, told.predictor(plan), levels, codes, begin, end)
-        for begin, end in live.chunks
+        for begin, end in active.chunks
     ]
     told.coded_bytes = np.array([len(coded) for coded, _, _ in chunks])
     told.survivors = np.array([kept for _, _, kept in chunks])

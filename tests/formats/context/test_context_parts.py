@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pabzip.errors import FormatError
-from pabzip.formats.context import Context, buckets, contexts, probabilities
-from pabzip.formats.context.levels import level
+from pabzip.formats.context import Context
+from pabzip.formats.context import model as buckets
+from pabzip.formats.context import model as probabilities
+from pabzip.formats.context import side_stream as contexts
+from pabzip.formats.context.geometry import level
 from pabzip.formats.context.range_coder import (
     FLUSH_BYTES,
     decode_bit,
@@ -129,21 +132,21 @@ def test_signs_fold(value: int) -> None:
 
 def layouts_of(written: Any, seed: int) -> list[tuple[int, int, int, int]]:
     decoder: Any = Context().decoder(seed, written.entries, written.side)
-    layouts = [decoder.descriptions[one.name].live.layout for one in written.tensors]
+    layouts = [decoder.descriptions[one.name].active.layout for one in written.tensors]
     return [(one.groups, one.rows, one.columns, one.positions) for one in layouts]
 
 
 def test_groups_are_found(make: Any, encode: Any, seed: int) -> None:
-    """8 groups of 8 rows see 8 channels each; in each group other channels are dead."""
+    """8 groups of 8 rows see 8 channels each; in each group other channels are empty."""
     first, second = make("first", (64, 3, 3, 3)), make("second", (64, 8, 3, 3), stream=1)
-    dead = np.random.default_rng(3).random((8, 1, 8, 1, 1)) < 0.5
+    empty = np.random.default_rng(3).random((8, 1, 8, 1, 1)) < 0.5
     view = second.codes.reshape(8, 8, 8, 3, 3)
-    view[:] *= ~dead
+    view[:] *= ~empty
     assert layouts_of(encode([first, second]), seed)[1] == (8, 64, 8, 9)
 
 
 def test_a_flatten_is_found(make: Any, encode: Any, seed: int) -> None:
-    """16 channels of 25 places: half of the channels are dead."""
+    """16 channels of 25 places: half of the channels are empty."""
     first, second = make("first", (16, 3, 3, 3)), make("second", (40, 400), stream=1)
     second.codes.reshape(40, 16, 25)[:, ::2] = 0
     second.codes.reshape(40, 16, 25)[:, 1::2, ::3] = 1

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pabzip.formats.coder import run_tasks
-from pabzip.formats.context import Context, layout
+from pabzip.formats.context import Context
+from pabzip.formats.context import geometry as layout
 from pabzip.seeds import DISTRIBUTIONS, regenerate
 from pabzip.ticket import Ticket
 
@@ -34,7 +35,7 @@ NETWORKS: list[list[tuple[int, ...]]] = [
 ]
 
 networks = st.sampled_from(NETWORKS)
-structures = st.sampled_from(["random", "magnitude", "synflow", "dead", "all dead", "all alive"])
+structures = st.sampled_from(["random", "magnitude", "synflow", "empty", "all empty", "all active"])
 signs = st.sampled_from(["kept", "flipped", "random", "few flips"])
 keeps = st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0])
 
@@ -80,7 +81,7 @@ def test_any_codes_come_back(
 def residual_network(make: Any, **options: Any) -> list[Any]:
     """Layers with enough weights for every mask mode, and factors that earlier rows foretell."""
     shapes = [(24, 8, 3, 3), (24, 24, 3, 3), (24, 24, 1, 1), (24, 24, 3, 3), (40, 24 * 4)]
-    kinds = ["magnitude", "synflow", "random", "dead", "synflow"]
+    kinds = ["magnitude", "synflow", "random", "empty", "synflow"]
     return [
         make(f"w{place}", shape, stream=place, structure=kind, **options)
         for place, (shape, kind) in enumerate(zip(shapes, kinds, strict=True))
@@ -123,7 +124,7 @@ def test_every_mask_mode_occurs(make: Any, encode: Any) -> None:
     """What the tests above go through: otherwise they would prove little."""
     modes = encode(residual_network(make, keep=0.2)).modes()
     assert set(modes) == {1, 2, 3}
-    assert encode([make("w", (5, 5), structure="all alive")]).modes() == [0]
+    assert encode([make("w", (5, 5), structure="all active")]).modes() == [0]
 
 
 def test_equal_input_gives_equal_bytes(make: Any, encode: Any) -> None:

@@ -67,8 +67,8 @@ def test_structure_is_found(make: Any, encode: Any) -> None:
     assert encode([one]).size <= 32
 
 
-def test_dead_tensors_take_next_to_nothing(make: Any, encode: Any) -> None:
-    tensors = [make(f"w{n}", (64, 64, 3, 3), structure="all dead") for n in range(20)]
+def test_empty_tensors_take_next_to_nothing(make: Any, encode: Any) -> None:
+    tensors = [make(f"w{n}", (64, 64, 3, 3), structure="all empty") for n in range(20)]
     written = encode(tensors)
     assert set(written.payloads) == {b""}
     assert len(written.side) <= 20 * (64 + 64) // 8  # a bit a row or column, and soon less
@@ -79,7 +79,7 @@ SMALL = [(1,), (3,), (16,), (1, 1), (4, 4), (2, 3, 3, 3), (30, 2), (2, 100)]
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("structure", ["random", "magnitude", "dead"])
+@pytest.mark.parametrize("structure", ["random", "magnitude", "empty"])
 def test_small_tensors_exceed_huffman_by_a_few_bytes(
     make: Any, encode: Any, keep: float, structure: str
 ) -> None:

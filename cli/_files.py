@@ -1,0 +1,199 @@
+"""The files that a command reads and writes: tickets, outputs, streams."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from pabzip.errors import FormatError
+
+if TYPE_CHECKING:
+    from pabzip.ticket import Ticket
+
+
+STANDARD = "-"
+"""The name that stands for stdin or stdout."""
+
+_CHUNK = 2**20
+
+
+def default_output(source: str, suffix: str) -> str:
+    """Return the output that belongs to an input: its name with another suffix; stdout to stdin."""
+    return STANDARD if source == STANDARD else str(Path(source).with_suffix(suffix))
+
+
+def check_output(target: str, *, force: bool, inputs: Iterable[str] = ()) -> None:
+    """Refuse an output before any work is done for it.
+
+    Args:
+        target: a path, or ``-`` for stdout.
+        force: an existing file may be replaced.
+        inputs: files that the command reads; the output must be none of them, under any name.
+
+    Raises:
+        OSError: the target is an input, exists already, is a directory, or lies in a folder that
+            is missing or cannot be written; the error carries the name and says the way out.
+        click.UsageError: stdout is a terminal.
+    """
+    if target == STANDARD:
+        if sys.stdout.isatty():
+            raise click.UsageError(
+                "the output is binary and stdout is a terminal; name a file with -o, or redirect"
+            )
+        return
+    for source in inputs:
+        if source != STANDARD and _same_file(source, target):
+            raise shutil.SameFileError(
+                errno.EINVAL, f"is the input {source} itself; name another output with -o", target
+            )
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, "is a directory; name a file in it with -o", target)
+    folder = os.path.dirname(os.path.realpath(target))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            errno.ENOENT, f"cannot be written, there is no folder {folder}; make it first", target
+        )
+    if is_stream(target):
+        return
+    if os.path.exists(target) and not force:
+        raise FileExistsError(
+            errno.EEXIST,
+            "exists already; replace it with -f/--force, or name another with -o",
+            target,
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            errno.EACCES, f"cannot be written, the folder {folder} is read-only", target
+        )
+
+
+def is_stream(target: str) -> bool:
+    """Tell stdout, devices and pipes, which are written to, from files, which are replaced."""
+    if target == STANDARD:
+        return True
+    try:
+        mode = os.stat(target).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+@contextmanager
+def open_output(target: str) -> Iterator[BinaryIO]:
+    """Open an output that was checked by `check_output`.
+
+    A file appears whole or not at all. What goes to stdout, a device or a pipe is held back until
+    it is complete, so that a failure leaves nothing there either.
+
+    Raises:
+        OSError: writing failed; the error carries the output's name.
+    """
+    if not is_stream(target):
+        from pabzip.formats.atomic import open_atomic
+
+        with _naming(target), open_atomic(target) as file:
+            yield file
+        return
+    buffer = io.BytesIO()
+    yield buffer
+    if target == STANDARD:
+        with _naming("<stdout>"):
+            sys.stdout.buffer.write(buffer.getbuffer())
+            sys.stdout.buffer.flush()
+    else:
+        with _naming(target), open(target, "wb") as stream:
+            stream.write(buffer.getbuffer())
+
+
+def read_stdin(limit: int | None = None) -> bytes:
+    """Read stdin to its end.
+
+    Args:
+        limit: stop with an error beyond this many bytes.
+
+    Raises:
+        OSError: more than ``limit`` bytes came.
+        click.UsageError: stdin is a terminal.
+    """
+    if sys.stdin.isatty():
+        raise click.UsageError("the input is binary and stdin is a terminal; name a file")
+    buffer = bytearray()
+    while chunk := sys.stdin.buffer.read(_CHUNK):
+        buffer += chunk
+        if limit is not None and len(buffer) > limit:
+            raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", "<stdin>")
+    return bytes(buffer)
+
+
+def _same_file(first: str, second: str) -> bool:
+    """Tell whether two paths lead to one file, by symbolic or hard links too."""
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return os.path.realpath(first) == os.path.realpath(second)
+
+
+@contextmanager
+def _naming(target: str) -> Iterator[None]:
+    """Give an `OSError` that names no file the name of the output."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, target) from error
+
+
+def read_source(source: str, *, max_bytes: int | None = None) -> str | bytes:
+    """Return what a reader of files takes: the path itself, or the bytes of stdin or a pipe.
+
+    Args:
+        source: a path, or ``-`` for stdin.
+        max_bytes: the caller's limit on regenerated tensors. No file is much longer than what it
+            regenerates to, so reading from stdin stops a header's length beyond it.
+
+    Raises:
+        OSError: the source cannot be read.
+        click.UsageError: stdin is a terminal.
+    """
+    if source == STANDARD:
+        from pabzip.formats.registry import MAX_HEADER_BYTES
+
+        return read_stdin(None if max_bytes is None else max_bytes + 2 * MAX_HEADER_BYTES)
+    return Path(source).read_bytes() if is_stream(source) else source
+
+
+@contextmanager
+def open_ticket(source: str, *, max_bytes: int | None = None) -> Iterator[Ticket]:
+    """Open a ticket for a command; every error of its format names the file.
+
+    Raises:
+        FormatError: the file is damaged or no ticket, now or when a tensor is read from it.
+        OSError: the source cannot be read.
+    """
+    from pabzip.ticket import Ticket
+
+    data = read_source(source, max_bytes=max_bytes)
+    with naming(source), Ticket.open(data, max_bytes=max_bytes) as ticket:
+        yield ticket
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Give a `FormatError` that names no file the name of the command's input."""
+    try:
+        yield
+    except FormatError as error:
+        if error.file is not None:
+            raise
+        raise error.in_file("<stdin>" if source == STANDARD else source) from error

@@ -1,0 +1,178 @@
+"""Options that several commands share, and their types."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pabzip.cli._output import Reporter, Verbosity
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgtp", start=1):
+    _UNITS[_letter] = _UNITS[f"{_letter}ib"] = 1024**_power
+    _UNITS[f"{_letter}b"] = 1000**_power
+
+
+def byte_size(text: str) -> int:
+    """Read a number of bytes: ``4096``, ``500MB`` (10^6 each), ``2GiB`` or ``2G`` (2^30 each).
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS:
+        raise click.BadParameter(f"{text!r} is not a size; expected such as 4096, 500MB or 2GiB")
+    return int(Fraction(match[1]) * _UNITS[match[2]])  # a fraction keeps large numbers exact
+
+
+def reporting(command: Command) -> Command:
+    """Add ``--json``, ``-q`` and ``-v``; the command receives them as ``reporter``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+    @click.option(
+        "-v", "--verbose", count=True, help="Say more on stderr; twice: tracebacks of errors."
+    )
+    @functools.wraps(command)
+    def wrapped(as_json: bool, quiet: bool, verbose: int, **others: Any) -> Any:
+        verbosity = click.get_current_context().find_object(Verbosity)
+        if verbosity is not None:
+            verbosity.level = verbose
+        return command(reporter=Reporter(as_json, quiet, verbose), **others)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def output_option(default: str, *, stdout: bool = True) -> Callable[[Command], Command]:
+    """Add ``-o/--output`` and ``-f/--force``.
+
+    Args:
+        default: what the help says about the name taken without ``-o``.
+        stdout: the command takes ``-`` for stdout.
+    """
+    where = "Where to write; '-' is stdout." if stdout else "Where to write."
+
+    def add(command: Command) -> Command:
+        command = click.option(
+            "-f", "--force", is_flag=True, help="Replace an output that exists."
+        )(command)
+        return click.option("-o", "--output", metavar="FILE", help=f"{where} [{default}]")(command)
+
+    return add
+
+
+max_bytes_option = click.option(
+    "--max-bytes",
+    type=byte_size,
+    metavar="SIZE",
+    help="Refuse a file whose tensors take more than this once regenerated, such as 2GiB.",
+)
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads to regenerate with. [the processors this process may use]",
+)
+
+arch_option = click.option(
+    "--arch",
+    metavar="MODULE:CALLABLE",
+    help="Build the network of a custom architecture with your own class or function.",
+)
+
+arch_options_option = click.option(
+    "--arch-option",
+    "arch_options",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="An argument of the architecture, such as width=32; may be repeated.",
+)
+
+
+OptionValue = bool | int | float | str
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
+    """Read ``key=value`` pairs; values are whole numbers, numbers, true or false, else text.
+
+    Raises:
+        click.BadParameter: a pair without ``=``, with an empty or malformed key, or a key twice.
+    """
+    options: dict[str, OptionValue] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise click.BadParameter(
+                f"{pair!r}: expected KEY=VALUE, such as width=32", param_hint="'--arch-option'"
+            )
+        if key in options:
+            raise click.BadParameter(f"{key!r} is given twice", param_hint="'--arch-option'")
+        options[key] = _value(value)
+    return options
+
+
+def named_network(arch: str, pairs: Sequence[str]) -> nn.Module:
+    """Build a registered architecture, or import the user's own ``module:callable``.
+
+    Raises:
+        ArchitectureError: unknown, or its options do not fit.
+        MissingDependencyError: torch is not installed.
+    """
+    from pabzip._optional import require
+
+    require("torch", extra="torch", purpose="building a network")
+    from pabzip import models
+
+    options = parse_options(pairs)
+    return models.resolve(arch, options) if ":" in arch else models.build(arch, options)
+
+
+def require_arch(arch: str | None, pairs: Sequence[str]) -> None:
+    """Refuse ``--arch-option`` without ``--arch``, which would be ignored.
+
+    Raises:
+        click.UsageError: it was given alone.
+    """
+    if pairs and arch is None:
+        raise click.UsageError("--arch-option needs --arch, the architecture that it belongs to")
+
+
+def _value(text: str) -> OptionValue:
+    """Read one value."""
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+@contextmanager
+def search_bar(reporter: Reporter) -> Iterator[Callable[[int, int], None] | None]:
+    """Draw a bar on a terminal; yield what a search calls after each round, or None elsewhere."""
+    if not reporter.progress:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc="search", unit="step", leave=False) as bar:
+
+        def advance(iteration: int, iterations: int) -> None:
+            bar.total = iterations
+            bar.update(iteration - bar.n)
+
+        yield advance

@@ -1,0 +1,356 @@
+"""The picture of `pabzip info --plot`.
+
+Three panels: the whole file against the same file in the paper's code, on one scale; the layers of
+this file; and, on a scale of their own, the same layers in the paper's code.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pabzip._optional import require
+from pabzip.cli._output import printable, ratio, size
+from pabzip.formats.report import PARTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+MOST_BARS = 56
+"""Beyond this many, small neighbors share a bar."""
+
+FRAMING = "header, checksums"
+"""Label of what belongs to no tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar: a seeded weight with the dense tensors that follow it, or several such.
+
+    Attributes:
+        label: what it holds.
+        parts: bytes here, by part.
+        paper: bytes by part in the paper's Huffman code, dense tensors and header as they are.
+    """
+
+    label: str
+    parts: Mapping[str, int]
+    paper: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes here."""
+        return sum(self.parts.values())
+
+    @property
+    def paper_total(self) -> int:
+        """Bytes with the paper's Huffman code."""
+        return sum(self.paper.values())
+
+
+def bars(info: Mapping[str, Any]) -> list[Bar]:
+    """Return the bars of a file, in its order.
+
+    Batch norm and biases come right after the weight that they belong to, so they join its bar.
+
+    Args:
+        info: the values of ``pabzip info --json``.
+    """
+    groups: list[list[Bar]] = []
+    after_seeded = False
+    for tensor, row in zip(info["tensors"], info["breakdown"][:-1], strict=True):
+        seeded = tensor["kind"] == "seeded"
+        if tensor["kind"] == "tied":
+            continue  # takes no bytes
+        if after_seeded and not seeded:
+            groups[-1].append(_tensor_bar(tensor, row))
+        else:
+            groups.append([_tensor_bar(tensor, row)])
+        after_seeded = after_seeded or seeded
+    layers = [_layer(group) for group in groups]
+    framing = _parts(info["breakdown"][-1])
+    return [*_joined(layers), Bar(FRAMING, framing, framing)]
+
+
+def total(shown: Sequence[Bar]) -> Bar:
+    """Return all bars as one."""
+    return _sum("all", shown)
+
+
+def _tensor_bar(tensor: Mapping[str, Any], row: Mapping[str, Any]) -> Bar:
+    """Return one tensor's own bar."""
+    parts = _parts(row)
+    if tensor["kind"] != "seeded":
+        return Bar(tensor["name"], parts, parts)
+    signs = round(tensor["survivors"] / 8)
+    size = (tensor["weights"] + tensor["survivors"] + 7) // 8
+    paper = {**dict.fromkeys(PARTS, 0), "mask": size - signs, "signs": signs}
+    paper["dense"] = parts["dense"]  # scales of rows
+    return Bar(tensor["name"], parts, paper)
+
+
+def _layer(group: Sequence[Bar]) -> Bar:
+    """Join a weight and the dense tensors after it."""
+    if len(group) == 1:
+        return group[0]
+    return _sum(f"{group[0].label} +{len(group) - 1} dense", group)
+
+
+def _joined(layers: Sequence[Bar]) -> list[Bar]:
+    """Join small neighbors, up to the smallest size that leaves at most `MOST_BARS`."""
+    if len(layers) <= MOST_BARS:
+        return list(layers)
+    low, high = 0, sum(layer.total for layer in layers)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_runs(layers, middle)) <= MOST_BARS:
+            high = middle
+        else:
+            low = middle + 1
+    return [
+        run[0] if len(run) == 1 else _sum(f"{run[0].label} and {len(run) - 1} more", run)
+        for run in _runs(layers, low)
+    ]
+
+
+def _runs(layers: Sequence[Bar], limit: int) -> list[list[Bar]]:
+    """Split layers into runs of at most ``limit`` bytes each; a larger layer is a run by itself."""
+    runs: list[list[Bar]] = []
+    held = 0
+    for layer in layers:
+        if runs and held + layer.total <= limit:
+            runs[-1].append(layer)
+            held += layer.total
+        else:
+            runs.append([layer])
+            held = layer.total
+    return runs
+
+
+def _sum(label: str, together: Sequence[Bar]) -> Bar:
+    """Return the sum of several bars."""
+    return Bar(
+        label,
+        {part: sum(bar.parts[part] for bar in together) for part in PARTS},
+        {part: sum(bar.paper[part] for bar in together) for part in PARTS},
+    )
+
+
+def _parts(row: Mapping[str, Any]) -> dict[str, int]:
+    """Return the bytes of a row without its name."""
+    return {part: row[part] for part in PARTS}
+
+
+# Told apart with any color vision, and in gray, too.
+_COLORS = {
+    "mask": "#d1495b",
+    "factors": "#edae49",
+    "signs": "#8fb8de",
+    "dense": "#3d6b8c",
+    "header": "#5b5b66",
+}
+_INK, _FAINT = "#22272e", "#8b949e"
+_WIDTH = 11.0  # inches
+_RIGHT = 0.97  # share of the width where panels end
+_BAR = 0.235  # inches a bar
+_TITLE, _TOTALS, _LEGEND, _GAP, _AXIS = 0.85, 0.6, 0.3, 0.52, 0.62  # inches from top to bottom
+_LABEL_LIMIT = 44
+
+
+def draw(info: Mapping[str, Any]) -> Figure:
+    """Draw a file.
+
+    Args:
+        info: the values of ``pabzip info --json``.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require("matplotlib", extra="train", purpose="drawing a picture")
+    from matplotlib.figure import Figure
+
+    shown = bars(info)
+    whole = total(shown)
+    tall = _BAR * len(shown)
+    height = _TITLE + _TOTALS + _LEGEND + _GAP + tall + _AXIS
+    figure = Figure(figsize=(_WIDTH, height), dpi=150, facecolor="white")
+    left = _label_room(shown)
+    middle = left + 0.66 * (_RIGHT - left)
+
+    def panel(begin: float, end: float, bottom: float, inches: float) -> Axes:
+        """Add axes; across in shares of the width, upwards in inches."""
+        return figure.add_axes((begin, bottom / height, end - begin, inches / height))
+
+    _title(figure, info, height)
+    _draw_totals(panel(left, _RIGHT, height - _TITLE - _TOTALS, _TOTALS), whole)
+    _draw_legend(figure, whole, left, 1 - (_TITLE + _TOTALS) / height)
+    _draw_layers(panel(left, middle - 0.02, _AXIS, tall), shown)
+    _draw_paper(panel(middle + 0.02, _RIGHT, _AXIS, tall), shown)
+    return figure
+
+
+def save(info: Mapping[str, Any], file: BinaryIO, image_type: str) -> None:
+    """Draw a file's picture into a binary stream.
+
+    Args:
+        info: as for `draw`.
+        file: where to write.
+        image_type: one of `pabzip.cli.info.IMAGE_TYPES`.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    figure = draw(info)
+    # Without a date, so that the same file gives the same picture at any time.
+    dated = {"png": None, "svg": "Date", "pdf": "CreationDate"}[image_type]
+    metadata = None if dated is None else {dated: None}
+    with warnings.catch_warnings():
+        # A name may hold a character that the font does not have; it shows as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(file, format=image_type, metadata=metadata)
+
+
+def _label_room(shown: Sequence[Bar]) -> float:
+    """Return the share of the width that the longest label takes."""
+    longest = max(len("paper's Huffman"), *(len(_short(bar.label)) for bar in shown))
+    return 0.03 + longest * 0.0064
+
+
+def _title(figure: Figure, info: Mapping[str, Any], height: float) -> None:
+    """Write what the file is, how large it is, and against what."""
+    head = f"{info['arch']}: {size(info['bytes'])}"
+    if info["float32_bytes"] > info["bytes"]:
+        head += f", {ratio(info['float32_bytes'], info['bytes'])} smaller than float32"
+    line = f"tensors: {len(info['tensors'])}"
+    if info["weights"]:
+        line += f"; weights: {info['weights']:,}, {info['survivors'] / info['weights']:.1%} kept"
+        line += f"; their codes: {size(info['codes_bytes'])}"
+    if info["huffman_bytes"] > info["codes_bytes"]:
+        times = ratio(info["huffman_bytes"], info["codes_bytes"])
+        line += f", {times} smaller than by the paper's Huffman"
+    for text, down, font in (
+        (head, 0.36, {"size": 16, "weight": "bold"}),
+        (line, 0.6, {"size": 9.5}),
+    ):
+        figure.text(0.025, 1 - down / height, text, color=_INK, **font)
+
+
+def _draw_legend(figure: Figure, whole: Bar, left: float, top: float) -> None:
+    """Draw the legend: each part with its bytes."""
+    from matplotlib.patches import Patch
+
+    figure.legend(
+        handles=[
+            Patch(color=_COLORS[part], label=f"{part}  {size(whole.parts[part])}")
+            for part in PARTS
+            if whole.parts[part]
+        ],
+        loc="upper left",
+        bbox_to_anchor=(left, top),
+        borderaxespad=0.4,
+        borderpad=0,
+        ncols=len(PARTS),
+        frameon=False,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.6,
+        fontsize=9,
+        labelcolor=_INK,
+    )
+
+
+def _draw_totals(axes: Axes, whole: Bar) -> None:
+    """Draw the file and the same file in the paper's code on one scale."""
+    _stack(axes, [1, 0], [whole.parts, whole.paper], height=0.72)
+    longest = max(whole.total, whole.paper_total) or 1
+    for y, count in ((1, whole.total), (0, whole.paper_total)):
+        axes.text(count + 0.008 * longest, y, size(count), va="center", fontsize=9, color=_INK)
+    _plain_axes(axes, ["this file", "paper's Huffman"], [1, 0])
+    axes.set_xlim(0, 1.1 * longest)
+    axes.set_ylim(-0.5, 1.5)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+
+
+def _draw_layers(axes: Axes, shown: Sequence[Bar]) -> None:
+    """Draw the layers of this file."""
+    places = list(range(len(shown)))
+    _stack(axes, places, [bar.parts for bar in shown])
+    longest = max(bar.total for bar in shown) or 1
+    for y, bar in zip(places, shown, strict=True):
+        axes.text(bar.total + 0.01 * longest, y, size(bar.total), va="center", fontsize=7.5,
+                  color=_INK)  # fmt: skip
+    _plain_axes(axes, [_short(bar.label) for bar in shown], places)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    _byte_axis(axes, 1.14 * longest)
+    axes.set_title("this file, layer by layer", loc="left", fontsize=9.5, color=_INK)
+
+
+def _draw_paper(axes: Axes, shown: Sequence[Bar]) -> None:
+    """Draw the same layers in the paper's code, with how many times as much they take."""
+    places = list(range(len(shown)))
+    _stack(axes, places, [bar.paper for bar in shown])
+    longest = max(bar.paper_total for bar in shown) or 1
+    for y, bar in zip(places, shown, strict=True):
+        if bar.paper_total != bar.total:
+            axes.text(bar.paper_total + 0.02 * longest, y, ratio(bar.paper_total, bar.total),
+                      va="center", fontsize=7.5, color=_INK)  # fmt: skip
+    _plain_axes(axes, [], [])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    _byte_axis(axes, 1.25 * longest, ", on a scale of its own")
+    axes.set_title("paper's Huffman (times this file)", loc="left", fontsize=9.5, color=_INK)
+
+
+def _stack(
+    axes: Axes, places: Sequence[int], held: Sequence[Mapping[str, int]], height: float = 0.78
+) -> None:
+    """Draw one stacked bar a place."""
+    begin = [0] * len(places)
+    for part in PARTS:
+        widths = [parts[part] for parts in held]
+        axes.barh(places, widths, height, begin, color=_COLORS[part], linewidth=0)
+        begin = [at + width for at, width in zip(begin, widths, strict=True)]
+
+
+def _plain_axes(axes: Axes, labels: Sequence[str], places: Sequence[int]) -> None:
+    """Label the bars, and take away what is no information."""
+    axes.set_yticks(places, [_plain(label) for label in labels])
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)  # a name may hold a dollar sign
+    axes.tick_params(axis="y", length=0, labelsize=8, labelcolor=_INK)
+    axes.tick_params(axis="x", length=3, labelsize=8, color=_FAINT, labelcolor=_INK)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_FAINT)
+
+
+def _byte_axis(axes: Axes, end: float, remark: str = "") -> None:
+    """Scale the axis in bytes or KiB, with faint lines to read the bars by."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    kibi = end > 2048
+    axes.set_xlim(0, end)
+    unit = 1024 if kibi else 1
+    steps = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(0, end / unit)
+    axes.set_xticks([step * unit for step in steps if step * unit <= end])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:,.0f}"))
+    axes.set_xlabel(("KiB" if kibi else "bytes") + remark, fontsize=8, color=_INK)
+    axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _short(label: str) -> str:
+    """Return a label that fits beside the bars; the end of a name tells more than its middle."""
+    if len(label) <= _LABEL_LIMIT:
+        return label
+    half = (_LABEL_LIMIT - 3) // 2
+    return f"{label[:half]}...{label[-half:]}"
+
+
+def _plain(text: str) -> str:
+    """Return text as one printable line: names in a file may hold anything."""
+    return printable(text).replace("\n", " ")

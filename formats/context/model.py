@@ -1,0 +1,261 @@
+"""The model of a mask: levels, factors, buckets and their probabilities.
+
+The coder predicts a score z in levels; 0 is the threshold. Near it the buckets are narrow, since
+there a level more or less changes the odds; far from it a weight is as good as decided.
+
+A probability is that of a 1, times 65536, and never 0 or 65536: any bit can be coded.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError
+from pabzip.formats.context.geometry import ActiveBlock, ActivePlan
+from pabzip.seeds.compiled import compiled
+
+_POSITIVE_EDGES = (1, 3, 6, 10, 16, 24, 34, 48, 66, 90, 122, 166, 230, 320)
+EDGES = np.array(
+    [*(-edge for edge in reversed(_POSITIVE_EDGES)), 0, *_POSITIVE_EDGES], dtype=np.int32
+)
+"""Bucket b holds the scores z with EDGES[b - 1] <= z < EDGES[b]; the outermost are unbounded."""
+
+COUNT = len(EDGES) + 1
+"""Number of buckets: 30."""
+
+REACH = int(EDGES[-1])
+"""Scores are clamped to [-REACH - 1, REACH] before `BUCKET_OF` is read."""
+
+BUCKET_OF = np.searchsorted(EDGES, np.arange(-REACH - 1, REACH + 1), side="right").astype(np.uint8)
+"""Bucket of a clamped score z, at index z + REACH + 1."""
+
+
+ONE = 1 << 16
+HALF = 1 << 15
+SCALE_SIZE = 128
+"""Entries of the static scale: an index takes seven bits."""
+
+
+def _scale() -> np.ndarray:
+    """Return the static scale: from one half, each step takes 3/32 off the smaller side."""
+    below = [HALF]
+    while len(below) < SCALE_SIZE // 2:
+        below.append(below[-1] * 29 >> 5)
+    return np.array([*reversed(below), *(ONE - small for small in below)], dtype=np.uint32)
+
+
+SCALE = _scale()
+
+ADAPTATION_LIMIT = 24
+"""A context's probability is the mean of about this many last bits: layers differ, so forget."""
+
+RECIPROCALS = np.array([ONE * 2 // (2 * n + 3) for n in range(ADAPTATION_LIMIT + 1)], np.int64)
+"""Weight of the next bit in a context that has seen n, times 65536: 1 / (n + 3/2)."""
+
+_FLOOR, _CEILING = 64, ONE - 64
+
+
+def scale_index(ones: int, count: int) -> int:
+    """Return the index in `SCALE` that codes ``ones`` of ``count`` bits in the fewest bits."""
+    if not count:
+        return SCALE_SIZE // 2
+    probability = SCALE / ONE
+    cost = -(ones * np.log2(probability) + (count - ones) * np.log2(1 - probability))
+    return int(np.argmin(cost))
+
+
+@compiled
+def adapt(probability: np.uint32, seen: int, bit: int) -> np.uint32:
+    """Move a context's probability towards the bit it has just seen."""
+    target = ONE if bit else 0
+    moved = np.int64(probability) + (((target - np.int64(probability)) * RECIPROCALS[seen]) >> 16)
+    return np.uint32(min(max(moved, _FLOOR), _CEILING))
+
+
+UNITS = (4, 8)
+"""Levels a unit of row and column factors: 1/64 and 1/32 octave."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """What is added to a level to give a score, in integers.
+
+    Attributes:
+        unit: levels a unit of ``rows`` and ``columns``.
+        rows: int32, one a active row.
+        columns: int32, one a active column.
+        positions: int32, one a kernel position, in levels.
+    """
+
+    unit: int
+    rows: NDArray[np.int32]
+    columns: NDArray[np.int32]
+    positions: NDArray[np.int32]
+
+    def row_offsets(self) -> NDArray[np.int32]:
+        """Return what each active row adds, in levels."""
+        return self.rows * np.int32(self.unit)
+
+    def place_offsets(self, plan: ActivePlan) -> NDArray[np.int32]:
+        """Return what each active place adds, in levels."""
+        columns = self.columns * np.int32(self.unit)
+        return columns[plan.column] + self.positions[plan.position]
+
+
+SIGNS_KEPT, SIGNS_PLAIN, SIGNS_CODED = range(3)
+"""How flips are told: there are none; one plain bit a survivor; range-coded with the mask."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictor:
+    """What tells the mask of a tensor's active weights, as the compiled code takes it.
+
+    Attributes:
+        scored: whether buckets follow from scores; otherwise every weight is in bucket 0.
+        row_offsets: int32, levels that each active row adds.
+        place_offsets: int32, levels that each active place adds.
+        first: first uncertain bucket; weights of lower ones are pruned.
+        last: one past the last uncertain bucket; weights from there on survive.
+        chances: uint32, (30,), probability of survival of each uncertain bucket, times 65536.
+        signs: `SIGNS_KEPT`, `SIGNS_PLAIN` or `SIGNS_CODED`.
+        flip_chance: probability of a flip, times 65536, where signs are coded.
+    """
+
+    scored: bool
+    row_offsets: NDArray[np.int32]
+    place_offsets: NDArray[np.int32]
+    first: int
+    last: int
+    chances: NDArray[np.uint32]
+    signs: int
+    flip_chance: int
+
+
+def sign_bytes(signs: int, survivors: int) -> int:
+    """Return the bytes of a chunk's plain signs."""
+    return (survivors + 7) // 8 if signs == SIGNS_PLAIN else 0
+
+
+class MaskMode(enum.IntEnum):
+    """How the mask of the active weights is told."""
+
+    ALL = 0
+    """Every active weight survives."""
+    EVEN = 1
+    """Every active weight survives with the same probability."""
+    THRESHOLD = 2
+    """By the level alone."""
+    FACTORS = 3
+    """By the level and factors of row, column and position."""
+
+
+class ChunkSpan(NamedTuple):
+    """One chunk: its active rows, and where its bytes lie in the payload.
+
+    Attributes:
+        begin: first active row.
+        end: one past the last.
+        coded_begin: first range-coded byte.
+        coded_end: one past the last; the plain signs begin here.
+        sign_end: one past the chunk's last byte.
+        survivors: in the chunk.
+    """
+
+    begin: int
+    end: int
+    coded_begin: int
+    coded_end: int
+    sign_end: int
+    survivors: int
+
+
+@dataclass(slots=True)
+class Description:
+    """One tensor, but for its payload.
+
+    Attributes:
+        active: the rows and columns that hold survivors.
+        mask: how the mask of the active weights is told.
+        signs: how the flips of the survivors are told.
+        flip_index: of the probability of a flip, in `SCALE`.
+        chance: probability of survival times 65536, where ``mask`` is EVEN.
+        factors: where ``mask`` is THRESHOLD (one row factor, the threshold) or FACTORS.
+        first: first uncertain bucket.
+        last: one past the last uncertain bucket.
+        indices: of the probability of each uncertain bucket, in `SCALE`.
+        coded_bytes: range-coded bytes of each chunk.
+        survivors: of each chunk.
+    """
+
+    active: ActiveBlock
+    mask: MaskMode = MaskMode.ALL
+    signs: int = SIGNS_KEPT
+    flip_index: int = 0
+    chance: int = 0
+    factors: Factors | None = None
+    first: int = 0
+    last: int = 0
+    indices: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    coded_bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    survivors: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the payload."""
+        signs = sum(sign_bytes(self.signs, count) for count in self.survivors.tolist())
+        return int(self.coded_bytes.sum()) + signs
+
+    def spans(self, payload_length: int) -> list[ChunkSpan]:
+        """Return where each chunk lies in a payload.
+
+        Args:
+            payload_length: bytes of the tensor's section.
+
+        Raises:
+            FormatError: the section has another length than the chunks take.
+        """
+        if payload_length != self.payload_bytes:
+            raise FormatError(
+                "codes", f"expected {self.payload_bytes} bytes of chunks, found {payload_length}"
+            )
+        found, at = [], 0
+        sizes = zip(self.coded_bytes.tolist(), self.survivors.tolist(), strict=True)
+        for (begin, end), (coded, survivors) in zip(self.active.chunks, sizes, strict=True):
+            stop = at + coded + sign_bytes(self.signs, survivors)
+            found.append(ChunkSpan(begin, end, at, at + coded, stop, survivors))
+            at = stop
+        return found
+
+    def predictor(self, plan: ActivePlan) -> Predictor:
+        """Return what tells the mask, as the compiled code takes it."""
+        rows, places = len(plan.rows), len(plan.places)
+        row_offsets, place_offsets = np.zeros(rows, np.int32), np.zeros(places, np.int32)
+        chances = np.zeros(COUNT, dtype=np.uint32)
+        first, last = self.first, self.last
+        if self.mask is MaskMode.FACTORS:
+            assert self.factors is not None
+            row_offsets = self.factors.row_offsets()
+            place_offsets = self.factors.place_offsets(plan)
+        elif self.mask is MaskMode.THRESHOLD:
+            assert self.factors is not None
+            row_offsets = np.full(rows, self.factors.rows[0], dtype=np.int32)
+        if self.mask is MaskMode.EVEN:
+            first, last = 0, 1
+            chances[0] = self.chance
+        else:
+            chances[first:last] = SCALE[self.indices]
+        return Predictor(
+            scored=self.mask in (MaskMode.THRESHOLD, MaskMode.FACTORS),
+            row_offsets=row_offsets,
+            place_offsets=place_offsets,
+            first=first,
+            last=last,
+            chances=chances,
+            signs=self.signs,
+            flip_chance=int(SCALE[self.flip_index]),
+        )

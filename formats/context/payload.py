@@ -1,0 +1,309 @@
+"""The payload: mask bits and signs in chunks that decode in parallel.
+
+Everything about a piece of two thousand active weights is done together: draw the magnitudes, score
+them, list those that are not certainly pruned, and walk that list once. Weights that are certain
+(nine of ten at a keep ratio of a tenth) cost no branch that a processor could guess wrongly.
+
+A chunk stands alone: it has a coder state of its own, so chunks decode in parallel, and magnitudes
+are drawn, predictions made and bits decoded for a piece of it at a time, without the tensor's
+magnitudes ever being written out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError
+from pabzip.formats.coder import Payload, Task
+from pabzip.formats.context.geometry import PIECE, ActivePlan, level, next_piece
+from pabzip.formats.context.model import (
+    BUCKET_OF,
+    COUNT,
+    EDGES,
+    REACH,
+    SIGNS_CODED,
+    SIGNS_PLAIN,
+    ChunkSpan,
+    Description,
+    Predictor,
+    sign_bytes,
+)
+from pabzip.formats.context.range_coder import (
+    FLUSH_BYTES,
+    decode_bit,
+    encode_bit,
+    finish,
+    start_decoding,
+)
+from pabzip.seeds import InitSpec
+from pabzip.seeds.compiled import compiled
+from pabzip.seeds.cpu import generator_arguments
+from pabzip.seeds.kernels import picked_magnitudes
+
+FINE, WRONG_COUNT, WRONG_LENGTH, WRONG_PADDING = range(4)
+"""What decoding a chunk can report."""
+
+_FAR = 1 << 30  # beyond every score
+
+
+@compiled
+def _lower_edge(bucket: int) -> int:
+    """Return the least score of a bucket; the first reaches down, and past the last is nothing."""
+    if bucket <= 0:
+        return -_FAR
+    return int(EDGES[bucket - 1]) if bucket < COUNT else _FAR
+
+
+@compiled
+def _candidates(
+    scores: NDArray[np.int32], count: int, least: int, candidates: NDArray[np.int32]
+) -> int:
+    """List the weights whose score is at least ``least``, without a branch; return how many."""
+    found = 0
+    for index in range(count):
+        candidates[found] = index
+        found += scores[index] >= least
+    return found
+
+
+@compiled
+def decode_chunk(
+    key: tuple[np.uint32, np.uint32],
+    stream: np.uint32,
+    kind: int,
+    table: NDArray[np.uint32],
+    factor: np.float32,
+    rows: NDArray[np.int64],
+    group: NDArray[np.int64],
+    places: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    width: int,
+    begin: int,
+    end: int,
+    scored: bool,
+    row_offsets: NDArray[np.int32],
+    place_offsets: NDArray[np.int32],
+    first: int,
+    last: int,
+    chances: NDArray[np.uint32],
+    sign_mode: int,
+    flip_chance: np.uint32,
+    data: NDArray[np.uint8],
+    coded_begin: int,
+    coded_end: int,
+    sign_end: int,
+    survivors: int,
+    codes: NDArray[np.int8],
+    weights: NDArray[np.float32],
+) -> int:
+    """Decode the active rows ``begin`` to ``end`` into codes, weights, or both.
+
+    ``codes`` and ``weights`` are flat arrays of the whole tensor, all zeros where nothing is
+    written, or empty when they are not wanted. Returns one of `FINE`, `WRONG_COUNT`,
+    `WRONG_LENGTH` and `WRONG_PADDING`; never reads outside ``data[coded_begin:sign_end]``.
+    """
+    element = np.empty(PIECE, dtype=np.int64)
+    offsets = np.empty(PIECE, dtype=np.int32)
+    words = np.empty(PIECE, dtype=np.uint32)
+    magnitudes = np.empty(PIECE, dtype=np.uint32)
+    scores = np.zeros(PIECE, dtype=np.int32)
+    candidates = np.empty(PIECE + 1, dtype=np.int32)
+    want_codes, want_weights = len(codes) > 0, len(weights) > 0
+    draw = scored or want_weights
+    # A weight of a lower score is pruned, and one of at least the second survives. Without scores
+    # all weights are in bucket 0, which the first edge lets in.
+    uncertain_from, certain_from = _lower_edge(first), _lower_edge(last)
+    if not scored:
+        uncertain_from, certain_from = -_FAR, _FAR if last > 0 else -_FAR
+
+    code, span, position = start_decoding(data, coded_begin, coded_end)
+    row, place, found = begin, 0, 0
+    while True:
+        count, row, place = next_piece(
+            rows, group, places, starts, width, row_offsets, place_offsets,
+            row, place, end, element, offsets,
+        )  # fmt: skip
+        if count == 0:
+            break
+        if draw:
+            picked_magnitudes(key, stream, kind, table, element[:count], words, magnitudes)
+        if scored:
+            for i in range(count):
+                scores[i] = level(magnitudes[i]) + offsets[i]
+        for j in range(_candidates(scores, count, uncertain_from, candidates)):
+            i = candidates[j]
+            if scores[i] < certain_from:
+                bucket = 0
+                if scored:
+                    bucket = int(BUCKET_OF[min(max(scores[i], -REACH - 1), REACH) + REACH + 1])
+                code, span, position, kept = decode_bit(
+                    code, span, position, data, coded_end, chances[bucket]
+                )
+                if kept == 0:
+                    continue
+            if found == survivors:
+                return WRONG_COUNT
+            flipped = 0
+            if sign_mode == SIGNS_PLAIN:
+                flipped = int(data[coded_end + (found >> 3)] >> (found & 7)) & 1
+            elif sign_mode == SIGNS_CODED:
+                code, span, position, flipped = decode_bit(
+                    code, span, position, data, coded_end, flip_chance
+                )
+            found += 1
+            if want_codes:
+                codes[element[i]] = 1 - 2 * flipped
+            if want_weights:
+                weight = np.float32(magnitudes[i]) * factor
+                negative = np.int64(words[i] >> np.uint32(31)) ^ flipped
+                weights[element[i]] = -weight if negative else weight
+    if found != survivors:
+        return WRONG_COUNT
+    if position < coded_end or (coded_end > coded_begin and data[coded_end - 1] == 0):
+        return WRONG_LENGTH
+    rest = survivors & 7
+    if sign_mode == SIGNS_PLAIN and rest and data[sign_end - 1] >> rest:
+        return WRONG_PADDING
+    return FINE
+
+
+MOST_BYTES_A_WEIGHT = 4
+"""Of range-coded bits: two at most, each of probability 2**-16 or more."""
+
+
+def encode_chunk(
+    plan: ActivePlan,
+    predictor: Predictor,
+    levels: NDArray[np.int16],
+    codes: NDArray[np.int8],
+    begin: int,
+    end: int,
+) -> tuple[bytes, bytes, int]:
+    """Encode the active rows ``begin`` to ``end``.
+
+    Args:
+        plan: the tensor's active weights.
+        predictor: of their mask; every survivor must be in bucket ``first`` or above, every pruned
+            weight below ``last``.
+        levels: int16, of all active weights; empty when the predictor is not scored.
+        codes: int8, of all active weights.
+        begin: first active row of the chunk.
+        end: one past its last.
+
+    Returns:
+        The range-coded bytes, the sign bytes, and the number of survivors.
+    """
+    start, stop = plan.elements_before(begin), plan.elements_before(end)
+    coded = np.zeros(4 * (stop - start) + 16 + FLUSH_BYTES, dtype=np.uint8)
+    signs = np.zeros((stop - start + 7) // 8, dtype=np.uint8)
+    length, survivors = _encode(
+        plan.group, plan.starts, begin, end, levels[start:stop], codes[start:stop],
+        predictor.scored, predictor.row_offsets, predictor.place_offsets,
+        predictor.first, predictor.last, predictor.chances,
+        predictor.signs, np.uint32(predictor.flip_chance), coded, signs,
+    )  # fmt: skip
+    used = sign_bytes(predictor.signs, survivors)
+    return coded[:length].tobytes(), signs[:used].tobytes(), int(survivors)
+
+
+@compiled
+def _encode(
+    group: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    begin: int,
+    end: int,
+    levels: NDArray[np.int16],
+    codes: NDArray[np.int8],
+    scored: bool,
+    row_offsets: NDArray[np.int32],
+    place_offsets: NDArray[np.int32],
+    first: int,
+    last: int,
+    chances: NDArray[np.uint32],
+    sign_mode: int,
+    flip_chance: np.uint32,
+    coded: NDArray[np.uint8],
+    signs: NDArray[np.uint8],
+) -> tuple[int, int]:
+    """Encode a chunk; return the coded length and the number of survivors."""
+    low, span, position = np.uint64(0), np.uint64(0xFFFFFFFF), 0
+    done, survivors, bucket = 0, 0, 0
+    for row in range(begin, end):
+        for place in range(starts[group[row]], starts[group[row] + 1]):
+            code = codes[done]
+            if scored:
+                score = levels[done] + row_offsets[row] + place_offsets[place]
+                score = min(max(score, -REACH - 1), REACH)
+                bucket = int(BUCKET_OF[score + REACH + 1])
+            done += 1
+            if first <= bucket < last:
+                kept = 1 if code else 0
+                low, span, position = encode_bit(low, span, position, coded, kept, chances[bucket])
+            if code == 0:
+                continue
+            flipped = 1 if code < 0 else 0
+            if sign_mode == SIGNS_PLAIN:
+                signs[survivors >> 3] |= np.uint8(flipped << (survivors & 7))
+            elif sign_mode == SIGNS_CODED:
+                low, span, position = encode_bit(low, span, position, coded, flipped, flip_chance)
+            survivors += 1
+    return finish(low, span, position, coded, 0), survivors
+
+
+PROBLEMS = {
+    WRONG_COUNT: "expected as many survivors as the side stream says, found another number",
+    WRONG_LENGTH: "expected every coded byte of a chunk to be needed, found some left over",
+    WRONG_PADDING: "expected zero padding after the last sign, found a bit set",
+}
+
+
+def chunk_tasks(
+    told: Description,
+    payload: Payload,
+    seed: int,
+    spec: InitSpec,
+    codes: NDArray[np.int8],
+    weights: NDArray[np.float32],
+) -> list[Task]:
+    """Return the work that decodes one tensor, one piece a chunk.
+
+    Args:
+        told: what the side stream tells of the tensor.
+        payload: its section.
+        seed: the file's seed.
+        spec: the tensor's init spec.
+        codes: where codes go: int8, flat, all zeros; empty where they are not wanted.
+        weights: where weights go: float32, likewise.
+
+    Raises:
+        FormatError: the payload's length is not what the side stream says; the work raises it
+            where a chunk does not decode.
+    """
+    spans = told.spans(len(payload))
+    plan = ActivePlan.of(told.active)
+    predictor = told.predictor(plan)
+    data = np.frombuffer(payload, dtype=np.uint8)
+    generator = (*generator_arguments(seed, spec), spec.factor)
+    rows = (plan.rows, plan.group, plan.places, plan.starts, plan.width)
+    model = (
+        predictor.scored, predictor.row_offsets, predictor.place_offsets,
+        predictor.first, predictor.last, predictor.chances,
+        predictor.signs, np.uint32(predictor.flip_chance),
+    )  # fmt: skip
+
+    def task(span: ChunkSpan) -> Task:
+        """Bind one chunk."""
+
+        def run() -> None:
+            status = decode_chunk(
+                *generator, *rows, span.begin, span.end, *model,
+                data, span.coded_begin, span.coded_end, span.sign_end, span.survivors,
+                codes, weights,
+            )  # fmt: skip
+            if status != FINE:
+                raise FormatError("codes", PROBLEMS[status])
+
+        return run
+
+    return [task(span) for span in spans]

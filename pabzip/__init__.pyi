@@ -1,0 +1,58 @@
+from . import (
+    data,
+    export,
+    formats,
+    models,
+    packing,
+    runtime,
+    search,
+    seeds,
+    train,
+    unmask,
+)
+from ._version import __version__ as __version__
+from .checkpoint import load_checkpoint, save_checkpoint
+from .errors import FormatError, PabzError
+from .export.onnx import export_onnx, load_session
+from .init import Seeding, attach_seeding, init_, seeded_parameters, seeding
+from .packing.pack import pack
+from .runtime.arrays import load_arrays, open  # noqa: A004
+from .runtime.torch_module import load, load_into, load_state_dict
+from .seeds.spec import InitSpec
+from .ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
+
+__all__ = [
+    "DenseTensor",
+    "FormatError",
+    "InitSpec",
+    "PabzError",
+    "SeededTensor",
+    "Seeding",
+    "Ticket",
+    "TiedTensor",
+    "__version__",
+    "attach_seeding",
+    "data",
+    "export",
+    "export_onnx",
+    "formats",
+    "init_",
+    "load",
+    "load_arrays",
+    "load_checkpoint",
+    "load_into",
+    "load_session",
+    "load_state_dict",
+    "models",
+    "open",
+    "pack",
+    "packing",
+    "runtime",
+    "save_checkpoint",
+    "search",
+    "seeded_parameters",
+    "seeding",
+    "seeds",
+    "train",
+    "unmask",
+]

@@ -1,0 +1,282 @@
+"""Pack a network into a .pabz file: `pabzip.pack`.
+
+Packing is where exactness is enforced: each surviving weight must be plus or minus the magnitude
+that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
+weights themselves, so any loop that prunes and flips signs in place will do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import count
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
+
+import numpy as np
+
+from pabzip._optional import require
+from pabzip.errors import PackError, SeedError
+from pabzip.init import Seeding, seeding, unwrap
+from pabzip.packing.ternary import ternary_tensor
+from pabzip.packing.tied import find_ties
+from pabzip.seeds import InitSpec, weights
+from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from pabzip.checkpoint import Checkpoint
+
+
+def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
+    """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
+
+    Args:
+        name: the weight's name, for messages.
+        weight: float32 tensor of any shape, on any device.
+        seed: the network's seed.
+        spec: the weight's init spec.
+
+    Returns:
+        int8 array of the weight's shape, values in {0, +1, -1}.
+
+    Raises:
+        PackError: ``weight`` is not float32, or a survivor's magnitude is not the seed's, bit for
+            bit.
+    """
+    import torch
+
+    if weight.dtype != torch.float32:
+        raise PackError(
+            f"{name}: expected a float32 seeded weight, found {weight.dtype}; half precision "
+            "loses the magnitudes' bits: pack the float32 network and convert when loading"
+        )
+    found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
+    drawn = weights(seed, spec, 0, found.size)
+    survivors = found != 0  # not-a-number counts as a survivor, and is then refused
+    differs = survivors & (np.abs(found).view(np.uint32) != np.abs(drawn).view(np.uint32))
+    count = int(np.count_nonzero(differs))
+    if count:
+        first = int(np.argmax(differs))
+        raise PackError(
+            f"{name}: expected every surviving weight to be plus or minus the magnitude drawn "
+            f"from seed {seed}, found {count} of {int(np.count_nonzero(survivors))} that differ "
+            f"(the first at index {first}: {float(found[first])!r} instead of "
+            f"+-{abs(float(drawn[first]))!r}); unmasking may only flip signs: check the seed, "
+            "or leave a weight that is trained otherwise dense with init_(..., skip=...)"
+        )
+    flipped = np.signbit(found) != np.signbit(drawn)
+    codes = np.where(flipped, np.int8(-1), np.int8(1))
+    codes[~survivors] = 0
+    return codes.reshape(tuple(weight.shape))
+
+
+def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
+    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
+    import torch
+
+    value = value.detach().cpu().contiguous()
+    dtype = str(value.dtype).removeprefix("torch.")
+    if value.dtype == torch.bfloat16:
+        value = value.view(torch.int16)
+        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
+    return DenseTensor(name, value.numpy().copy(), dtype, dtype)
+
+
+Metadata = Mapping[str, str | int | float | bool | None]
+Source = Union["nn.Module", "Checkpoint", Mapping[str, "torch.Tensor"], str, os.PathLike[str]]
+
+
+def pack(
+    source: Source,
+    target: str | os.PathLike[str] | BinaryIO,
+    *,
+    coder: str = "auto",
+    dense_dtype: str | None = None,
+    fold_bn: bool = False,
+    metadata: Metadata | None = None,
+    ternary: bool = False,
+) -> dict[str, Any]:
+    """Write a network as a ``.pabz`` file; an existing file is replaced, as by ``torch.save``.
+
+    The file is written beside the target, opened again, regenerated and compared with ``source``
+    before it takes the target's name, so a failure leaves the old file as it was.
+
+    Args:
+        source: a network drawn by `pabzip.init_`, a `Checkpoint`, or the path of a ``model.pt``.
+            One whose magnitudes were trained (`pabzip.train.config.Method.seeded`) names no seeded
+            weight, and all its tensors are stored dense; zeros cost little there too.
+        target: path of the file to write, or a binary stream.
+        coder: ``"auto"`` takes the smallest for each tensor, or a coder's name.
+        dense_dtype: None keeps dense tensors lossless; ``"float16"`` or ``"bfloat16"`` stores the
+            floating ones rounded to nearest even.
+        fold_bn: keep of each batch norm only the scale and the shift that evaluation needs, about
+            half the bytes (`pabzip.packing.batchnorm`). The file loads as ever and is for
+            inference: training on needs the original. Its metadata says ``"folded": true``.
+        metadata: flat JSON values that travel in the header, on top of the checkpoint's own.
+        ternary: also write as codes every other float32 tensor of two or more dimensions whose
+            values are 0 and plus or minus one scale, of the tensor or of each row along the first
+            dimension (`pabzip.packing.ternary`). ``source`` then needs no seed: it may be any
+            network, a mapping of tensors by name, or the path of a file that ``torch.save`` made of
+            one.
+
+    A tensor of two or more dimensions that equals an earlier one to the bit is stored as a second
+    name of it (`pabzip.packing.tied`).
+
+    Returns:
+        The keys of ``pabzip pack --json``.
+
+    Raises:
+        PackError: a seeded weight is not plus or minus its seed's magnitude, is not float32, or a
+            dense tensor cannot be stored; the message names the tensor and the count. With
+            ``fold_bn`` also: nothing can be folded, the checkpoint is of a custom architecture, or
+            the folded network's outputs differ from the original's. With ``ternary`` also: no
+            tensor is ternary.
+        SeedError: ``source`` is a network or mapping without a record of its seed.
+        CheckpointError: ``source`` is a path that holds no checkpoint of ours.
+
+    Source: Peek-a-Boo, Appendix D (what is stored); DESIGN, "Exactness".
+    """
+    ticket = to_ticket(
+        source, metadata=metadata, fold_bn=fold_bn, dense_dtype=dense_dtype, ternary=ternary
+    )
+    return ticket.save(target, coder=coder, dense_dtype=dense_dtype)
+
+
+def to_ticket(
+    source: Source,
+    *,
+    metadata: Metadata | None = None,
+    fold_bn: bool = False,
+    dense_dtype: str | None = None,
+    ternary: bool = False,
+) -> Ticket:
+    """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`.
+
+    ``dense_dtype`` rounds nothing here: it says what `Ticket.save` will be told, so that a folded
+    network is checked as it will load.
+    """
+    require("torch", extra="torch", purpose="packing a network")
+    import torch
+
+    if isinstance(source, torch.nn.Module):
+        return _from_network(source, metadata or {}, fold_bn, dense_dtype, ternary)
+    from pabzip.checkpoint import Checkpoint, load_checkpoint, load_state
+
+    if not isinstance(source, Checkpoint | Mapping):
+        source = load_state(source) if ternary else load_checkpoint(source)
+    if not isinstance(source, Checkpoint):
+        return _from_mapping(source, metadata or {}, fold_bn, ternary)
+    checkpoint = source
+    arch, options = checkpoint.arch, checkpoint.arch_options
+    state, told = checkpoint.state_dict, {**checkpoint.metadata(), **(metadata or {})}
+    if fold_bn:
+        from pabzip.packing.batchnorm import fold_checked, structure
+
+        state = fold_checked(structure(arch, options), state, arch, options, dense_dtype)
+        told["folded"] = True
+    record = checkpoint.seeding
+    return _from_state(
+        state, record, arch=arch, arch_options=options, metadata=told, ternary=ternary
+    )
+
+
+def _from_mapping(
+    state: Mapping[str, torch.Tensor], metadata: Metadata, fold_bn: bool, ternary: bool
+) -> Ticket:
+    """Read plain tensors by name."""
+    if not ternary:
+        raise SeedError(
+            f"expected a network or a checkpoint, found a {type(state).__name__} without the seed "
+            "that drew its tensors; ternary=True (--ternary) packs ternary tensors without one"
+        )
+    if fold_bn:
+        raise PackError(
+            f"expected a network or a checkpoint to fold, found a {type(state).__name__} of "
+            "tensors; fold the network, or leave out fold_bn (--fold-bn)"
+        )
+    record = Seeding(0, {})
+    return _from_state(
+        state, record, arch="custom", arch_options={}, metadata=metadata, ternary=True
+    )
+
+
+def _from_network(
+    net: nn.Module, metadata: Metadata, fold_bn: bool, dense_dtype: str | None, ternary: bool
+) -> Ticket:
+    """Read a live network; a wrapper's ``module.`` prefix is dropped."""
+    net = unwrap(net)
+    try:
+        record = seeding(net)
+    except SeedError:
+        if not ternary:
+            raise
+        record = Seeding(0, {})
+    state = net.state_dict()
+    wrapped = record.specs and all(name.startswith("module.") for name in record.specs)
+    if wrapped and hasattr(net, "module"):
+        inner: nn.Module = net.module  # type: ignore[assignment]
+        return _from_network(inner, metadata, fold_bn, dense_dtype, ternary)
+    arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+    if fold_bn:
+        from pabzip.packing.batchnorm import fold_checked
+
+        state = fold_checked(net, state, arch, options, dense_dtype)
+        metadata = {**metadata, "folded": True}
+    return _from_state(
+        state, record, arch=arch, arch_options=options, metadata=metadata, ternary=ternary
+    )
+
+
+def _from_state(
+    state: Mapping[str, torch.Tensor],
+    record: Seeding,
+    *,
+    arch: str,
+    arch_options: Mapping[str, Any],
+    metadata: Metadata,
+    ternary: bool,
+) -> Ticket:
+    """Check every tensor of a state dict and gather them into a ticket, in the same order."""
+    import torch
+
+    missing = [name for name in record.specs if name not in state]
+    if missing:
+        raise PackError(
+            f"{missing[0]}: expected this seeded weight in the state, found "
+            f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
+        )
+    tensors: list[SeededTensor | DenseTensor | TiedTensor] = []
+    ties = find_ties(state, record.specs)
+    taken = {spec.stream for spec in record.specs.values()}
+    streams = (stream for stream in count() if stream not in taken)
+    stream, recognized = next(streams), 0
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise PackError(
+                f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
+                "stored in a .pabz file, keep it outside the network's state_dict"
+            )
+        if name in ties.targets:
+            tensors.append(TiedTensor(name, ties.targets[name]))
+        elif name in ties.specs:
+            codes = read_codes(name, value, record.seed, ties.specs[name])
+            tensors.append(SeededTensor(name, ties.specs[name], codes))
+        else:
+            dense = dense_from_torch(name, value)
+            tensor = ternary_tensor(name, dense.values, record.seed, stream) if ternary else None
+            if tensor is not None:
+                stream, recognized = next(streams), recognized + 1
+            tensors.append(tensor or dense)
+    # What was packed so before has a spec of its own on record by now.
+    known = any(spec.distribution == "signed_constant" for spec in record.specs.values())
+    if ternary and not recognized and not known:
+        raise PackError(
+            f"expected a ternary tensor, found none among {len(tensors)}: float32, of two or more "
+            "dimensions, each value 0 or plus or minus one scale, of the tensor or of each row; "
+            "pack the quantized weights, not those that training keeps beside them"
+        )
+    return Ticket(
+        seed=record.seed, tensors=tensors, arch=arch, arch_options=arch_options, metadata=metadata
+    )

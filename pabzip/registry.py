@@ -1,0 +1,157 @@
+"""Registries: searches, methods, datasets, networks and callbacks by name.
+
+What is registered stands in one file, with what is known of it beside it::
+
+    @register_search("snip", needs_data=True)
+    def snip(net, keep_ratio, ...): ...
+
+A module of pabzip that registers something is imported when that is used, not before: the names,
+and the facts beside them, are read from the text of its decorators, so that ``pabzip train --help``
+lists every search without loading torch. Another package registers by being imported
+(``pabzip train --import my_package``).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from typing import Any, Generic, TypeVar
+
+from pabzip.errors import PabzError
+
+Registered = TypeVar("Registered")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration(Generic[Registered]):
+    """One name of a registry.
+
+    Attributes:
+        name: as settings and the command line give it.
+        facts: what was said beside the name, such as ``{"needs_data": True}``: literals.
+        module: the module that registers it, dotted.
+        value: what is registered; None until that module is imported.
+    """
+
+    name: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
+    value: Registered | None = None
+
+
+class Registry(Generic[Registered]):
+    """Names, and what they stand for, from the modules of one package and from users' own.
+
+    Args:
+        what: for messages, such as ``"search.method"``.
+        package: the package whose modules register with ``decorator``, dotted.
+        decorator: name of the decorator, such as ``"register_search"``. Its first argument is the
+            name and all others are keywords; pabzip's own modules give them as literals.
+        error: raised for an unknown name.
+    """
+
+    def __init__(self, what: str, package: str, decorator: str, error: type[PabzError] = PabzError):
+        self._what, self._package, self._decorator, self._error = what, package, decorator, error
+        self._own: dict[str, Registration[Registered]] = {}
+
+    @cached_property
+    def _declared(self) -> dict[str, Registration[Registered]]:
+        """What pabzip's modules register, read from their text."""
+        found: dict[str, Registration[Registered]] = {}
+        folder = resources.files(self._package)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                module = f"{self._package}.{file.name.removesuffix('.py')}"
+                for name, facts in _decorations(file.read_text("utf-8"), self._decorator):
+                    found[name] = Registration(name, facts, module)
+        return found
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names: pabzip's own by file and line, then users' in the order of their imports."""
+        return (*self._declared, *(name for name in self._own if name not in self._declared))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._declared or name in self._own)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """Return what is said beside a name; imports nothing.
+
+        Raises:
+            PabzError: no such name (the registry's own error class); the message lists all.
+        """
+        self.check(name)
+        return (self._own.get(name) or self._declared[name]).facts
+
+    def get(self, name: str) -> Registered:
+        """Return what is registered under ``name``, importing its module if need be.
+
+        Raises:
+            PabzError: no such name (the registry's own error class); the message lists all.
+        """
+        self.check(name)
+        if name not in self._own:
+            importlib.import_module(self._declared[name].module)
+        found = self._own[name].value
+        assert found is not None
+        return found
+
+    def check(self, name: object) -> None:
+        """Refuse a name that nothing is registered under.
+
+        Raises:
+            PabzError: the registry's own error class; the message lists all names, the nearest
+                first where one is near.
+        """
+        if name in self:
+            return
+        near = difflib.get_close_matches(name, self.names, n=1) if isinstance(name, str) else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise self._error(
+            f"{self._what}: expected one of {', '.join(self.names)}, found {name!r}{hint}"
+        )
+
+    def register(self, name: str, **facts: Any) -> Callable[[Registered], Registered]:
+        """Return a decorator that registers what it is put on, and leaves it as it is.
+
+        Args:
+            name: the name; a package cannot take one that another has taken.
+            **facts: what others must know of it without importing it.
+
+        Raises:
+            PabzError: the name is taken by another module (the registry's own error class).
+        """
+
+        def add(value: Registered) -> Registered:
+            module = getattr(value, "__module__", "")
+            taken = self._own.get(name) or self._declared.get(name)
+            if taken is not None and taken.module != module:
+                raise self._error(
+                    f"{self._what}: expected a name that is free, found {name!r}, which "
+                    f"{taken.module} has registered; choose another"
+                )
+            self._own[name] = Registration(name, facts, module, value)
+            return value
+
+        return add
+
+
+def _decorations(text: str, decorator: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the facts of each use of ``decorator`` at the top level of a module."""
+    if f"@{decorator}(" not in text:
+        return
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            # Decorators apply from the last to the first, and names stand in that order too.
+            for call in node.decorator_list:
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == decorator:
+                    facts = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+                    yield ast.literal_eval(call.args[0]), {k: v for k, v in facts.items() if k}

@@ -1,0 +1,245 @@
+"""From settings to data, device and a network whose weights are drawn from the seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from pabzip import data, models
+from pabzip.data import Splits, batches
+from pabzip.errors import ArchitectureError, RecipeError
+from pabzip.init import Seeding, attach_seeding, init_, seeding
+from pabzip.train.config import Recipe
+from pabzip.train.distributed import World
+
+
+@contextmanager
+def evaluation_mode(net: nn.Module) -> Iterator[None]:
+    """Run the block with ``net`` in evaluation mode; each module gets its own mode back after."""
+    before = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def isolated(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators of the CPU and of ``device``, in float32 and with gradients on.
+
+    A network of the caller's own may draw at random (dropout) or create tensors in the default
+    dtype; within the block both are fixed, and afterwards the caller's random states, default
+    dtype and gradient mode are as they were, also on an exception. Threads and deterministic flags
+    are left alone.
+
+    Args:
+        seed: ``0 <= seed < 2**64``.
+        device: the device that trains; only its generator is touched besides the CPU's.
+    """
+    cuda = device.type == "cuda"
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if cuda else []))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            stack.enter_context(torch.cuda.device(device))
+            torch.cuda.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Return the device that a recipe names; ``"auto"`` takes CUDA where there is one.
+
+    Args:
+        name: as in a recipe.
+        local_rank: which process of this machine asks: with ``"auto"`` and ``"cuda"`` each takes
+            the device of its number.
+
+    Raises:
+        RecipeError: a CUDA device that this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise RecipeError(
+            f"device: expected one of this machine's {count} CUDA devices, found {name!r}; "
+            "use auto or cpu"
+        )
+    return torch.device("cuda", device.index or 0)
+
+
+def build_network(recipe: Recipe, splits: Splits) -> nn.Module:
+    """Build the recipe's architecture for its data and draw its weights from the seed.
+
+    A registered architecture gets the number of classes, the channels and the image size from the
+    data, unless the recipe's ``arch_options`` say otherwise. The caller's own ``module:callable``
+    gets exactly the recipe's ``arch_options``. Dense parameters start as the architecture draws
+    them, from the recipe's seed.
+
+    Args:
+        recipe: ``arch``, ``arch_options``, ``seed``, ``scheme`` and ``classifier`` matter.
+        splits: the data; one image is passed through to check that the network fits.
+
+    Returns:
+        The network on the CPU, in float32 and training mode, with its seeding on record.
+
+    Raises:
+        ArchitectureError: options that do not fit, or a network that does not turn the data's
+            images into one logit a class.
+        SeedError: nothing in the network can be seeded.
+    """
+    if recipe.own_architecture:
+        net = models.resolve(recipe.arch, recipe.arch_options, dense_seed=recipe.seed)
+        net.to("cpu", torch.float32).train()
+    else:
+        from_data = {
+            "num_classes": splits.num_classes,
+            "in_channels": splits.in_channels,
+            "image_size": splits.image_size,
+        }
+        options = {**from_data, **recipe.arch_options}
+        net = models.build(recipe.arch, dense_seed=recipe.seed, **options)
+    _check_fit(net, splits, recipe.arch)
+    return seed_network(net, recipe)
+
+
+def seed_network(net: nn.Module, recipe: Recipe) -> nn.Module:
+    """Draw the weights of ``net`` that the recipe seeds; returns ``net``.
+
+    With ``classifier = "dense"`` the classifier of a network that has convolutions stays dense.
+    All other Conv and Linear weights are seeded.
+
+    Raises:
+        SeedError: nothing is left to seed.
+
+    Source: the published code of Peek-a-Boo, which seeds every convolution and trains the
+    classifier by SGD.
+    """
+    classifier = classifier_name(net)
+    convolutional = any(isinstance(module, _ConvNd) for module in net.modules())
+    dense = recipe.classifier == "dense" and convolutional and classifier is not None
+    skip = [f"{classifier}.weight"] if dense else None
+    return init_(net, recipe.seed, recipe.scheme, skip=skip)
+
+
+def forget_seeding(net: nn.Module) -> None:
+    """Record on ``net`` that none of its weights is its seed's any more; the seed stays on record.
+
+    For networks whose magnitudes were trained: a checkpoint of them names no seeded weight, and a
+    file stores all of them as dense tensors.
+    """
+    attach_seeding(net, Seeding(seeding(net).seed, {}))
+
+
+def classifier_name(net: nn.Module) -> str | None:
+    """Return the name of the classifier: the last ``nn.Linear`` in module order, if any."""
+    names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else None
+
+
+def _check_fit(net: nn.Module, splits: Splits, arch: str) -> None:
+    """Pass one image through, so that a network that does not fit fails before the search."""
+    inputs, _ = next(batches(splits.train, 1, device="cpu"))
+    wanted = f"architecture {arch!r}: expected logits [1, {splits.num_classes}] for an image "
+    wanted += f"{list(inputs.shape)} of {splits.name}"
+    with evaluation_mode(net), torch.no_grad():
+        try:
+            logits = net(inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ArchitectureError(f"{wanted}, found {type(error).__name__}: {error}") from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (1, splits.num_classes):
+        found = list(shape) if isinstance(shape, tuple) else shape
+        raise ArchitectureError(f"{wanted}, found {found}; set num_classes in arch_options")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is given besides its recipe.
+
+    Attributes:
+        splits: the data, already loaded; None loads the recipe's.
+        download: fetch a dataset that is missing.
+        ticket: path of a ticket that was found before; it takes the place of the search.
+    """
+
+    splits: Splits | None = None
+    download: bool = False
+    ticket: str | os.PathLike[str] | None = None
+
+
+def load_data(recipe: Recipe, inputs: Inputs, world: World) -> Splits:
+    """Return the data; where it has to be fetched, one process does so before the others read.
+
+    Raises:
+        DataError: the dataset is unknown, missing or damaged.
+    """
+    if inputs.splits is not None:
+        return inputs.splits
+
+    def fetch() -> None:
+        data.load(recipe.data, root=recipe.data_root, download=True)
+
+    if inputs.download and world.ranks > 1:
+        world.from_first(fetch)
+    return data.load(recipe.data, root=recipe.data_root, download=inputs.download)
+
+
+def sharded(recipe: Recipe, world: World) -> Recipe:
+    """Return ``recipe`` with the number of its shards, where it leaves that to the processes.
+
+    Raises:
+        RecipeError: the processes are no power of two, or more than the samples of a batch.
+    """
+    if recipe.shards:
+        return recipe
+    try:
+        return dataclasses.replace(recipe, shards=world.ranks)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{error}, one for each process; start torchrun with --nproc-per-node of 1, 2, 4, ..., "
+            "at most the batch size"
+        ) from error
+
+
+def check_data(recipe: Recipe, splits: Splits, world: World) -> None:
+    """Refuse augmentation that there is none of, and shards that cannot be shared out or filled.
+
+    Raises:
+        RecipeError: the key, what was expected for this data and these processes, and the way out.
+    """
+    if recipe.augment and splits.augmentation is None:
+        raise RecipeError(
+            f"augment: expected false for {splits.name}, which has no augmentation, found true"
+        )
+    if recipe.shards % world.ranks:
+        raise RecipeError(
+            f"shards: expected a multiple of the {world.ranks} processes, which must be a power of "
+            f"two, found {recipe.shards}; leave it out, set --shards "
+            f"{1 << (world.ranks - 1).bit_length()}, or start torchrun with --nproc-per-node of "
+            "1, 2, 4, ... processes"
+        )
+    if len(splits.train) < recipe.shards:
+        raise RecipeError(
+            f"shards: expected at most the {len(splits.train)} training images, found "
+            f"{recipe.shards}"
+        )

@@ -1,0 +1,86 @@
+"""Event files for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pabzip._optional import require
+from pabzip.train.callbacks.base import Observer, Progress
+from pabzip.train.config import Recipe, to_dict
+from pabzip.train.results import EpochStats
+
+
+class TensorBoard(Observer):
+    """Writes event files that ``tensorboard --logdir`` shows; steps are counted over all epochs.
+
+    A run that is continued writes a further event file, whose steps replace those that an earlier
+    one had beyond the state that was saved.
+
+    Args:
+        folder: where the event files go; made where it is missing.
+
+    Raises:
+        MissingDependencyError: tensorboard is missing; raised by `started`.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self._folder = os.fspath(folder)
+        self._writer: Any = None
+        self._steps = 0
+        self._done: tuple[int, int] | None = None
+
+    def resumed(self, history: Sequence[EpochStats], step: int) -> None:
+        """Remember where the earlier run stood."""
+        self._done = (len(history), step)
+
+    def started(self, recipe: Recipe, steps: int) -> None:
+        """Open an event file and write the recipe."""
+        require("tensorboard", extra="train", purpose="--tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._steps = steps
+        purge = None if self._done is None else self._done[0] * steps + self._done[1] + 1
+        self._writer = SummaryWriter(self._folder, purge_step=purge)
+        text = json.dumps(to_dict(recipe), indent=4)
+        self._writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()))
+
+    def stepped(self, progress: Progress) -> None:
+        """Write the epoch's numbers so far."""
+        step = (progress.epoch - 1) * self._steps + progress.step
+        self._write(
+            step,
+            {
+                "running/loss": progress.loss,
+                "running/accuracy": progress.accuracy,
+                "running/flips_per_step": progress.flips_per_step,
+            },
+        )
+
+    def epoch_ended(self, stats: EpochStats) -> None:
+        """Write one epoch, at its last step."""
+        values = {
+            "loss/train": stats.loss,
+            "loss/test": stats.test_loss,
+            "accuracy/train": stats.train_accuracy,
+            "accuracy/test": stats.test_accuracy,
+            "signs/flips_per_step": stats.flips_per_step,
+            "signs/flipped": stats.flipped,
+        }
+        if stats.expected_bytes is not None:
+            values["ticket/expected_bytes"] = stats.expected_bytes
+        self._write(stats.epoch * self._steps, values)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        """Write scalars of one step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)

@@ -1,0 +1,178 @@
+"""The bytes that the packed file will take, estimated during training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pabzip.errors import SearchError
+from pabzip.packing.pack import to_ticket
+from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
+
+if TYPE_CHECKING:
+    from pabzip.train.config import Recipe
+
+
+_EVERY = 4  # one survivor in so many is flipped in the file that is measured
+_SOME_ACCURACY = 0.9874055416876574  # as long as the one that will stand in the header
+
+
+class ExpectedBytes:
+    """Says how many bytes the ticket would take if it were packed now.
+
+    A file is a mask, which is fixed once the search is done; one sign a survivor, which costs
+    ``H(p)`` bits in a tensor where the fraction p of the survivors is flipped; dense tensors; and
+    a header. Mask and header are measured once, by encoding a ticket with these masks; that takes
+    as long as packing (a second or two for ResNet-18). After that `bytes` counts flips and encodes
+    the dense tensors, which takes a tenth of a second there.
+
+    Make a new one after each search that changes the masks.
+
+    Args:
+        net: a network drawn from a seed, wrapped or not, on any device, whose surviving weights
+            are plus or minus the seed's.
+        masks: bool tensors, True for a survivor, one for each seeded weight by its name in the
+            unwrapped network.
+        recipe: what the header will tell of the run; None for a network that is packed itself and
+            not from its checkpoint.
+
+    Raises:
+        SearchError: there is not one mask for each seeded weight.
+        PackError: a survivor is not plus or minus the magnitude of its seed.
+        SeedError: ``net`` was not drawn from a seed.
+
+    Source: ours. Of 54 files of small networks (2 to 11 KB, keep ratios 0.02 to 0.5, flips from
+    none to all) the estimate was within 0.4 % where 1 to 70 % were flipped, and 1 % high where no
+    sign was, whose file spends nothing on coding signs.
+    """
+
+    def __init__(
+        self, net: nn.Module, masks: Mapping[str, torch.Tensor], recipe: Recipe | None = None
+    ):
+        self._net = net
+        ticket = to_ticket(net, metadata=None if recipe is None else _told(recipe))
+        self._survives = _survives(ticket, masks)
+        example = {name: _example(survives) for name, survives in self._survives.items()}
+        info = _with_codes(ticket, example).info()
+        self._coded = {
+            tensor["name"]
+            for tensor in info["tensors"]
+            if tensor["kind"] == "seeded" and tensor["coder"] != "huffman"
+        }
+        self._header = int(info["header_bytes"])
+        self._masks = int(info["codes_bytes"]) - self._sign_bytes(example)
+        self._most = int(info["huffman_bytes"])  # of masks and signs: packing takes the smaller
+
+    def bytes(self) -> float:
+        """Return the bytes of the file that packing the network now would write.
+
+        Waits for the device.
+
+        Raises:
+            PackError: a survivor is not plus or minus the magnitude of its seed, or a dense value
+                is not finite.
+        """
+        ticket = to_ticket(self._net)
+        signs = self._sign_bytes({name: ticket.codes(name) for name in self._survives})
+        return self._header + min(self._masks + signs, self._most) + _dense_bytes(ticket)
+
+    def _sign_bytes(self, codes: Mapping[str, NDArray[np.int8]]) -> float:
+        """Return what the survivors' signs take, where the coder gains from uneven flips."""
+        bits = 0.0
+        for name in self._coded:
+            survives = self._survives[name]
+            flipped = int(np.count_nonzero((codes[name] < 0) & survives))
+            bits += sign_bits(flipped, int(np.count_nonzero(survives)))
+        return bits / 8
+
+
+def sign_bits(flipped: int, survivors: int) -> float:
+    """Return the bits that a tensor's signs take: ``K * H(p)``, at most K.
+
+    Args:
+        flipped: survivors whose sign is not the seed's.
+        survivors: K.
+    """
+    if not 0 < flipped < survivors:
+        return 0.0
+    p = flipped / survivors
+    return survivors * -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
+
+
+def _told(recipe: Recipe) -> dict[str, str | int | float | bool | None]:
+    """Return metadata as long as the checkpoint's own will be."""
+    return {
+        "data": recipe.data,
+        "method": recipe.method,
+        "keep_ratio": recipe.keep_ratio,
+        "epochs": recipe.epochs,
+        "test_accuracy": _SOME_ACCURACY,
+    }
+
+
+def _survives(ticket: Ticket, masks: Mapping[str, torch.Tensor]) -> dict[str, NDArray[np.bool_]]:
+    """Return what survives of each seeded tensor; a weight of two names goes by its first.
+
+    A weight that is zero already does not, whatever the mask says.
+    """
+    seeded = {name: ticket.shape(name) for name in ticket.names if _seeded(ticket, name)}
+    found = {name: mask for name, mask in masks.items() if name in ticket.names}
+    found = {ticket.tied(name) or name: mask for name, mask in found.items()}
+    shapes = {name: tuple(mask.shape) for name, mask in found.items()}
+    if len(found) < len(masks) or shapes != seeded:
+        listed = ", ".join(f"{name} {list(mask.shape)}" for name, mask in masks.items())
+        raise SearchError(
+            "masks: expected one for each seeded weight, of its shape: "
+            f"{', '.join(f'{name} {list(shape)}' for name, shape in seeded.items())}; found "
+            f"{listed or 'none'}"
+        )
+    return {name: found[name].cpu().numpy() & (ticket.codes(name) != 0) for name in seeded}
+
+
+def _seeded(ticket: Ticket, name: str) -> bool:
+    """Return whether a tensor is seeded, and no second name of one."""
+    return ticket.kind(name) == "seeded" and ticket.tied(name) is None
+
+
+def _with_codes(ticket: Ticket, codes: Mapping[str, NDArray[np.int8]]) -> Ticket:
+    """Return a ticket that differs from ``ticket`` in the codes alone."""
+    tensors: list[SeededTensor | DenseTensor | TiedTensor] = []
+    for name in ticket.names:
+        target = ticket.tied(name)
+        if target is not None:
+            tensors.append(TiedTensor(name, target))
+        elif name in codes:
+            tensors.append(SeededTensor(name, ticket.spec(name), codes[name]))
+        else:
+            tensors.append(ticket.dense(name))
+    return Ticket(
+        seed=ticket.seed,
+        tensors=tensors,
+        arch=ticket.arch,
+        arch_options=ticket.arch_options,
+        metadata=ticket.metadata,
+    )
+
+
+def _example(survives: NDArray[np.bool_]) -> NDArray[np.int8]:
+    """Return codes with a known fraction of flips.
+
+    A quarter makes the coder code signs, so that whatever it spends on doing so is measured, too.
+    """
+    codes = survives.astype(np.int8)
+    places = np.flatnonzero(codes)
+    codes.reshape(-1)[places[::_EVERY]] = -1
+    return codes
+
+
+def _dense_bytes(ticket: Ticket) -> float:
+    """Return the bytes of a ticket's dense tensors as they are now."""
+    names = [name for name in ticket.names if ticket.kind(name) == "dense"]
+    dense = [ticket.dense(name) for name in names if ticket.tied(name) is None]
+    return float(Ticket(seed=ticket.seed, tensors=dense).info()["dense_bytes"])
