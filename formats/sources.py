@@ -56,7 +56,7 @@ class FileSource:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes of the file; the system may hand them out in several pieces."""
-        if not self._close.active:
+        if not self._close.alive:
             raise ValueError("read of a closed ticket; open the file again")
         pieces = []
         while length > 0:

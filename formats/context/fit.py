@@ -317,7 +317,7 @@ def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]
 def describe(
     active: ActiveBlock, plan: ActivePlan, levels: NDArray[np.int16], codes: NDArray[np.int8]
 ) -> tuple[Description, float]:
-    """Choose how to tell the codes of a active block.
+    """Choose how to tell the codes of an active block.
 
     Args:
         active: the block; at least one weight survives.

@@ -8,8 +8,8 @@ A weight of shape (outputs, inputs, kernel...) is seen as ``rows`` of ``columns`
 ``positions``. In a grouped convolution the rows fall into equal groups that each see columns of
 their own; a Linear after a flatten is a convolution whose positions are the flattened places.
 
-Compiled code walks a active block through flat arrays: the places of a row that are active (one list a
-group), and for each active row its number and its group. `ActivePlan` holds them.
+Compiled code walks an active block through flat arrays: the places of a row that are active (one
+list a group), and for each active row its number and its group. `ActivePlan` holds them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def level(magnitude: np.uint32) -> np.int32:
 
 
 CHUNK_WEIGHTS = 1 << 16
-"""A chunk takes whole active rows, as many as keep it within this many active weights, at least one."""
+"""Most active weights of a chunk, which takes whole active rows, and at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ _REACH = 1 << 33  # elements: two of one piece lie closer together, so their blo
 
 @dataclass(frozen=True, slots=True)
 class ActivePlan:
-    """A active block as flat arrays.
+    """An active block as flat arrays.
 
     Attributes:
         width: weights in a whole row.
@@ -191,7 +191,7 @@ class ActivePlan:
 
     @classmethod
     def of(cls, active: ActiveBlock) -> ActivePlan:
-        """Lay a active block out."""
+        """Lay an active block out."""
         layout = active.layout
         group, column = np.divmod(np.flatnonzero(active.column_active), layout.columns)
         places = (column[:, None] * layout.positions + np.arange(layout.positions)).reshape(-1)

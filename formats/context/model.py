@@ -87,8 +87,8 @@ class Factors:
 
     Attributes:
         unit: levels a unit of ``rows`` and ``columns``.
-        rows: int32, one a active row.
-        columns: int32, one a active column.
+        rows: int32, one an active row.
+        columns: int32, one an active column.
         positions: int32, one a kernel position, in levels.
     """
 

@@ -303,8 +303,9 @@ class Exchange:
         """Pass which rows and columns are active; one bit where all are."""
         rows = known.active.row_active if known else np.zeros(layout.rows, dtype=bool)
         rows = self._flags(rows, contexts.ALL_ROWS, np.full(layout.rows, contexts.ROW))
-        # A empty output channel of an earlier layer is a empty input channel of a later one. Nothing
-        # says which layer feeds which; the latest two with as many rows are as good a guess as any.
+        # An empty output channel of an earlier layer is an empty input channel of a later one.
+        # Nothing says which layer feeds which; the latest two with as many rows are as good a guess
+        # as any.
         column_contexts = np.full(layout.all_columns, contexts.COLUMN)
         for weight, earlier in zip((3, 1), self._earlier.get(layout.all_columns, []), strict=False):
             column_contexts += weight * (1 + earlier.active)
@@ -315,7 +316,7 @@ class Exchange:
         if np.any(by_row != columns.reshape(layout.groups, -1).any(axis=1)):
             raise FormatError(
                 "side stream",
-                "expected active rows and active columns in the same groups, found one without others",
+                "expected active rows and columns in the same groups, found one without the other",
             )
         return active
 

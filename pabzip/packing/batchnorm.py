@@ -150,7 +150,7 @@ def structure(arch: str, arch_options: Mapping[str, Any]) -> nn.Module:
         raise PackError(
             "fold_bn: expected a registered architecture, found a checkpoint of a custom one, "
             "which does not tell its batch norms; build the network, load the checkpoint with "
-            "pabzip.checkpoint.network_from_checkpoint(checkpoint, net=network), and pack the network"
+            "pabzip.checkpoint.network_from_checkpoint(checkpoint, net=network), and pack that"
         )
     from pabzip.models import build
 

@@ -1,7 +1,7 @@
 """Context-coded tensors on the GPU: from the bytes of the file to weights.
 
 What crosses the bus is the compressed payload and a description of a few numbers a channel. Codes
-and magnitudes are never written out; the scratch memory is five bytes a active weight. The work of
+and magnitudes are never written out; the scratch memory is five bytes an active weight. The work of
 all tensors is queued without waiting for the device, and what the kernels found wrong is read
 once, at the end.
 

@@ -60,7 +60,7 @@ def magnitudes(
     table: tl.tensor,
     KIND: tl.constexpr,  # noqa: N803
 ) -> tl.tensor:
-    """Return the fixed-point magnitude of each word; where not ``active``, the table is not read."""
+    """Return the fixed-point magnitude of each word; the table is read where ``active``."""
     value = (word << 1) | 1
     if KIND == NORMAL:
         octave = leading_zeros(value)

@@ -132,7 +132,7 @@ def test_smaller_than_deflate_by_a_seventh() -> None:
 
 
 def test_within_a_hundredth_of_the_noise() -> None:
-    """23 mantissa bits of each active value are noise; exponents and signs cost 2 to 4 bits more."""
+    """23 mantissa bits of each value are noise; exponents and signs cost 2 to 4 bits more."""
     rng = np.random.default_rng(3)
     values = (1 + rng.random(20_000)).astype("<f4")  # exponent 0: nothing but mantissa
     assert len(check([("weight", "float32", values)])) <= 20_000 * 23 / 8 * 1.01

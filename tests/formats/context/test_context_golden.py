@@ -64,7 +64,7 @@ def every_mode() -> Ticket:
             seeded("conv3", (24, 24, 3, 3), 2, spread=0.6, empty=(0, 5), flips=0.04),
             seeded("grouped", (24, 6, 3, 3), 3, kind="uniform", keep=0.2, flips=0.0),
             seeded("depthwise", (24, 1, 5), 4, kind="signed_constant", keep=1.0, flips=0.5),
-            seeded("empty", (24, 24, 1, 1), 5, keep=0.0),
+            seeded("dead", (24, 24, 1, 1), 5, keep=0.0),
             seeded("flattened", (30, 24 * 16), 6, spread=0.5, keep=0.1, flips=0.1),
             seeded("chunks", (1000, 160), 7, keep=0.02, flips=1.0),
             seeded("one", (1, 1), 8, keep=1.0),
