@@ -22,7 +22,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Any, Generic, TypeVar
 
-from pabzip.errors import PabzError
+from pabzip.errors import ArchitectureError, DataError, PabzError, PackError, RecipeError
 
 Registered = TypeVar("Registered")
 
@@ -63,12 +63,13 @@ class Registry(Generic[Registered]):
     def _declared(self) -> dict[str, Registration[Registered]]:
         """What pabzip's modules register, read from their text."""
         found: dict[str, Registration[Registered]] = {}
-        folder = resources.files(self._package)
-        for file in sorted(folder.iterdir(), key=lambda file: file.name):
-            if file.name.endswith(".py"):
-                module = f"{self._package}.{file.name.removesuffix('.py')}"
-                for name, facts in _decorations(file.read_text("utf-8"), self._decorator):
-                    found[name] = Registration(name, facts, module)
+        for package in self._packages:
+            folder = resources.files(package)
+            for file in sorted(folder.iterdir(), key=lambda file: file.name):
+                if file.name.endswith(".py"):
+                    module = f"{package}.{file.name.removesuffix('.py')}"
+                    for name, facts in _decorations(file.read_text("utf-8"), self._decorator):
+                        found[name] = Registration(name, facts, module)
         return found
 
     @property
@@ -155,3 +156,26 @@ def _decorations(text: str, decorator: str) -> Iterator[tuple[str, dict[str, Any
                 if isinstance(call, ast.Call) and getattr(call.func, "id", "") == decorator:
                     facts = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
                     yield ast.literal_eval(call.args[0]), {k: v for k, v in facts.items() if k}
+
+
+SEARCHES: Registry[Any] = Registry(
+    "search.method", "register_search", "pabzip.search", error=RecipeError
+)
+METHODS: Registry[Any] = Registry("method", "register_method", "pabzip.train", error=RecipeError)
+DATASETS: Registry[Any] = Registry("data", "register_dataset", "pabzip.data", error=DataError)
+NETWORKS: Registry[Any] = Registry(
+    "arch", "register_network", "pabzip.models", error=ArchitectureError
+)
+CALLBACKS: Registry[Any] = Registry(
+    "callback", "register_callback", "pabzip.train.callbacks", error=RecipeError
+)
+CODERS: Registry[Any] = Registry(
+    "coder", "register_coder", "pabzip.formats", "pabzip.formats.context", error=PackError
+)
+
+register_search = SEARCHES.register
+register_method = METHODS.register
+register_dataset = DATASETS.register
+register_network = NETWORKS.register
+register_callback = CALLBACKS.register
+register_coder = CODERS.register
