@@ -49,14 +49,14 @@ class Registry(Generic[Registered]):
 
     Args:
         what: for messages, such as ``"search.method"``.
-        package: the package whose modules register with ``decorator``, dotted.
         decorator: name of the decorator, such as ``"register_search"``. Its first argument is the
             name and all others are keywords; pabzip's own modules give them as literals.
+        *packages: the packages whose modules register with it, dotted.
         error: raised for an unknown name.
     """
 
-    def __init__(self, what: str, package: str, decorator: str, error: type[PabzError] = PabzError):
-        self._what, self._package, self._decorator, self._error = what, package, decorator, error
+    def __init__(self, what: str, decorator: str, *packages: str, error: type[PabzError]):
+        self._what, self._packages, self._decorator, self._error = what, packages, decorator, error
         self._own: dict[str, Registration[Registered]] = {}
 
     @cached_property
