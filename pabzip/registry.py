@@ -16,10 +16,11 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pabzip.errors import ArchitectureError, DataError, PabzError, PackError, RecipeError
@@ -64,12 +65,11 @@ class Registry(Generic[Registered]):
         """What pabzip's modules register, read from their text."""
         found: dict[str, Registration[Registered]] = {}
         for package in self._packages:
-            folder = resources.files(package)
-            for file in sorted(folder.iterdir(), key=lambda file: file.name):
-                if file.name.endswith(".py"):
-                    module = f"{package}.{file.name.removesuffix('.py')}"
-                    for name, facts in _decorations(file.read_text("utf-8"), self._decorator):
-                        found[name] = Registration(name, facts, module)
+            spec = importlib.util.find_spec(package)  # finds the package without importing it
+            assert spec is not None and spec.submodule_search_locations is not None
+            for file in sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.py")):
+                for name, facts in _decorations(file.read_text("utf-8"), self._decorator):
+                    found[name] = Registration(name, facts, f"{package}.{file.stem}")
         return found
 
     @property
