@@ -66,7 +66,8 @@ class Registry(Generic[Registered]):
         found: dict[str, Registration[Registered]] = {}
         for package in self._packages:
             spec = importlib.util.find_spec(package)  # finds the package without importing it
-            assert spec is not None and spec.submodule_search_locations is not None
+            assert spec is not None
+            assert spec.submodule_search_locations is not None
             for file in sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.py")):
                 for name, facts in _decorations(file.read_text("utf-8"), self._decorator):
                     found[name] = Registration(name, facts, f"{package}.{file.stem}")
