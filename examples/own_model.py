@@ -37,7 +37,8 @@ class DigitReader(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (N, 10) of images (N, 1, 8, 8)."""
-        return self.classifier(self.features(images).flatten(1))
+        logits: torch.Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
 
 
 def main(path: Path) -> None:
