@@ -1,11 +1,11 @@
 """The .pabz file format: container, header, coders, dense tensors, one validator.
 
 SPEC.md beside this file is normative. Importing this package loads numpy; numba is loaded with the
-first codes.
+first codes, not with a header.
 """
 
 from pabzip.formats.atomic import open_atomic
-from pabzip.formats.coders import AUTO, CODERS
+from pabzip.formats.coders import AUTO
 from pabzip.formats.container import MAGIC, VERSION
 from pabzip.formats.entries import (
     Contents,
@@ -34,6 +34,7 @@ from pabzip.formats.tensors import (
     resolved,
 )
 from pabzip.formats.writer import EncodedFile, encode_ticket, save, state_sha256, verify
+from pabzip.registry import CODERS
 
 __all__ = [
     "ARCHITECTURES",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pabzip.errors import FormatError
 from pabzip.formats.checks import check_expansion, check_limit, shown
 from pabzip.formats.coder import Coded, Decoder, Task, run_tasks
-from pabzip.formats.coders import coder_named
+from pabzip.formats.coders import coder_named, shares_side
 from pabzip.formats.container import (
     CHECKSUM_BYTES,
     Section,
@@ -207,7 +207,7 @@ class Reader(Mapping[str, Tensor]):
         if name not in self._decoders:
             coder = coder_named(name, "header")
             entries = [place.entry for place in self._codes.values() if place.coder == name]
-            side = self.side_stream() if coder.shares_side else b""
+            side = self.side_stream() if shares_side(name) else b""
             self._decoders[name] = coder.decoder(self.header.contents.seed, entries, side)
         return self._decoders[name]
 

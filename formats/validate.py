@@ -21,7 +21,7 @@ from pabzip.formats.checks import (
     is_variance,
     shown,
 )
-from pabzip.formats.coders import coder_named
+from pabzip.formats.coders import coder_named, shares_side
 from pabzip.formats.dense import check_groups
 from pabzip.formats.entries import (
     Contents,
@@ -173,8 +173,8 @@ def _check_codings(header: Header) -> None:
         coder = coder_named(coding.coder, place)
         check_integer(place, "bytes of codes", coding.length, 0, MAX_INTEGER)
         coder.check_length(entry, coding.length)
-        if coder.shares_side:
-            sharing.add(coder.name)
+        if shares_side(coding.coder):
+            sharing.add(coding.coder)
     check_integer("header", "bytes of the side stream", header.side, 0, MAX_INTEGER)
     if len(sharing) > 1:
         raise FormatError(
