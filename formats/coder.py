@@ -10,8 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.formats.entries import SeededEntry
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.seeds.generation import thread_count
 
 Payload = bytes | memoryview

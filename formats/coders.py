@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pabzip.errors import PackError
-from pabzip.formats.checks import check_name_of, shown
+from pabzip.errors import PackError, shown
+from pabzip.formats.checks import check_name_of
 from pabzip.formats.coder import Coder, OnTensor
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededTensor
 from pabzip.registry import CODERS
 
 AUTO = "auto"

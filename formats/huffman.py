@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import shown
+from pabzip.formats.checks import tensor_place
 from pabzip.formats.coder import OnTensor, Payload, Spent, Task
-from pabzip.formats.entries import SeededEntry
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.registry import register_coder
 from pabzip.seeds import regenerate
 
@@ -81,7 +80,7 @@ class Huffman:
         expected = huffman_bytes(entry.count, entry.survivors)
         if length != expected:
             raise FormatError(
-                f"tensor {shown(entry.name)}",
+                tensor_place(entry.name),
                 f"expected {expected} bytes of codes for {entry.count} weights and "
                 f"{entry.survivors} survivors, found {length}",
             )

@@ -8,8 +8,9 @@ from typing import Any
 from pabzip.formats.coder import Spent
 from pabzip.formats.coders import coder_named, shares_side
 from pabzip.formats.container import CHECKSUM_BYTES
-from pabzip.formats.dense import grouped
-from pabzip.formats.entries import DenseEntry, Header, TiedEntry
+from pabzip.formats.dense import DenseEntry
+from pabzip.formats.dense_sections import grouped
+from pabzip.formats.entries import Header
 from pabzip.formats.huffman import huffman_bytes
 
 
@@ -62,29 +63,26 @@ def report(header: Header, header_bytes: int) -> dict[str, Any]:
 
 def _rows(header: Header) -> list[dict[str, Any]]:
     """Return one row a tensor, in the order of the file."""
-    codings = iter(header.codings)
-    dense = {
-        entry.name: (group.encoding, size)
-        for group, entries in grouped(header.contents.dense, header.groups)
-        for entry, size in zip(entries, _shares(group.length, entries), strict=True)
-    }
+    codings = header.coding_of()
+    parts: dict[str, list[tuple[str, int]]] = {}
+    for group, entries in grouped(header.contents.dense, header.groups):
+        for part, size in zip(entries, _shares(group.length, entries), strict=True):
+            parts.setdefault(part.name, []).append((group.encoding, size))
     rows = []
     for entry in header.contents.entries:
-        row: dict[str, Any] = {"name": entry.name, "shape": list(entry.shape)}
-        if isinstance(entry, TiedEntry):
-            like = entry.like
-            row["dtype"] = like.dtype if isinstance(like, DenseEntry) else "float32"
-            row |= {"kind": "tied", "coder": None, "bytes": 0, "weights": entry.count}
-            row |= {"survivors": None, "target": like.name}
-        elif isinstance(entry, DenseEntry):
-            coder, size = dense[entry.name]
-            row |= {"dtype": entry.dtype, "kind": "dense", "coder": coder, "bytes": size}
-            row |= {"weights": entry.count, "survivors": None}
-        else:
-            coding = next(codings)
-            row |= {"dtype": "float32", "kind": "seeded", "coder": coding.coder}
-            size = coding.length + (dense[entry.name][1] if entry.scaled else 0)
-            row |= {"bytes": size, "weights": entry.count, "survivors": entry.survivors}
+        coding, dense = codings.get(entry.name), parts.get(entry.name, [])
+        row = {
+            "name": entry.name,
+            "shape": list(entry.shape),
+            "dtype": entry.dtype,
+            "kind": entry.kind,
+            "coder": coding.coder if coding else dense[0][0] if dense else None,
+            "bytes": (coding.length if coding else 0) + sum(size for _, size in dense),
+            "weights": entry.count,
+            "survivors": entry.survivors,
+        }
+        if entry.target is not None:
+            row["target"] = entry.target
         rows.append(row)
     return rows
 
@@ -125,18 +123,13 @@ def breakdown(header: Header, header_bytes: int, side: bytes) -> list[dict[str, 
         FormatError: the side stream is damaged.
     """
     numbers = report(header, header_bytes)
-    seeded = _spent(header, side)
-    pairs = zip(header.contents.seeded, header.codings, strict=True)
-    codes = {entry.name: coding.length for entry, coding in pairs}
+    spent, codings = _spent(header, side), header.coding_of()
     rows = []
     for tensor in numbers["tensors"]:
-        if tensor["kind"] == "seeded":
-            mask, factors, signs = seeded[tensor["name"]]
-            scales = tensor["bytes"] - codes[tensor["name"]]
-            parts = {"mask": mask, "factors": factors, "signs": signs, "dense": scales}
-            rows.append(_row(tensor["name"], **parts))
-        else:  # dense, or tied: without bytes
-            rows.append(_row(tensor["name"], dense=tensor["bytes"]))
+        name = tensor["name"]
+        coding = codings.get(name)
+        dense = tensor["bytes"] - (coding.length if coding else 0)
+        rows.append(_row(name, dense=dense, **(spent[name]._asdict() if coding else {})))
     rows.append(_row(None, header=numbers["header_bytes"]))
     return rows
 

@@ -47,14 +47,9 @@ class TicketTensors:
 
     def __init__(self, contents: Contents, tensors: Mapping[str, Tensor], file: str | None):
         self._contents = contents
-        self._entries = {
-            entry.name: entry.like if isinstance(entry, TiedEntry) else entry
-            for entry in contents.entries
-        }
+        self._entries = {entry.name: entry.original for entry in contents.entries}
         self._ties = {
-            entry.name: entry.like.name
-            for entry in contents.entries
-            if isinstance(entry, TiedEntry)
+            entry.name: entry.target for entry in contents.entries if isinstance(entry, TiedEntry)
         }
         self._tensors = tensors
         self._file = file

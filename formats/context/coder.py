@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import shown
+from pabzip.formats.checks import tensor_place
 from pabzip.formats.coder import Decoder, OnTensor, Spent
-from pabzip.formats.entries import SeededEntry
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.registry import register_coder
 
 
@@ -34,7 +33,7 @@ class Context:
         most = 2 * entry.count + 16
         if length > most:
             raise FormatError(
-                f"tensor {shown(entry.name)}",
+                tensor_place(entry.name),
                 f"expected at most {most} bytes of codes for {entry.count} weights, found {length}",
             )
 

@@ -13,7 +13,7 @@ from pabzip.formats.context.geometry import ActivePlan
 from pabzip.formats.context.model import ChunkSpan, Description
 from pabzip.formats.context.payload import FINE, PROBLEMS, decode_chunk
 from pabzip.formats.context.side_information import read_descriptions
-from pabzip.formats.entries import SeededEntry
+from pabzip.formats.seeded import SeededEntry
 from pabzip.seeds import InitSpec
 from pabzip.seeds.cpu import generator_arguments
 

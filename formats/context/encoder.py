@@ -36,7 +36,7 @@ from pabzip.formats.context.model import (
 )
 from pabzip.formats.context.payload import encode_chunk
 from pabzip.formats.context.side_information import SideInformation
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededTensor
 from pabzip.seeds import InitSpec
 from pabzip.seeds.cpu import generator_arguments
 from pabzip.seeds.generation import thread_count

@@ -31,7 +31,7 @@ from pabzip.formats.context.model import (
 from pabzip.formats.context.payload import MOST_BYTES_A_WEIGHT
 from pabzip.formats.context.range_coder import FLUSH_BYTES
 from pabzip.formats.context.side_stream import SideStream, fold, unfold
-from pabzip.formats.entries import SeededEntry
+from pabzip.formats.seeded import SeededEntry
 
 Sizes = NDArray[np.int64]
 

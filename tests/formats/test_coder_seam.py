@@ -16,9 +16,8 @@ from pabzip.errors import FormatError, PackError, SeedError
 from pabzip.formats import coders
 from pabzip.formats.coder import OnTensor, Payload, Spent, Task, run_tasks
 from pabzip.formats.context import Context
-from pabzip.formats.entries import SeededEntry
 from pabzip.formats.huffman import Huffman
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.registry import Registry
 from pabzip.seeds import InitSpec, regenerate
 from pabzip.ticket import Ticket

@@ -18,7 +18,7 @@ from pabzip.formats.context import Context
 from pabzip.formats.context import side_stream as contexts
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.formats.context.side_stream import SideStream
-from pabzip.formats.entries import SeededEntry
+from pabzip.formats.seeded import SeededEntry
 from pabzip.seeds import InitSpec
 from pabzip.ticket import Ticket
 
