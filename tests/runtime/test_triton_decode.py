@@ -33,14 +33,14 @@ REPORTS = [
 @pytest.fixture
 def cases(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module of cases, which is no test module of its own, with its small chunks."""
-    from pabzip.formats.context import layout
+    from pabzip.formats.context import geometry
 
     described = importlib.util.spec_from_file_location("pabzip_triton_decode_cases", SCRIPT)
     assert described is not None
     assert described.loader is not None
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
-    monkeypatch.setattr(layout, "CHUNK_WEIGHTS", module.CHUNK_WEIGHTS)
+    monkeypatch.setattr(geometry, "CHUNK_WEIGHTS", module.CHUNK_WEIGHTS)
     return module
 
 
