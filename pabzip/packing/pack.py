@@ -20,7 +20,7 @@ from pabzip.init import Seeding, seeding, unwrap
 from pabzip.packing.ternary import ternary_tensor
 from pabzip.packing.tied import find_ties
 from pabzip.seeds import InitSpec, weights
-from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
+from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TicketReport, TiedTensor
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def pack(
     fold_bn: bool = False,
     metadata: Metadata | None = None,
     ternary: bool = False,
-) -> dict[str, Any]:
+) -> TicketReport:
     """Write a network as a ``.pabz`` file; an existing file is replaced, as by ``torch.save``.
 
     The file is written beside the target, opened again, regenerated and compared with ``source``
@@ -125,7 +125,8 @@ def pack(
     name of it (`pabzip.packing.tied`).
 
     Returns:
-        The keys of ``pabzip pack --json``.
+        The sizes of the file and its tensors, as attributes and as a mapping with the keys of
+        ``pabzip pack --json``.
 
     Raises:
         PackError: a seeded weight is not plus or minus its seed's magnitude, is not float32, or a

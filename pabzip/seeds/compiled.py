@@ -14,7 +14,6 @@ import numba
 
 _IMPORT = re.compile(rb"^(?:from (pabzip[\w.]*) import (\([^)]*\)|.*)|import (pabzip[\w.]+))", re.M)
 _NOT_IN_FILE_NAMES = str.maketrans("", "", "<>")
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +29,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Where no folder can be written, not even the user's cache, or numba keeps its cache in another
     way than it does now, the code is compiled once a process.
     """
-    dispatcher: Any = numba.njit(**_OPTIONS)(function)
+    dispatcher: Any = _dispatcher(function)
     try:
         dispatcher.enable_caching()
         numbas = dispatcher._cache
@@ -41,8 +40,13 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         file = type(numbas._cache_file)(numbas.cache_path, name, stamp)
         numbas._cache_file = _StampedFile(file, stamp)
     except (RuntimeError, OSError, AttributeError, TypeError):
-        dispatcher = numba.njit(**_OPTIONS)(function)
+        dispatcher = _dispatcher(function)
     return cast(Callable[..., Any], dispatcher)
+
+
+def _dispatcher(function: Callable[..., Any]) -> Any:
+    """Return numba's compiler of one function, without a cache."""
+    return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @cache
