@@ -145,6 +145,39 @@ def pack(
     return ticket.save(target, coder=coder, dense_dtype=dense_dtype)
 
 
+def save_file(
+    source: Source | Ticket,
+    filename: str | os.PathLike[str],
+    metadata: Metadata | None = None,
+) -> TicketReport:
+    """Write a ``.pabz`` file as ``safetensors.torch.save_file`` writes its own: `pack`, in short.
+
+    `pabzip.load_file` reads the tensors back; `pack` has the options.
+
+    Args:
+        source: as for `pack`, or a `Ticket`. Tensors by name have no seed, so at least one of them
+            must be ternary, as for ``pack(..., ternary=True)``.
+        filename: path of the file; an existing one is replaced.
+        metadata: flat JSON values that travel in the header, on top of a checkpoint's own.
+
+    Returns:
+        The sizes of the file and its tensors, as of `pack`.
+
+    Raises:
+        PackError: as for `pack`; also ``metadata`` for a `Ticket`, which has its own.
+        SeedError: ``source`` is a network without a record of its seed.
+        CheckpointError: ``source`` is a path that holds no checkpoint of ours.
+    """
+    if not isinstance(source, Ticket):
+        return pack(source, filename, metadata=metadata, ternary=isinstance(source, Mapping))
+    if metadata:
+        raise PackError(
+            f"{os.fspath(filename)}: expected no metadata beside a Ticket, found "
+            f"{', '.join(metadata)}; make the Ticket with them"
+        )
+    return source.save(filename)
+
+
 def to_ticket(
     source: Source,
     *,

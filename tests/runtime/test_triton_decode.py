@@ -105,11 +105,11 @@ def test_gpu_loads_a_network(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
-        state = pabzip.load_state_dict(data, device="cuda")
+        state = pabzip.load_file(data, device="cuda")
         end.record()
         torch.cuda.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)
-    for name, expected in pabzip.load_state_dict(data).items():
+    for name, expected in pabzip.load_file(data).items():
         assert torch.equal(state[name].cpu(), expected), name
     with capsys.disabled():
         middle, best = statistics.median(seconds), min(seconds)
