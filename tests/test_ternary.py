@@ -71,7 +71,7 @@ def test_every_reader_gives_the_same_bits(coder: str) -> None:
         found += [copy.arrays(), copy.arrays(backend="numpy")]
         digests = {ticket.verify(), ticket.sha256(backend="numpy"), copy.sha256()}
         assert digests == {ticket.info()["sha256"]}
-    found.append({name: value.numpy() for name, value in pabzip.load_state_dict(file).items()})
+    found.append({name: value.numpy() for name, value in pabzip.load_file(file).items()})
     for arrays in found:
         for name, value in expected.items():
             assert arrays[name].tobytes() == value.numpy().tobytes(), name
