@@ -205,7 +205,7 @@ def _gpu(files: Files) -> Runs:
     parameters = pabzip.seeded_parameters(files.net).values()
     drawn = [torch.empty(parameter.shape, device="cuda") for parameter in parameters]
     return {
-        "pabzip": waiting(lambda: pabzip.load_state_dict(files.packed, device="cuda")),
+        "pabzip": waiting(lambda: pabzip.load_file(files.packed, device="cuda")),
         "kaiming_normal_": waiting(lambda: [nn.init.kaiming_normal_(weight) for weight in drawn]),
         "torch.load": waiting(
             lambda: torch.load(files.checkpoint, map_location="cuda", weights_only=True)

@@ -20,8 +20,9 @@ from torch import nn
 from pabzip.errors import ArchitectureError, CheckpointError, SeedError
 from pabzip.formats.atomic import open_atomic
 from pabzip.formats.container import MAGIC
+from pabzip.formats.registry import ARCHITECTURES
 from pabzip.init import Seeding, attach_seeding, seeding, unwrap
-from pabzip.models import build, names
+from pabzip.models import build
 from pabzip.seeds import InitSpec, check_seed
 from pabzip.train.config import Recipe, to_dict
 from pabzip.train.results import TrainResult
@@ -99,8 +100,8 @@ def check_content(content: object, name: str) -> dict[str, Any]:
             f"{', '.join(missing)}; {_HOW}"
         )
     arch = content["arch"]
-    if not isinstance(arch, str) or arch not in (*names(), "custom"):
-        _refuse(place, "arch", f"one of {', '.join(names())} or custom", arch)
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        _refuse(place, "arch", f"one of {', '.join(ARCHITECTURES)}", arch)
     state = _state(place, content["state_dict"])
     specs = _specs(place, content["init"])
     state = _without_prefix(arch, state, specs)

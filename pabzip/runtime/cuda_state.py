@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pabzip.formats.context.coder import ContextDecoder
+from pabzip.formats.context.decoder import ContextDecoder
 from pabzip.runtime.cuda_decode import Launched, launch
 from pabzip.runtime.decode_tables import CodedTensor, decode_tables
 from pabzip.seeds import cuda, pack_codes
-from pabzip.ticket import Ticket
-from pabzip.ticket_tensors import naming
+from pabzip.seeds.triton_kernels import KINDS
+from pabzip.ticket import Ticket, naming
 
 _ALIGNMENT = 16  # bytes: of the widest load that a kernel makes
 
@@ -116,7 +116,7 @@ def _start_coded(
             continue  # scaled where the weights are float32 still
         spec, told = source.entry.spec, source.decoder.descriptions[source.entry.name]
         weights = torch.zeros(source.entry.shape, dtype=made, device=device)
-        kind, out = cuda.KINDS[spec.distribution], weights.data_ptr()
+        kind, out = KINDS[spec.distribution], weights.data_ptr()
         coded.append(CodedTensor(name, spec, kind, told, source.payload, out))
         state[name] = weights
     if not coded:

@@ -31,8 +31,7 @@ from pabzip.formats.context import payload as chunk_reader
 from pabzip.runtime import decode_tables
 from pabzip.runtime.decode_tables import CHUNK_FIELDS
 from pabzip.seeds.triton_kernels import (
-    NORMAL,
-    UNIFORM,
+    KIND_COUNT,
     leading_zeros,
     magnitudes,
     philox,
@@ -218,12 +217,10 @@ def _draw(
     slot = element & 3
     word = tl.where(slot < 2, tl.where(slot == 0, w0, w1), tl.where(slot == 2, w2, w3))
     kind = tl.load(chunk + FIELD_KIND)
-    if kind == NORMAL:
-        magnitude = magnitudes(word, wanted, table, NORMAL)
-    elif kind == UNIFORM:
-        magnitude = magnitudes(word, wanted, table, UNIFORM)
-    else:
-        magnitude = tl.zeros_like(word) + 1
+    magnitude = tl.zeros_like(word)
+    for KIND in tl.static_range(KIND_COUNT):  # noqa: N806
+        if kind == KIND:
+            magnitude = magnitudes(word, wanted, table, KIND)
     return word, magnitude
 
 

@@ -150,7 +150,7 @@ def test_tables_for_people(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "cifar"), "data: expected one of digits, .*cifar10.* found 'cifar'"),
+        (("--data", "cifar"), "data: expected one of .*cifar10.*, digits, .* found 'cifar'"),
         (("--arch", "resnet19"), "arch: expected one of .*found 'resnet19'"),
         (("--keep-ratio", 0), "keep_ratio"),
         (("--arch-option", "in_channels=3"), "input_shape"),

@@ -33,14 +33,14 @@ REPORTS = [
 @pytest.fixture
 def cases(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module of cases, which is no test module of its own, with its small chunks."""
-    from pabzip.formats.context import layout
+    from pabzip.formats.context import geometry
 
     described = importlib.util.spec_from_file_location("pabzip_triton_decode_cases", SCRIPT)
     assert described is not None
     assert described.loader is not None
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
-    monkeypatch.setattr(layout, "CHUNK_WEIGHTS", module.CHUNK_WEIGHTS)
+    monkeypatch.setattr(geometry, "CHUNK_WEIGHTS", module.CHUNK_WEIGHTS)
     return module
 
 
@@ -105,11 +105,11 @@ def test_gpu_loads_a_network(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
-        state = pabzip.load_state_dict(data, device="cuda")
+        state = pabzip.load_file(data, device="cuda")
         end.record()
         torch.cuda.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)
-    for name, expected in pabzip.load_state_dict(data).items():
+    for name, expected in pabzip.load_file(data).items():
         assert torch.equal(state[name].cpu(), expected), name
     with capsys.disabled():
         middle, best = statistics.median(seconds), min(seconds)

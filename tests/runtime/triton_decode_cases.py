@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from pabzip.errors import FormatError
 from pabzip.formats.coder import Coded
 from pabzip.formats.context import geometry as layout
-from pabzip.formats.context.coder import ContextDecoder
+from pabzip.formats.context.decoder import ContextDecoder
 from pabzip.runtime.cuda_decode import launch
 from pabzip.runtime.cuda_state import read_tensors, send
 from pabzip.runtime.decode_tables import CodedTensor, decode_tables
-from pabzip.seeds import InitSpec, cuda, magnitudes
+from pabzip.seeds import InitSpec, magnitudes
+from pabzip.seeds.triton_kernels import KINDS
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 
 SEED = 2**63 + 12345
@@ -183,7 +184,7 @@ def _on_device(name: str, coded: Coded, device: str) -> str:
     spec = coded.entry.spec
     description = _decoder(coded).descriptions[name]
     out = torch.zeros(coded.entry.count, device=device)
-    kind = cuda.KINDS[spec.distribution]
+    kind = KINDS[spec.distribution]
     job = CodedTensor(name, spec, kind, description, coded.payload, out.data_ptr())
     try:
         tables = decode_tables([job])
