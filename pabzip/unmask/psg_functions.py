@@ -27,8 +27,8 @@ class PsgConfig:
         weight_bits: bits of the weights, likewise.
         gradient_bits: bits of the output gradients, likewise. The one that matters most: below 8
             training fails (Table 5).
-        threshold: weight gradients of a smaller magnitude than this are small. Too high and most
-            gradients are removed or, with ``"correct"``, paid for twice; zero is ``"all"``.
+        threshold: weight gradients of a magnitude below this are handled as ``behavior`` says. Too
+            high and most are removed or, with ``"correct"``, paid for twice; zero is ``"all"``.
         behavior: ``"all"`` keeps small gradients as they are, ``"correct"`` replaces them by
             exact ones (a further product of full precision), ``"remove"`` sets them to zero, the
             choice of the paper.
