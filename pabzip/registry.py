@@ -107,8 +107,12 @@ class Registry(Generic[Registered]):
         assert found is not None
         return found
 
-    def check(self, name: object) -> None:
+    def check(self, name: object, *, also: str = "") -> None:
         """Refuse a name that nothing is registered under.
+
+        Args:
+            name: the name.
+            also: what else the caller would take, for the message.
 
         Raises:
             PabzError: the registry's own error class; the message lists all names, the nearest
@@ -118,9 +122,8 @@ class Registry(Generic[Registered]):
             return
         near = difflib.get_close_matches(name, self.names, n=1) if isinstance(name, str) else []
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise self._error(
-            f"{self._what}: expected one of {', '.join(self.names)}, found {name!r}{hint}"
-        )
+        expected = ", ".join(self.names) + (f", or {also}" if also else "")
+        raise self._error(f"{self._what}: expected one of {expected}, found {name!r}{hint}")
 
     def register(self, name: str, **facts: Any) -> Callable[[_Value], _Value]:
         """Return a decorator that registers what it is put on, and leaves it as it is.
