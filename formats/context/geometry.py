@@ -106,6 +106,11 @@ class ActiveBlock:
     row_active: NDArray[np.bool_]
     column_active: NDArray[np.bool_]
 
+    @classmethod
+    def none(cls, layout: Layout) -> ActiveBlock:
+        """Return the block of a tensor without survivors."""
+        return cls(layout, np.zeros(layout.rows, bool), np.zeros(layout.all_columns, bool))
+
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """The active rows, ascending."""

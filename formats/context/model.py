@@ -98,6 +98,12 @@ class Factors:
     columns: NDArray[np.int32]
     positions: NDArray[np.int32]
 
+    @classmethod
+    def zeros(cls, active: ActiveBlock) -> Factors:
+        """Return factors that add nothing."""
+        counts = (len(active.rows), int(active.column_active.sum()), active.layout.positions)
+        return cls(UNITS[0], *(np.zeros(count, dtype=np.int32) for count in counts))
+
     def row_offsets(self) -> NDArray[np.int32]:
         """Return what each active row adds, in levels."""
         return self.rows * np.int32(self.unit)
