@@ -79,7 +79,7 @@ def test_every_reader_gives_the_same_bits(coder: str) -> None:
 
 def test_the_digest_scales_every_range(monkeypatch: pytest.MonkeyPatch) -> None:
     file = packed(state(w=ternary((7, 50), rows=True)))
-    monkeypatch.setattr("pabzip.formats.writer._RANGE", 64)  # ranges that begin within rows
+    monkeypatch.setattr("pabzip.formats.seeded._RANGE", 64)  # ranges that begin within rows
     Ticket.open(file).verify()
 
 

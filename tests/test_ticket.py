@@ -327,7 +327,7 @@ def test_one_digest_for_every_backend_and_thread_count() -> None:
 def test_a_tensor_longer_than_one_range_of_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Ticket(seed=3, tensors=[seeded(codes=np.ones((5, 7), np.int8))])
     expected = whole.sha256()
-    monkeypatch.setattr("pabzip.formats.writer._RANGE", 4)
+    monkeypatch.setattr("pabzip.formats.seeded._RANGE", 4)
     assert whole.sha256() == expected
 
 

@@ -9,6 +9,7 @@ A probability is that of a 1, times 65536, and never 0 or 65536: any bit can be 
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -209,6 +210,17 @@ class Description:
         """Bytes of the payload."""
         signs = sum(sign_bytes(self.signs, count) for count in self.survivors.tolist())
         return int(self.coded_bytes.sum()) + signs
+
+    @property
+    def sign_bits(self) -> float:
+        """Bits that the payload spends on signs; coded ones count their entropy."""
+        if self.signs != SIGNS_CODED:
+            return 8.0 * sum(sign_bytes(self.signs, count) for count in self.survivors.tolist())
+        if self.mask is not MaskMode.EVEN and self.first == self.last:
+            return 8.0 * self.payload_bytes  # nothing but signs is coded
+        share = float(SCALE[self.flip_index]) / ONE
+        each = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+        return each * float(self.survivors.sum())
 
     def spans(self, payload_length: int) -> list[ChunkSpan]:
         """Return where each chunk lies in a payload.

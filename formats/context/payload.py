@@ -1,12 +1,9 @@
-"""The payload: mask bits and signs in chunks that decode in parallel.
+"""The payload of a tensor: chunks of mask bits and signs, encoded and decoded.
 
-Everything about a piece of two thousand active weights is done together: draw the magnitudes, score
-them, list those that are not certainly pruned, and walk that list once. Weights that are certain
-(nine of ten at a keep ratio of a tenth) cost no branch that a processor could guess wrongly.
-
-A chunk stands alone: it has a coder state of its own, so chunks decode in parallel, and magnitudes
-are drawn, predictions made and bits decoded for a piece of it at a time, without the tensor's
-magnitudes ever being written out.
+A chunk has a coder state of its own, so chunks decode in parallel. Everything about a piece of two
+thousand active weights is done together: draw the magnitudes, score them, list those that are not
+certainly pruned, and walk that list once. Weights that are certain (nine of ten at a keep ratio of
+a tenth) cost no branch that a processor could guess wrongly.
 """
 
 from __future__ import annotations
@@ -14,8 +11,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.errors import FormatError
-from pabzip.formats.coder import Payload, Task
 from pabzip.formats.context.geometry import PIECE, ActivePlan, level, next_piece
 from pabzip.formats.context.model import (
     BUCKET_OF,
@@ -24,8 +19,6 @@ from pabzip.formats.context.model import (
     REACH,
     SIGNS_CODED,
     SIGNS_PLAIN,
-    ChunkSpan,
-    Description,
     Predictor,
     sign_bytes,
 )
@@ -36,9 +29,7 @@ from pabzip.formats.context.range_coder import (
     finish,
     start_decoding,
 )
-from pabzip.seeds import InitSpec
 from pabzip.seeds.compiled import compiled
-from pabzip.seeds.cpu import generator_arguments
 from pabzip.seeds.kernels import picked_magnitudes
 
 FINE, WRONG_COUNT, WRONG_LENGTH, WRONG_PADDING = range(4)
@@ -256,54 +247,3 @@ PROBLEMS = {
     WRONG_LENGTH: "expected every coded byte of a chunk to be needed, found some left over",
     WRONG_PADDING: "expected zero padding after the last sign, found a bit set",
 }
-
-
-def chunk_tasks(
-    told: Description,
-    payload: Payload,
-    seed: int,
-    spec: InitSpec,
-    codes: NDArray[np.int8],
-    weights: NDArray[np.float32],
-) -> list[Task]:
-    """Return the work that decodes one tensor, one piece a chunk.
-
-    Args:
-        told: what the side stream tells of the tensor.
-        payload: its section.
-        seed: the file's seed.
-        spec: the tensor's init spec.
-        codes: where codes go: int8, flat, all zeros; empty where they are not wanted.
-        weights: where weights go: float32, likewise.
-
-    Raises:
-        FormatError: the payload's length is not what the side stream says; the work raises it
-            where a chunk does not decode.
-    """
-    spans = told.spans(len(payload))
-    plan = ActivePlan.of(told.active)
-    predictor = told.predictor(plan)
-    data = np.frombuffer(payload, dtype=np.uint8)
-    generator = (*generator_arguments(seed, spec), spec.factor)
-    rows = (plan.rows, plan.group, plan.places, plan.starts, plan.width)
-    model = (
-        predictor.scored, predictor.row_offsets, predictor.place_offsets,
-        predictor.first, predictor.last, predictor.chances,
-        predictor.signs, np.uint32(predictor.flip_chance),
-    )  # fmt: skip
-
-    def task(span: ChunkSpan) -> Task:
-        """Bind one chunk."""
-
-        def run() -> None:
-            status = decode_chunk(
-                *generator, *rows, span.begin, span.end, *model,
-                data, span.coded_begin, span.coded_end, span.sign_end, span.survivors,
-                codes, weights,
-            )  # fmt: skip
-            if status != FINE:
-                raise FormatError("codes", PROBLEMS[status])
-
-        return run
-
-    return [task(span) for span in spans]

@@ -31,7 +31,7 @@ from pabzip.formats.context.model import (
 from pabzip.formats.context.payload import MOST_BYTES_A_WEIGHT
 from pabzip.formats.context.range_coder import FLUSH_BYTES
 from pabzip.formats.context.side_stream import SideStream, fold, unfold
-from pabzip.formats.entries import SeededEntry
+from pabzip.formats.seeded import SeededEntry
 
 Sizes = NDArray[np.int64]
 
@@ -244,7 +244,7 @@ class _EarlierRows:
     foretold: NDArray[np.int32] | None
 
 
-class Exchange:
+class SideInformation:
     """The side stream of a whole file: tensors in order, each through `tensor`.
 
     Args:
@@ -393,7 +393,7 @@ def read_descriptions(data: bytes, entries: Sequence[SeededEntry]) -> Iterator[D
     Raises:
         FormatError: the stream holds what cannot be, or goes on after the last tensor.
     """
-    exchange = Exchange(data)
+    information = SideInformation(data)
     for entry in entries:
-        yield exchange.tensor(entry.shape, entry.survivors)
-    exchange.stream.close()
+        yield information.tensor(entry.shape, entry.survivors)
+    information.stream.close()

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 import triton.language as tl
 
-from pabzip.errors import FormatError
-from pabzip.formats.checks import shown
+from pabzip.errors import FormatError, shown
 from pabzip.formats.context.geometry import FRACTIONS
 from pabzip.formats.context.model import BUCKET_OF
 from pabzip.formats.context.payload import FINE, PROBLEMS

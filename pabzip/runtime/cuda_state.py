@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pabzip.formats.context.coder import ContextDecoder
+from pabzip.formats.context.decoder import ContextDecoder
 from pabzip.runtime.cuda_decode import Launched, launch
 from pabzip.runtime.decode_tables import CodedTensor, decode_tables
 from pabzip.seeds import cuda, pack_codes

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.errors import FormatError
-from pabzip.formats.checks import shown
+from pabzip.errors import FormatError, shown
 from pabzip.formats.coder import Payload
 from pabzip.formats.context.geometry import ActivePlan
 from pabzip.formats.context.model import COUNT, Description

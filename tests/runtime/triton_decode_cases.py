@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pabzip.errors import FormatError
 from pabzip.formats.coder import Coded
 from pabzip.formats.context import geometry as layout
-from pabzip.formats.context.coder import ContextDecoder
+from pabzip.formats.context.decoder import ContextDecoder
 from pabzip.runtime.cuda_decode import launch
 from pabzip.runtime.cuda_state import read_tensors, send
 from pabzip.runtime.decode_tables import CodedTensor, decode_tables

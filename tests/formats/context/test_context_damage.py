@@ -16,9 +16,9 @@ from pabzip.errors import FormatError, LimitError
 from pabzip.formats.coder import run_tasks
 from pabzip.formats.context import Context
 from pabzip.formats.context import side_stream as contexts
-from pabzip.formats.context.side_information import Exchange
+from pabzip.formats.context.side_information import SideInformation
 from pabzip.formats.context.side_stream import SideStream
-from pabzip.formats.entries import SeededEntry
+from pabzip.formats.seeded import SeededEntry
 from pabzip.seeds import InitSpec
 from pabzip.ticket import Ticket
 
@@ -403,4 +403,4 @@ def test_a_writer_is_held_to_the_same_rules(make: Any, encode: Any) -> None:
     told = next(iter(Context().decoder(0, one.entries, one.side).descriptions.values()))  # type: ignore[attr-defined]
     told.coded_bytes = told.coded_bytes + 400
     with pytest.raises(FormatError, match="expected a chunk's size"):
-        Exchange().tensor((9, 9), int(told.survivors.sum()), told)
+        SideInformation().tensor((9, 9), int(told.survivors.sum()), told)

@@ -24,7 +24,7 @@ from pabzip.formats.context.range_coder import (
     start_decoding,
 )
 from pabzip.formats.context.side_stream import SideStream, fold, unfold
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededTensor
 from pabzip.seeds import InitSpec, magnitudes
 
 
