@@ -39,7 +39,7 @@ from pabzip.search import apply_masks, synflow
 from pabzip.train.build import pick_device, seed_network
 from pabzip.train.config import Recipe
 from pabzip.train.distributed import World
-from pabzip.train.methods import Optimizers
+from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
 from pabzip.train.run_state import Meter
 from pabzip.train.step import BatchGradients

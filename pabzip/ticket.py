@@ -22,17 +22,13 @@ from pabzip.formats import (
     Scalar,
     SeededEntry,
     SeededTensor,
-    StoredEntry,
     StoredTensor,
     Tensor,
-    TiedEntry,
     TiedTensor,
-    bfloat16_to_float32,
     breakdown,
     encode_ticket,
     gather,
     open_source,
-    regenerated,
     report,
     resolve,
     save,
@@ -40,6 +36,7 @@ from pabzip.formats import (
     verify,
 )
 from pabzip.formats.coder import Coded
+from pabzip.formats.huffman import encode
 from pabzip.seeds import InitSpec
 
 __all__ = ["DenseTensor", "SeededTensor", "Ticket", "TicketReport", "TiedTensor"]
@@ -143,12 +140,7 @@ class Ticket:
     def _set(self, contents: Contents, tensors: Mapping[str, Tensor], file: str | None) -> None:
         """Take what the ticket holds: tensors by name, which may be lazy, and the file's name."""
         self._contents, self._tensors, self._file = contents, tensors, file
-        self._entries: dict[str, StoredEntry] = {}
-        self._ties: dict[str, str] = {}
-        for entry in contents.entries:
-            if isinstance(entry, TiedEntry):
-                self._ties[entry.name] = entry.target
-            self._entries[entry.name] = entry.original
+        self._entries = {entry.name: entry for entry in contents.entries}
 
     @classmethod
     def open(cls, source: Source, *, max_bytes: int | None = None) -> Ticket:
@@ -215,13 +207,11 @@ class Ticket:
 
     def kind(self, name: str) -> str:
         """Return ``"seeded"`` or ``"dense"``."""
-        return "seeded" if isinstance(self._entries[name], SeededEntry) else "dense"
+        return self._entries[name].original.kind
 
     def tied(self, name: str) -> str | None:
         """Return the name of the earlier tensor that this one is a second name of, or None."""
-        if name not in self._entries:
-            raise KeyError(name)
-        return self._ties.get(name)
+        return self._entries[name].target
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape."""
@@ -229,12 +219,11 @@ class Ticket:
 
     def dtype(self, name: str) -> str:
         """Return torch's name of a tensor's element type; seeded tensors are ``"float32"``."""
-        entry = self._entries[name]
-        return "float32" if isinstance(entry, SeededEntry) else entry.dtype
+        return self._entries[name].dtype
 
     def spec(self, name: str) -> InitSpec:
         """Return how the base weights of a seeded tensor are drawn."""
-        entry = self._entries[name]
+        entry = self._entries[name].original
         if not isinstance(entry, SeededEntry):
             raise KeyError(_no_seeded(name))
         return entry.spec
@@ -305,8 +294,6 @@ class Ticket:
 
         Source: Peek-a-Boo, Appendix D, Figure 6.
         """
-        from pabzip.formats.huffman import encode
-
         codes = self.codes(name)
         bits = bitarray(endian="big")
         bits.frombytes(encode(codes))
@@ -358,10 +345,7 @@ class Ticket:
         """
         if backend == FUSED_BACKEND and self.kind(name) == "seeded":
             return self.weights([name], threads=threads)[name]
-        tensor = self._tensor(name)
-        if isinstance(tensor, SeededTensor):
-            return self._regenerated(tensor, backend, threads)
-        return bfloat16_to_float32(tensor.values) if tensor.dtype == "bfloat16" else tensor.values
+        return self._tensor(name).array(self.seed, backend=backend, threads=threads)
 
     def arrays(
         self, *, backend: str = "numba", threads: int | None = None
@@ -414,7 +398,7 @@ class Ticket:
             with naming(self._file):
                 return self._tensors.weights(names, threads=threads)
         return {
-            name: self._regenerated(self._seeded_tensor(name), FUSED_BACKEND, threads)
+            name: self._seeded_tensor(name).array(self.seed, backend=FUSED_BACKEND, threads=threads)
             for name in names
         }
 
@@ -523,13 +507,6 @@ class Ticket:
         if not isinstance(tensor, SeededTensor):
             raise KeyError(_no_seeded(name))
         return tensor
-
-    def _regenerated(
-        self, tensor: SeededTensor, backend: str, threads: int | None
-    ) -> NDArray[np.float32]:
-        """Return a seeded tensor's weights, in its shape."""
-        flat = regenerated(self.seed, tensor, backend=backend, threads=threads)
-        return flat.reshape(tensor.shape)
 
     def _tensor(self, name: str) -> StoredTensor:
         """Return a tensor, read from the file if there is one; of a tied one the target."""

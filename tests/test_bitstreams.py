@@ -72,7 +72,7 @@ def test_bits_give_the_codes_back(codes: Any) -> None:
     assert np.array_equal(rebuilt.reshape(codes.shape), codes)
 
 
-@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("coder", list(CODERS))
 def test_bits_do_not_depend_on_the_files_coder(coder: str) -> None:
     stream = io.BytesIO()
     made = ticket()

@@ -54,10 +54,12 @@ def geometry(name: str) -> Geometry:
     Raises:
         DataError: no such dataset, or one that only its files tell (a folder of images).
     """
-    facts = DATASETS.facts(name) if name in DATASETS else {}
+    facts = DATASETS.facts(name)
     if "shape" not in facts:
-        fixed = [known for known in DATASETS if "shape" in DATASETS.facts(known)]
-        raise DataError(f"data: expected one of {', '.join(fixed)}, found {name!r}")
+        raise DataError(
+            f"data: expected a dataset of known classes and size, found {name!r}; load it and ask "
+            "its num_classes and input_shape"
+        )
     channels, size, _ = facts["shape"]
     return Geometry(facts["classes"], channels, size)
 
@@ -90,10 +92,7 @@ def load(
     registered = name
     if name not in DATASETS:
         if not Path(name).expanduser().is_dir():
-            raise DataError(
-                f"data: expected one of {', '.join(DATASETS)}, or the path of a folder, "
-                f"found {name!r}"
-            )
+            DATASETS.check(name, also="the path of a folder")
         if root is not None:
             raise DataError(
                 f"data: expected 'folder' with a root, or a path alone, found {name!r} and the "

@@ -58,7 +58,8 @@ def test_normalization_constants_are_those_of_the_training_images(digits):
 
 def test_unknown_names():
     with pytest.raises(
-        DataError, match=r"one of caltech101, .*digits, .*path of a folder, found 'mni"
+        DataError,
+        match=r"one of caltech101, .*digits, .*path of a folder, found 'mni'; did you mean mnist",
     ):
         data.load("mni")
     assert len(set(data.names())) == len(data.names())

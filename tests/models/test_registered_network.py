@@ -10,7 +10,7 @@ from torch import nn
 
 import pabzip
 from pabzip import models
-from pabzip.errors import ArchitectureError
+from pabzip.errors import ArchitectureError, CheckpointError
 from pabzip.registry import NETWORKS, register_network
 
 
@@ -77,6 +77,10 @@ def test_to_files_and_checkpoints_it_is_custom(tmp_path):
     assert torch.equal(loaded.layers[1].weight, net.layers[1].weight)
     pabzip.save_checkpoint(net, tmp_path / "net.pt")
     assert pabzip.load_checkpoint(tmp_path / "net.pt").arch == "custom"
+    content = torch.load(tmp_path / "net.pt", weights_only=True)
+    torch.save({**content, "arch": "tiny"}, tmp_path / "net.pt")
+    with pytest.raises(CheckpointError, match=r"arch: expected one of .*custom, found 'tiny'"):
+        pabzip.load_checkpoint(tmp_path / "net.pt")
 
 
 def test_a_name_of_pabzips_own_cannot_be_taken():

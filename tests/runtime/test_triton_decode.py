@@ -55,7 +55,7 @@ def test_interpreter_gives_numbas_bits_and_reports() -> None:
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)
-    assert set(found["told"]) == EVERY_WAY
+    assert set(found["features"]) == EVERY_WAY
     assert found["differing"] == [[], [], []]
     assert found["double"] == []
     assert found["nothing active"] == []
@@ -67,7 +67,7 @@ def test_interpreter_gives_numbas_bits_and_reports() -> None:
 @pytest.mark.gpu
 def test_gpu_gives_numbas_bits(cases: ModuleType) -> None:
     data = cases.ticket_bytes()
-    assert cases.told(data) == EVERY_WAY
+    assert cases.features(data) == EVERY_WAY
     for dtype in cases.DTYPES:
         assert cases.differing(data, "cuda", dtype) == []
     assert cases.differing(cases.ticket_bytes("huffman"), "cuda", "bfloat16") == []
@@ -150,8 +150,7 @@ def test_compiles_for_hopper(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     constants = {} if dtype is None else {"DTYPE": getattr(tl, dtype)}
     signature = dict(argument.split() for argument in SIGNATURES[kernel].split(", "))
-    home = triton_decode_kernels
-    source = ASTSource(getattr(home, kernel), signature, constants)
+    source = ASTSource(getattr(triton_decode_kernels, kernel), signature, constants)
     options = {"enable_fp_fusion": False, "num_warps": 1 if kernel == "decode_kernel" else 4}
     ptx = triton.compile(source, GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     assert not re.search(r"\b(fma|add|sub)(\.\w+)*\.f(16|32|64|16x2)\b", ptx)

@@ -9,7 +9,7 @@ from torch import nn
 import pabzip
 from pabzip.checkpoint import save_checkpoint
 from pabzip.errors import PackError, SearchError, SeedError
-from pabzip.train import Recipe
+from pabzip.train import Recipe, to_dict
 from pabzip.train.file_size import ExpectedBytes, sign_bits
 
 
@@ -70,7 +70,10 @@ def test_the_header_of_a_checkpoint(tmp_path):
     train_a_little(net, 0.2)
     results = {"data": "digits", "method": "pab-bop", "keep_ratio": 0.1, "epochs": 20}
     save_checkpoint(
-        net, tmp_path / "m.pt", recipe=recipe, results={**results, "test_accuracy": 1 / 3}
+        net,
+        tmp_path / "m.pt",
+        settings=to_dict(recipe),
+        results={**results, "test_accuracy": 1 / 3},
     )
     size = pabzip.pack(tmp_path / "m.pt", tmp_path / "m.pabz")["bytes"]
     assert expected.bytes() == pytest.approx(size, rel=0.01)
