@@ -89,7 +89,11 @@ def synflow_masks(
     file = cache_folder / f"{name}.npz"
     if not file.exists():
         found = pabzip.search.synflow(
-            network.build(), keep_ratio, (3, 32, 32), iterations, on_iteration=on_iteration
+            network.build(),
+            keep_ratio,
+            input_shape=(3, 32, 32),
+            iterations=iterations,
+            on_iteration=on_iteration,
         )
         cache_folder.mkdir(parents=True, exist_ok=True)
         partial = cache_folder / f"{name}.{os.getpid()}.npz"

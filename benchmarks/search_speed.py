@@ -98,7 +98,9 @@ def _measure(
 
 def _ours(dtype: torch.dtype, network: Network, keep_ratio: float, iterations: int) -> Masks:
     """Search by pabzip."""
-    return synflow(network.build(), keep_ratio, INPUT_SHAPE, iterations, dtype=dtype)
+    return synflow(
+        network.build(), keep_ratio, input_shape=INPUT_SHAPE, iterations=iterations, dtype=dtype
+    )
 
 
 def _peer(dtype: torch.dtype, network: Network, keep_ratio: float, iterations: int) -> Masks:

@@ -124,7 +124,9 @@ def _steps(arguments: argparse.Namespace, device: torch.device) -> dict[str, Cal
     def ticket() -> nn.Module:
         net = network()
         if not masks:
-            masks.update(synflow(net, recipe.keep_ratio, shape[1:], ITERATIONS))
+            masks.update(
+                synflow(net, recipe.keep_ratio, input_shape=shape[1:], iterations=ITERATIONS)
+            )
         apply_masks(net, masks)
         return net
 
