@@ -20,7 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from _shared import Progress, finish, machine, markdown, parser
+
+import pabzip
+from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
+from pabzip.train import ExpectedBytes, default_recipe, train
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "rate-aware.png"
 TOLERANCE = 2.5 / 397
@@ -148,7 +153,7 @@ def _train_all(
     found: dict[str, list[dict[str, Any]]] = {network.arch: [] for network in networks}
     context = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool,
+        ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool,
         Progress(len(jobs)) as progress,
     ):
         waiting = {pool.submit(train_one, *job): job for job in jobs}
@@ -163,21 +168,10 @@ def _train_all(
     return found
 
 
-def _one_thread() -> None:
-    """Leave the other cores to the other workers."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def train_one(
     arch: str, epochs: int | None, keep_ratio: float | None, point: Point, seed: int
 ) -> dict[str, Any]:
     """Train, pack and measure one ticket."""
-    import pabzip
-    from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
-    from pabzip.train import ExpectedBytes, default_recipe, train
-
     recipe = default_recipe(arch)
     epochs = epochs or recipe.epochs
     part = epochs / recipe.epochs
