@@ -15,6 +15,7 @@ from pabzip import search
 from pabzip.data import AnyImages, Splits, batches
 from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters
+from pabzip.registry import SEARCHES
 from pabzip.train.config import Recipe, method_of
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.
@@ -121,7 +122,10 @@ def search_masks(
             ratios = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
             return search.layerwise_random(net, ratios, input_shape, seed=recipe.seed)
         case method:
-            raise RecipeError(f"search.method: expected a known method, found {method!r}")
+            found: dict[str, Tensor] = SEARCHES.get(method)(
+                net, keep_ratio, input_shape=input_shape, **rounds
+            )
+            return found
 
 
 def _samples(net: nn.Module, recipe: Recipe, images: AnyImages) -> list[tuple[Tensor, Tensor]]:
