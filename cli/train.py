@@ -105,8 +105,10 @@ class RunFlags:
 
         Raises:
             OSError: an output is in the way, or an unfinished run's state.
-            click.UsageError: an output is ``-``.
+            click.UsageError: an output is ``-``, or flags contradict each other.
         """
+        from pabzip.train.resume import progress_path
+
         if STANDARD in (self.output, self.log, self.curves, self.tensorboard):
             raise click.UsageError("a training run writes files; name them, '-' will not do")
         if self.curves is not None and not self.curves.lower().endswith(".png"):
@@ -120,8 +122,6 @@ class RunFlags:
             inputs = [*inputs, self.ticket]
         check_output(self.output, force=force, inputs=inputs)
         taken = [*inputs, self.output]
-        from pabzip.train.resume import progress_path
-
         state = progress_path(self.output)
         continued = self.resume and os.path.lexists(state)
         for extra in (self.log, self.curves):
@@ -137,8 +137,8 @@ class RunFlags:
             )
 
     def _check_search_only(self) -> None:
-        """Refuse flags that a search would not heed."""
-        given = {
+        """Refuse flags that a search alone has no use for."""
+        unusable = {
             "--log": self.log,
             "--curves": self.curves,
             "--tensorboard": self.tensorboard,
@@ -146,7 +146,7 @@ class RunFlags:
             "--ticket": self.ticket,
             "--resume": self.resume or None,
         }
-        for flag, value in given.items():
+        for flag, value in unusable.items():
             if value is not None:
                 raise click.UsageError(f"{flag} is for training, which --search-only leaves out")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -175,7 +175,7 @@ class RunFlags:
         return found
 
     @contextmanager
-    def told(self, reporter: Reporter) -> Iterator[None]:
+    def remarks(self, reporter: Reporter) -> Iterator[None]:
         """Show warnings as one line each, and after Ctrl-C how to continue."""
         from pabzip.train.resume import progress_path
 
@@ -283,12 +283,12 @@ def command(
     remark_unused(reporter, recipe, keys)
     reporter.detail(f"recipe: {to_json(to_dict(recipe))}")
     if search_only:
-        with run.told(reporter):
+        with run.remarks(reporter):
             _search(recipe, target, download, reporter)
         return
     from pabzip.train.trainer import train
 
-    with run.told(reporter):
+    with run.remarks(reporter):
         result = train(
             recipe,
             output=target,

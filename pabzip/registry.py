@@ -19,7 +19,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -194,6 +194,7 @@ register_callback = CALLBACKS.register
 register_coder = CODERS.register
 
 
+@cache
 def constant(package: str, module: str, name: str) -> tuple[str, ...]:
     """Return a tuple of names that a module of pabzip holds, without importing it.
 

@@ -156,7 +156,8 @@ class SearchRecipe(Section, table="search"):
 
 def _published(method: object) -> int:
     """Return how many pruning steps a search was published with."""
-    return 100 if method == "synflow" else 1
+    rounds = SEARCHES.facts(method).get("rounds") if method in SEARCHES else None  # type: ignore[arg-type]
+    return rounds or (100 if method == "synflow" else 1)
 
 
 class Recipe(MethodSections):

@@ -169,8 +169,8 @@ def estimate_costs(
     masks = synflow(
         net,
         recipe.keep_ratio,
-        shape,
-        search.rounds,
+        input_shape=shape,
+        iterations=search.rounds,
         schedule=search.schedule,
         scope=search.scope,
         dtype=getattr(torch, search.precision),

@@ -69,6 +69,12 @@ def test_bits_and_dropped_steps(bitops):
     assert found["methods"]["dense-sgd"] == sum(r["macs"] for r in found["layers"]) * 3 * 512
 
 
+def test_a_setting_that_the_count_does_not_depend_on_is_told(run):
+    result = run(*SMALL, "--set", "bop.threshold=1", "--json")
+    assert result.exit_code == 0
+    assert result.stderr == "pabzip: bop.threshold: the count does not depend on it\n"
+
+
 def test_another_dataset_is_only_looked_up(bitops):
     found = bitops("--data", "tiny-imagenet", "--keep-ratio", 1)
     assert found["layers"][0]["macs"] == 64 * 64 * 3 * 4 * 9

@@ -28,7 +28,7 @@ from pabzip.train import (
     read_recipe,
     to_dict,
 )
-from pabzip.train.config import METHODS
+from pabzip.train.config import METHODS, comparable
 
 
 @pytest.mark.parametrize(
@@ -266,3 +266,61 @@ def test_options_on_the_command_line_are_laid_over_the_files(tmp_path):
 def test_a_dense_method_is_not_bound_by_the_search():
     recipe = {"method": "dense-sgd", "epochs": 5, "search": {"epoch": 50, "shots": 2}}
     assert read_recipe(None, recipe).epochs == 5
+
+
+def test_a_recipe_is_checked_however_it_is_made():
+    with pytest.raises(RecipeError, match=r"^epochs: expected a whole number of 1 or more"):
+        Recipe(epochs=0)
+    with pytest.raises(RecipeError, match=r"^bop\.threshold: .* at least 0, found -1$"):
+        BopRecipe(threshold=-1)
+    with pytest.raises(RecipeError, match=r"^seed: .*found 'x'"):
+        Recipe().replace(seed="x")
+    with pytest.raises(RecipeError, match=r"^epoch: .*did you mean epochs\?"):
+        Recipe(epoch=3)
+    with pytest.raises(RecipeError, match=r"^bop\.rate: .*did you mean bop\.\w+\?"):
+        BopRecipe(rate=3)
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().epochs = 3
+    assert Recipe().replace(epochs=3) == Recipe(epochs=3) != Recipe()
+
+
+def test_two_recipes_are_compared_by_what_they_do():
+    there = Recipe(device="cuda", data_root="x", search=SearchRecipe(method="snip"))
+    here = Recipe(device="cpu", search=SearchRecipe(method="snip", iterations=1))
+    assert comparable(there) == comparable(here) == comparable(to_dict(there))
+    other = comparable(here.replace(bop=BopRecipe(threshold=1.0)))
+    assert {key for key, value in other.items() if comparable(here)[key] != value} == {
+        "bop.threshold"
+    }
+
+
+ROWS = """
+epochs = 3
+[bop]
+threshold = 0.5
+[rows.short]
+about = "one epoch"
+epochs = 1
+bop.start = "zero"
+[rows."keep-0.5"]
+keep_ratio = 0.5
+"""
+
+
+def test_a_file_may_hold_many_runs(tmp_path):
+    file = tmp_path / "runs.toml"
+    file.write_text(ROWS)
+    short = read_recipe(f"{file}#short", {"seed": 4})
+    assert (short.epochs, short.seed, short.keep_ratio) == (1, 4, 0.1)
+    assert (short.bop.threshold, short.bop.start) == (0.5, "zero")
+    assert read_recipe(f"{file}#keep-0.5").keep_ratio == 0.5
+    with pytest.raises(RecipeError, match=r"name of a row \(short, keep-0\.5\), found none; write"):
+        read_recipe(file)
+    with pytest.raises(RecipeError, match=r"runs\.toml: expected the name of a row.*found 'long'"):
+        read_recipe(f"{file}#long")
+    file.write_text("epochs = 3")
+    with pytest.raises(RecipeError, match=r"found a recipe of one run; leave out #short"):
+        read_recipe(f"{file}#short")
+    file.write_text('[rows.evil]\narch = "os:system"')
+    with pytest.raises(RecipeError, match=r"runs\.toml#evil: arch: .*nothing is imported"):
+        read_recipe(f"{file}#evil")
