@@ -75,6 +75,14 @@ def test_every_setting_exists():
     assert unlisted <= {"section.key", "arch_options.width"}
 
 
+@pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
+def test_every_recipe_is_one(text, tmp_path):
+    from pabzip.train.recipes import read_recipe
+
+    (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+    assert read_recipe(tmp_path / "run.toml").bop.flip_cost == 1e-4
+
+
 @pytest.mark.parametrize(("page", "link"), cases(links))
 def test_every_link_leads_to_a_file(page, link):
     assert (page.parent / link).exists()
