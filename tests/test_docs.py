@@ -67,7 +67,7 @@ def test_every_command_and_flag_exists(page, words):
 
 def test_every_setting_exists():
     text = " ".join(page.read_text("utf-8") for page in PAGES)
-    keys = set(re.findall(r"--set ([a-z_.]+)=", text))
+    keys = set(re.findall(r"--set\s+([a-z_.]+)=", text))
     assert len(keys) > 5
     listed = CliRunner().invoke(main, ["train", "--list-settings"]).stdout
     unlisted = {key for key in keys if not re.search(rf"\b{re.escape(key)}\b", listed)}
