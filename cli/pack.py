@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,9 @@ from pabzip._optional import require
 from pabzip.cli._files import check_output, default_output, is_stream, open_output, read_source
 from pabzip.cli._options import output_option, reporting
 from pabzip.cli._output import Reporter, ratio, size
+
+if TYPE_CHECKING:
+    from pabzip.ticket import TicketReport
 
 
 @click.command("pack")
@@ -87,11 +90,11 @@ def command(
     reporter.result(info, _summary(source, target, info))
 
 
-def _summary(source: str, target: str, info: dict[str, Any]) -> str:
+def _summary(source: str, target: str, info: TicketReport) -> str:
     """Return the result in one line, for people."""
-    kept = f"{info['survivors']:,} of {info['weights']:,} weights survive"
+    kept = f"{info.survivors:,} of {info.weights:,} weights survive"
     return (
-        f"{source} -> {target}: {size(info['bytes'])}, "
-        f"{ratio(info['float32_bytes'], info['bytes'])} smaller than float32; "
-        f"{kept if info['weights'] else 'all tensors dense'}"
+        f"{source} -> {target}: {size(info.bytes)}, "
+        f"{ratio(info.float32_bytes, info.bytes)} smaller than float32; "
+        f"{kept if info.weights else 'all tensors dense'}"
     )

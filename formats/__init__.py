@@ -1,39 +1,32 @@
 """The .pabz file format: container, header, coders, dense tensors, one validator.
 
 SPEC.md beside this file is normative. Importing this package loads numpy; numba is loaded with the
-first codes.
+first codes, not with a header.
 """
 
 from pabzip.formats.atomic import open_atomic
-from pabzip.formats.coders import AUTO, CODERS
+from pabzip.formats.coders import AUTO
 from pabzip.formats.container import MAGIC, VERSION
+from pabzip.formats.dense import DenseEntry, DenseTensor, rounded
 from pabzip.formats.entries import (
     Contents,
-    DenseEntry,
     Header,
     Scalar,
-    SeededEntry,
     StoredEntry,
-    TiedEntry,
+    StoredTensor,
+    Tensor,
 )
-from pabzip.formats.gather import gather
-from pabzip.formats.half import bfloat16_to_float32, rounded
+from pabzip.formats.half import bfloat16_to_float32
 from pabzip.formats.huffman import huffman_bytes
 from pabzip.formats.reader import Reader
 from pabzip.formats.registry import ARCHITECTURES, DENSE_TYPES, GENERATOR, HALF_TYPES
 from pabzip.formats.report import breakdown, report
-from pabzip.formats.scales import regenerated
+from pabzip.formats.seeded import SeededEntry, SeededTensor, regenerated
 from pabzip.formats.sources import open_source
-from pabzip.formats.tensors import (
-    DenseTensor,
-    SeededTensor,
-    StoredTensor,
-    Tensor,
-    TiedTensor,
-    resolve,
-    resolved,
-)
+from pabzip.formats.tied import TiedEntry, TiedTensor, resolve, resolved
+from pabzip.formats.validate import gather
 from pabzip.formats.writer import EncodedFile, encode_ticket, save, state_sha256, verify
+from pabzip.registry import CODERS
 
 __all__ = [
     "ARCHITECTURES",

@@ -4,22 +4,33 @@ A temporary beside the target takes the target's name only when it is complete a
 called ``.<target's name>.<process>.<random>.pabzip-tmp``, and its writer holds a lock on it; the
 system drops the lock with the process, however that ends, so the next writer of the same target
 can tell a temporary that was left behind from one that is being written, and removes it.
+
+Windows has no such lock and needs none: it refuses to remove a file that is open. It also refuses
+to rename one, and to replace a target that is open elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
+from pabzip.formats.sources import OPEN_FLAGS
+
+_fcntl: ModuleType | None
+try:
+    import fcntl as _fcntl
+except ImportError:
+    _fcntl = None
+
 SUFFIX = ".pabzip-tmp"
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.EIO)
 _NAME_CHARACTERS = 48  # of the target's name: 4 bytes each at most, well within a name's 255
 
 
@@ -45,7 +56,8 @@ def open_atomic(
     Raises:
         IsADirectoryError: ``path`` is a directory.
         FileNotFoundError: the folder of ``path`` does not exist.
-        OSError: the folder cannot be written to, or the disk is full.
+        OSError: the folder cannot be written to, or the disk is full; on Windows also where the
+            target is open elsewhere.
     """
     mode = _mode_of(path)
     if mode is not None and stat.S_ISDIR(mode):
@@ -68,10 +80,12 @@ def open_atomic(
             yield stream
             stream.flush()
             if mode is not None:
-                os.fchmod(stream.fileno(), stat.S_IMODE(mode))
+                os.chmod(temporary, stat.S_IMODE(mode))
             os.fsync(stream.fileno())
             if check is not None:
                 check(temporary)
+            if _fcntl is None:
+                stream.close()  # Windows renames no open file
             os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -110,9 +124,7 @@ def _create(target: Path) -> tuple[Path, BinaryIO]:
         name = f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}{SUFFIX}"
         temporary = target.with_name(name)
         try:
-            descriptor = os.open(
-                temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
-            )
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | OPEN_FLAGS, 0o666)
         except FileExistsError:
             continue
         except OSError as error:
@@ -134,14 +146,17 @@ def _remove_stale(target: Path) -> None:
 
 
 def _remove_if_stale(path: str) -> None:
-    """Remove a temporary if its lock is free."""
+    """Remove a temporary if its lock is free, or on Windows if it is not open."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.name == "nt":
             os.unlink(path)
-        finally:
-            os.close(descriptor)
+        elif _fcntl is not None:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | OPEN_FLAGS)
+            try:
+                _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(descriptor)
 
 
 def _lock_own(descriptor: int) -> bool:
@@ -149,8 +164,10 @@ def _lock_own(descriptor: int) -> bool:
 
     A file system without locks keeps its temporaries: nobody can tell which are stale.
     """
+    if _fcntl is None:
+        return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

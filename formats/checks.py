@@ -1,29 +1,24 @@
-"""Checks on what a file declares: sizes, counts, names, and how far it may inflate."""
+"""Checks that several parts of a file share: names, sizes, arrays, and how far it may inflate."""
 
 from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
-from pabzip.errors import FormatError, LimitError
-from pabzip.formats.registry import ALWAYS_ALLOWED_BYTES, MAX_EXPANSION
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError, LimitError, shown
+from pabzip.formats.registry import ALWAYS_ALLOWED_BYTES, MAX_EXPANSION, MAX_INTEGER, MAX_RANK
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-def shown(value: Any) -> str:
-    """Return a hostile value for a message: short, and with control characters escaped."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"an integer of {value.bit_length()} bits"
-    text = ascii(value) if isinstance(value, str | int | float | None) else _outline(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _outline(value: Any) -> str:
-    """Describe a list or object without walking all of it."""
-    kind = type(value).__name__
-    return f"a {kind} of {len(value)}" if isinstance(value, list | tuple | dict) else f"a {kind}"
+def tensor_place(name: Any) -> str:
+    """Return where a tensor is, for messages."""
+    return f"tensor {shown(name)}"
 
 
 def check_text(place: str, what: str, text: Any, limit: int) -> None:
@@ -63,6 +58,33 @@ def check_integer(place: str, what: str, found: Any, lowest: int, highest: int) 
         raise FormatError(
             place, f"expected the {what} from {lowest} to {highest}, found {shown(found)}"
         )
+
+
+def check_shape(place: str, shape: Sequence[Any], *, lowest_rank: int) -> int:
+    """Check the dimensions of a tensor, and return their product."""
+    if not lowest_rank <= len(shape) <= MAX_RANK:
+        raise FormatError(
+            place, f"expected {lowest_rank} to {MAX_RANK} dimensions, found {len(shape)}"
+        )
+    count = 1
+    for size in shape:
+        check_integer(place, "size of a dimension", size, 1, MAX_INTEGER)
+        count *= size
+        if count > MAX_INTEGER:
+            raise FormatError(place, f"expected at most {MAX_INTEGER} elements, found more")
+    return count
+
+
+def as_array(place: str, array: Any, expected: np.dtype[Any]) -> NDArray[Any]:
+    """Return an array as C-contiguous and in the file's byte order; its type must be right.
+
+    Raises:
+        FormatError: not a numpy array, or of another type.
+    """
+    if not isinstance(array, np.ndarray) or not np.can_cast(array.dtype, expected, "equiv"):
+        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise FormatError(place, f"expected a numpy array of {expected.name}, found {found}")
+    return np.asarray(array, dtype=expected, order="C")
 
 
 def is_variance(name: str) -> bool:

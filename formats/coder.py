@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.formats.entries import SeededEntry
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.seeds.generation import thread_count
 
 Payload = bytes | memoryview
@@ -56,20 +55,37 @@ class Coded:
     decoder: Decoder
 
 
+class Spent(NamedTuple):
+    """Bytes that one tensor's codes take.
+
+    Attributes:
+        mask: which weights survive.
+        factors: what predicts that: the tensor's part of the side stream.
+        signs: of the survivors.
+    """
+
+    mask: int
+    factors: int
+    signs: int
+
+    @classmethod
+    def of(cls, length: int, *, sign_bits: float, factors: int = 0) -> Spent:
+        """Give signs their bits in whole bytes, and the mask the rest of ``length`` bytes."""
+        signs = min(length, round(sign_bits / 8))
+        return cls(length - signs, factors, signs)
+
+
 class Coder(Protocol):
     """What turns codes into bytes and back.
 
+    A coder is a class of no arguments, registered under the name that headers call it by:
+    ``@register_coder("huffman")``. One that keeps what several tensors share in the file's side
+    stream says so: ``@register_coder("context", shares_side=True)``. Its module is imported to
+    read a header, so it must be light: compiled code is imported where it is used.
+
     A coder is given the seed and the init specs, because what they determine (the magnitudes) may
-    predict the mask. One coder of a file may keep what several tensors share in the file's side
-    stream.
-
-    Attributes:
-        name: what the header calls it.
-        shares_side: whether it reads and writes the side stream.
+    predict the mask.
     """
-
-    name: str
-    shares_side: bool
 
     def check_length(self, entry: SeededEntry, length: int) -> None:
         """Check that ``length`` payload bytes can hold the entry's codes.
@@ -91,6 +107,18 @@ class Coder(Protocol):
 
     def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> Decoder:
         """Prepare to decode any of ``entries``: all those of the file with this coder, in order.
+
+        Raises:
+            FormatError: the side stream is damaged.
+        """
+
+    def breakdown(self, tensors: Sequence[tuple[SeededEntry, int]], side: bytes) -> list[Spent]:
+        """Return what the bytes of each tensor are spent on.
+
+        Args:
+            tensors: all those of the file with this coder, in order, with the bytes of the
+                payload of each.
+            side: the side stream, whose bytes count as factors; empty for none.
 
         Raises:
             FormatError: the side stream is damaged.

@@ -1,19 +1,15 @@
-"""Coders of codes: the registry, and the choice of the smallest."""
+"""The choice among the registered coders: by name, or the smallest for each tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pabzip.errors import FormatError, PackError
-from pabzip.formats.checks import shown
+from pabzip.errors import PackError, shown
+from pabzip.formats.checks import check_name_of
 from pabzip.formats.coder import Coder, OnTensor
-from pabzip.formats.context import Context
-from pabzip.formats.huffman import Huffman
-from pabzip.formats.tensors import SeededTensor
-
-CODERS: Mapping[str, Coder] = {coder.name: coder for coder in (Huffman(), Context())}
-"""The coders that this version writes and reads, by name."""
+from pabzip.formats.seeded import SeededTensor
+from pabzip.registry import CODERS
 
 AUTO = "auto"
 """The writer's choice of the smallest coder for each tensor."""
@@ -35,18 +31,24 @@ class CodedTensors:
 
 
 def coder_named(name: object, place: str) -> Coder:
-    """Return a coder by the name that a file gives.
+    """Return a coder by the name that a file gives; its module is imported with its first use.
 
     Raises:
         FormatError: this version has no such coder.
     """
-    if isinstance(name, str) and name in CODERS:
-        return CODERS[name]
-    raise FormatError(
-        place,
-        f"expected a known coder ({', '.join(CODERS)}), found {shown(name)}; if the file comes "
-        "from a newer pabzip, upgrade pabzip",
-    )
+    check_name_of("coder", name, CODERS, place)
+    return _coder(str(name))
+
+
+def shares_side(name: str) -> bool:
+    """Return whether a coder reads and writes the side stream."""
+    return bool(CODERS.facts(name).get("shares_side", False))
+
+
+def _coder(name: str) -> Coder:
+    """Return a coder by a name that is registered."""
+    coder: Coder = CODERS.get(name)()
+    return coder
 
 
 def encode_codes(
@@ -60,7 +62,7 @@ def encode_codes(
     Args:
         seed: the ticket's seed.
         tensors: the seeded tensors, in the order of the file.
-        coder: a name in `CODERS` for every tensor, or ``"auto"``.
+        coder: a registered name for every tensor, or ``"auto"``.
         on_tensor: told the name of each tensor that is done, once, from any thread.
 
     Raises:
@@ -71,7 +73,7 @@ def encode_codes(
             f"coder: expected {AUTO} or one of {', '.join(CODERS)}, found {shown(coder)}"
         )
     if coder != AUTO:
-        payloads, side = CODERS[coder].encode(seed, tensors, on_tensor)
+        payloads, side = _coder(coder).encode(seed, tensors, on_tensor)
         return CodedTensors((coder,) * len(tensors), tuple(payloads), side)
     return _smallest(seed, tensors, on_tensor)
 
@@ -83,12 +85,12 @@ def _smallest(
 
     A side stream that costs more than its coder saves leaves the file to the other coders.
     """
-    last = list(CODERS)[-1]  # whose tensors are counted: all before it are quick
+    last = CODERS.names[-1]  # whose tensors are counted: all before it are quick
     tried = {
-        name: coder.encode(seed, tensors, on_tensor if name == last else None)
-        for name, coder in CODERS.items()
+        name: _coder(name).encode(seed, tensors, on_tensor if name == last else None)
+        for name in CODERS
     }
-    alone = [name for name in CODERS if not CODERS[name].shares_side]
+    alone = [name for name in CODERS if not shares_side(name)]
     plain = _pick(tried, alone, len(tensors))
     best = _pick(tried, list(CODERS), len(tensors))
     for name in set(best.coders) - set(alone):
@@ -96,7 +98,7 @@ def _smallest(
         if len(chosen) == len(tensors):
             best = CodedTensors(best.coders, best.payloads, tried[name][1])
             break
-        again, side = CODERS[name].encode(seed, [tensors[at] for at in chosen])
+        again, side = _coder(name).encode(seed, [tensors[at] for at in chosen])
         payloads = list(best.payloads)
         for at, payload in zip(chosen, again, strict=True):
             payloads[at] = payload

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pabzip.errors import FormatError
-from pabzip.formats.checks import deflate, inflate, shown
+from pabzip.errors import FormatError, shown
+from pabzip.formats.checks import deflate, inflate
 from pabzip.formats.entries import Header
 from pabzip.formats.header import from_json, to_json
 from pabzip.formats.registry import MAX_HEADER_BYTES

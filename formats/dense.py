@@ -1,214 +1,234 @@
-"""Dense tensors as sections: byte planes, deflate, or the adaptive coder.
-
-``adaptive`` (`pabzip.formats.dense_adaptive`) is nearly always the smallest. For ``deflate``, good
-at what repeats over long stretches, and ``raw``, bytes of equal weight stand together: for each
-element type in the order of its first tensor, the elements of all its tensors in order, split into
-byte planes, the lowest byte of every element first.
-"""
+"""Dense tensors: values that are stored as they are, or rounded to half precision."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.errors import FormatError
-from pabzip.formats.checks import check_integer, check_name_of, deflate, inflate, is_variance, shown
-from pabzip.formats.entries import DenseEntry, DenseGroup
-from pabzip.formats.half import finite, from_stored, to_stored
-from pabzip.formats.registry import DENSE_ENCODINGS, DENSE_SECTION_BYTES, DENSE_TYPES, MAX_INTEGER
-from pabzip.formats.tensors import DenseTensor
+from pabzip.errors import FormatError, PackError, shown
+from pabzip.formats.checks import (
+    as_array,
+    check_name_of,
+    check_shape,
+    is_variance,
+    tensor_place,
+)
+from pabzip.formats.half import bfloat16_to_float32, finite, from_stored, to_stored
+from pabzip.formats.kind import Coding
+from pabzip.formats.registry import DENSE_TYPES, HALF_TYPES
 
-_DEFLATE_EXPANSION = 1032  # 258 bytes from 2 bits: deflate cannot make more of its input
+if TYPE_CHECKING:
+    from pabzip.formats.entries import Entry, Tensor
+
+_WIDE = ("float64", "float32")
 
 
-def check_groups(dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]) -> None:
-    """Check that the dense sections take up the dense tensors exactly.
+@dataclass(frozen=True, slots=True)
+class DenseEntry:
+    """What a header says of a dense tensor, in the row ``[name, shape, dtype, stored]``.
 
-    Raises:
-        FormatError: the first rule that is broken, with the section at fault.
+    The row leaves ``stored`` out where it equals ``dtype``.
+
+    Attributes:
+        name: the tensor's name in the network's state.
+        shape: its dimensions; ``()`` for a scalar.
+        dtype: torch's name of the element type that a loader hands out.
+        stored: the element type in the file.
     """
-    for number, group in enumerate(groups):
-        place = f"dense section {number}"
-        check_integer(place, "number of tensors", group.count, 1, len(dense))
-        check_name_of("encoding", group.encoding, DENSE_ENCODINGS, place)
-        check_integer(place, "bytes", group.length, 0, MAX_INTEGER)
-    if sum(group.count for group in groups) != len(dense):
-        raise FormatError(
-            "header",
-            f"expected the dense sections to hold {len(dense)} tensors, found "
-            f"{sum(group.count for group in groups)}",
-        )
-    for number, (group, entries) in enumerate(grouped(dense, groups)):
-        size = sum(entry.stored_bytes for entry in entries)
-        _check_group_size(f"dense section {number}", group, size)
 
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    stored: str
 
-def grouped(
-    dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]
-) -> Iterator[tuple[DenseGroup, Sequence[DenseEntry]]]:
-    """Yield each dense section with the tensors in it."""
-    start = 0
-    for group in groups:
-        yield group, dense[start : start + group.count]
-        start += group.count
+    kind: ClassVar[str] = "dense"
+    row_lengths: ClassVar[tuple[int, ...]] = (3, 4)
+    survivors: ClassVar[None] = None
+    target: ClassVar[None] = None
 
+    @property
+    def count(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
 
-def _check_group_size(place: str, group: DenseGroup, size: int) -> None:
-    """Check that a dense section can hold ``size`` bytes, and is no larger than it may be."""
-    if group.count > 1 and size > DENSE_SECTION_BYTES:
-        raise FormatError(
-            place, f"expected at most {DENSE_SECTION_BYTES} bytes in a shared section, found {size}"
-        )
-    if group.encoding == "raw" and group.length != size:
-        raise FormatError(place, f"expected {size} raw bytes, found {group.length}")
-    if group.length > size:
-        raise FormatError(place, f"expected at most {size} bytes, found {group.length}")
-    if group.encoding == "deflate" and size > _DEFLATE_EXPANSION * group.length:
-        raise FormatError(
-            place, f"expected at most {_DEFLATE_EXPANSION} times {group.length} bytes, found {size}"
-        )
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of the tensor as a loader hands it out."""
+        return self.count * DENSE_TYPES[self.dtype].itemsize
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the elements of the tensor in a dense section, before any compression."""
+        return self.count * DENSE_TYPES[self.stored].itemsize
 
-def group_sizes(entries: Sequence[DenseEntry]) -> list[int]:
-    """Return how many tensors each dense section takes, in order.
+    @property
+    def original(self) -> DenseEntry:
+        """The entry itself."""
+        return self
 
-    A section is filled up to `DENSE_SECTION_BYTES`; a tensor that is larger is alone in its own.
-    """
-    sizes: list[int] = []
-    filled = 0
-    for entry in entries:
-        filled += entry.stored_bytes
-        if sizes and filled <= DENSE_SECTION_BYTES:
-            sizes[-1] += 1
-        else:
-            sizes.append(1)
-            filled = entry.stored_bytes
-    return sizes
+    @property
+    def parts(self) -> tuple[DenseEntry, ...]:
+        """The tensor itself."""
+        return (self,)
 
+    def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
+        """Check the shape and the element types.
 
-def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
-    """Return a dense section's encoding, the smallest, and its payload.
-
-    A single tensor of more than `DENSE_SECTION_BYTES` is not tried with ``adaptive``, which would
-    save it about two percent and decode some fifty times slower than deflate.
-    """
-    entries = [DenseEntry(one.name, one.shape, one.dtype, one.stored) for one in tensors]
-    arrays = [
-        to_stored(one.values, one.dtype, one.stored).astype(
-            DENSE_TYPES[one.stored].numpy, copy=False
-        )
-        for one in tensors
-    ]
-    raw = b"".join(
-        _to_planes(np.concatenate([arrays[at].reshape(-1) for at in places]))
-        for _, places in _by_type([one.stored for one in tensors])
-    )
-    tried = {"raw": raw, "deflate": deflate(raw)}
-    if len(raw) <= DENSE_SECTION_BYTES:
-        from pabzip.formats.dense_adaptive import encode_adaptive
-
-        tried["adaptive"] = encode_adaptive(entries, arrays)
-    encoding = min(tried, key=lambda name: len(tried[name]))
-    return encoding, tried[encoding]
-
-
-def decode_group(
-    entries: Sequence[DenseEntry], encoding: str, payload: bytes | memoryview, place: str
-) -> list[DenseTensor]:
-    """Return the tensors of a dense section, checked.
-
-    Raises:
-        FormatError: the payload is not exactly these tensors, or a value is not allowed.
-    """
-    if encoding == "adaptive":
-        from pabzip.formats.dense_adaptive import decode_adaptive
-
-        arrays = decode_adaptive(entries, payload, place)
-    else:
-        size = sum(entry.stored_bytes for entry in entries)
-        raw = payload if encoding == "raw" else inflate(payload, size, place)
-        arrays = _split_planes(entries, raw)
-    return [
-        _widened(entry, array.reshape(entry.shape))
-        for entry, array in zip(entries, arrays, strict=True)
-    ]
-
-
-def check_values(tensor: DenseTensor) -> None:
-    """Check the values of a dense tensor, for writer and reader alike.
-
-    Floating values are finite, variances (``running_var``) are not negative, and a value survives
-    its storage type.
-
-    Raises:
-        FormatError: they are not; the message names the tensor and the count.
-    """
-    place = f"tensor {shown(tensor.name)}"
-    values = tensor.values
-    if not DENSE_TYPES[tensor.dtype].floating:
-        return
-    bad = int(np.count_nonzero(~finite(values, tensor.dtype)))
-    if bad:
-        raise FormatError(place, f"expected finite values, found {bad} that are not")
-    if is_variance(tensor.name):
-        below = (values > 0x8000) if tensor.dtype == "bfloat16" else (values < 0)
-        if below.any():
+        Raises:
+            FormatError: the first rule that is broken.
+        """
+        check_shape(place, self.shape, lowest_rank=0)
+        check_name_of("dtype", self.dtype, DENSE_TYPES, place)
+        if self.stored == self.dtype:
+            return
+        check_name_of("stored dtype", self.stored, HALF_TYPES, place)
+        if self.dtype not in _WIDE:
             raise FormatError(
-                place, f"expected variances of at least 0, found {np.count_nonzero(below)} below"
+                place, f"expected {self.dtype} stored as it is, found it stored as {self.stored}"
             )
-    if tensor.stored != tensor.dtype:
-        narrow = to_stored(values, tensor.dtype, tensor.stored)
-        lost = np.count_nonzero(from_stored(narrow, tensor.dtype, tensor.stored) != values)
-        if lost:
+
+    def to_row(self, coding: Coding | None) -> list[Any]:
+        """Return the tensor's row."""
+        row = [self.name, list(self.shape), self.dtype]
+        return row if self.stored == self.dtype else [*row, self.stored]
+
+    @classmethod
+    def from_row(
+        cls, place: str, row: list[Any], earlier: Mapping[str, Entry]
+    ) -> tuple[DenseEntry, None] | None:
+        """Return the entry of a row; None without a list for its shape."""
+        if not isinstance(row[1], list):
+            return None
+        return cls(row[0], tuple(row[1]), dtype=row[2], stored=row[-1]), None
+
+    def tensor(self, codes: NDArray[np.int8] | None, parts: Sequence[DenseTensor]) -> DenseTensor:
+        """Return the tensor that the dense section holds."""
+        return parts[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseTensor:
+    """A tensor that is stored as it is.
+
+    Attributes:
+        name: the tensor's name in the network's state.
+        values: C-contiguous, of the numpy type that `pabzip.formats.registry.DENSE_TYPES` gives
+            for ``dtype``; bfloat16 values are carried as their uint16 bit patterns.
+        dtype: torch's name of the element type, such as ``"float32"``: what a loader hands out.
+        stored: the element type in the file: ``dtype`` itself, or ``"float16"`` or ``"bfloat16"``
+            for a float32 or float64 tensor whose values that type holds exactly
+            (`pabzip.formats.rounded` makes them so).
+    """
+
+    name: str
+    values: NDArray[Any]
+    dtype: str
+    stored: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape; ``()`` for a scalar."""
+        return self.values.shape
+
+    @property
+    def parts(self) -> tuple[DenseTensor, ...]:
+        """The tensor itself."""
+        return (self,)
+
+    def tidy(self, place: str) -> DenseTensor:
+        """Return the tensor with a little-endian, C-contiguous array.
+
+        Raises:
+            FormatError: an unknown element type, or an array of another type.
+        """
+        if self.dtype not in DENSE_TYPES:
             raise FormatError(
                 place,
-                f"expected values that {tensor.stored} holds exactly, found {lost} that it does "
-                "not; round them with pabzip.formats.rounded",
+                f"expected a known dtype ({', '.join(DENSE_TYPES)}), found {shown(self.dtype)}",
             )
+        return replace(self, values=as_array(place, self.values, DENSE_TYPES[self.dtype].numpy))
+
+    def entry(self, earlier: Mapping[str, Entry]) -> DenseEntry:
+        """Return what a header says of the tensor."""
+        return DenseEntry(self.name, self.shape, self.dtype, self.stored)
+
+    def check_values(self) -> None:
+        """Check the values, for writer and reader alike.
+
+        Floating values are finite, variances (``running_var``) are not negative, and a value
+        survives its storage type.
+
+        Raises:
+            FormatError: they are not; the message names the tensor and the count.
+        """
+        if not DENSE_TYPES[self.dtype].floating:
+            return
+        place = tensor_place(self.name)
+        bad = int(np.count_nonzero(~finite(self.values, self.dtype)))
+        if bad:
+            raise FormatError(place, f"expected finite values, found {bad} that are not")
+        if is_variance(self.name):
+            bits = self.dtype == "bfloat16"  # those above the pattern of -0.0 are negative
+            below = np.count_nonzero(self.values > 0x8000 if bits else self.values < 0)
+            if below:
+                raise FormatError(place, f"expected variances of at least 0, found {below} below")
+        if self.stored != self.dtype:
+            narrow = to_stored(self.values, self.dtype, self.stored)
+            kept = from_stored(narrow, self.dtype, self.stored)
+            lost = np.count_nonzero(kept != self.values)
+            if lost:
+                raise FormatError(
+                    place,
+                    f"expected values that {self.stored} holds exactly, found {lost} that it does "
+                    "not; round them with pabzip.formats.rounded",
+                )
+
+    def resolve(self, tensors: Mapping[str, Tensor]) -> DenseTensor:
+        """Return the tensor itself."""
+        return self
+
+    def array(
+        self, seed: int = 0, *, backend: str = "numba", threads: int | None = None
+    ) -> NDArray[Any]:
+        """Return the values; bfloat16 as float32 of the same values."""
+        return bfloat16_to_float32(self.values) if self.dtype == "bfloat16" else self.values
+
+    def elements(
+        self, seed: int = 0, *, backend: str = "numba", threads: int | None = None
+    ) -> Iterator[NDArray[Any]]:
+        """Yield the values as the digest takes them: flat and little-endian."""
+        yield self.values.astype(DENSE_TYPES[self.dtype].numpy, copy=False).reshape(-1)
 
 
-def _widened(entry: DenseEntry, part: NDArray[Any]) -> DenseTensor:
-    """Return a tensor as its own type from elements of its storage type, checked."""
-    place = f"tensor {shown(entry.name)}"
-    if entry.dtype == "bool" and (part.view(np.uint8) > 1).any():
-        raise FormatError(place, "expected booleans of 0 or 1, found other bytes")
-    values = from_stored(part, entry.dtype, entry.stored)
-    tensor = DenseTensor(entry.name, values, entry.dtype, entry.stored)
-    check_values(tensor)
-    return tensor
+def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
+    """Return the tensor with its values rounded to what ``dense_dtype`` holds, and stored so.
 
+    Args:
+        tensor: only dense float32 and float64 ones change, and keep their ``dtype``.
+        dense_dtype: ``"float16"``, ``"bfloat16"``, or None to change nothing.
 
-def _by_type(stored: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    """Yield each element type, by first appearance, with the places of its tensors."""
-    for name in dict.fromkeys(stored):
-        yield name, [at for at, other in enumerate(stored) if other == name]
-
-
-def _split_planes(entries: Sequence[DenseEntry], raw: bytes | memoryview) -> list[NDArray[Any]]:
-    """Return the elements of each tensor, as stored, from a section's raw bytes."""
-    arrays: dict[int, NDArray[Any]] = {}
-    start = 0
-    for stored, places in _by_type([entry.stored for entry in entries]):
-        count = sum(entries[at].count for at in places)
-        element = DENSE_TYPES[stored].numpy
-        stop = start + count * element.itemsize
-        elements = _from_planes(raw[start:stop], element)
-        start, first = stop, 0
-        for at in places:
-            arrays[at] = elements[first : first + entries[at].count]
-            first += entries[at].count
-    return [arrays[at] for at in range(len(entries))]
-
-
-def _to_planes(elements: NDArray[Any]) -> bytes:
-    """Return the bytes of the elements, plane after plane."""
-    return elements.view(np.uint8).reshape(elements.size, -1).T.tobytes()
-
-
-def _from_planes(planes: bytes | memoryview, element: np.dtype[Any]) -> NDArray[Any]:
-    """Return the elements of byte planes, as an array of its own."""
-    table = np.frombuffer(planes, dtype=np.uint8).reshape(element.itemsize, -1)
-    return np.ascontiguousarray(table.T).reshape(-1).view(element)
+    Raises:
+        PackError: a value overflows to infinity (the message names the tensor and the count), or
+            there is no such ``dense_dtype``.
+    """
+    if dense_dtype is not None and dense_dtype not in HALF_TYPES:
+        raise PackError(
+            f"dense_dtype: expected None or one of {', '.join(HALF_TYPES)}, "
+            f"found {shown(dense_dtype)}"
+        )
+    if dense_dtype is None or not isinstance(tensor, DenseTensor) or tensor.dtype not in _WIDE:
+        return tensor
+    narrow = to_stored(tensor.values, tensor.dtype, dense_dtype)
+    overflows = int(np.count_nonzero(~finite(narrow, dense_dtype)))
+    if overflows:
+        raise PackError(
+            f"{tensor_place(tensor.name)}: expected values within the range of {dense_dtype}, "
+            f"found {overflows} that overflow; store dense tensors lossless, or as bfloat16"
+        )
+    values = from_stored(narrow, tensor.dtype, dense_dtype)
+    return replace(tensor, values=values, stored=dense_dtype)

@@ -27,7 +27,7 @@ from pabzip.formats.context.range_coder import (
     finish,
     start_decoding,
 )
-from pabzip.formats.entries import DenseEntry
+from pabzip.formats.dense import DenseEntry
 from pabzip.formats.registry import DENSE_TYPES
 from pabzip.seeds.compiled import compiled
 

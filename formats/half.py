@@ -10,42 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.errors import PackError
-from pabzip.formats.checks import shown
-from pabzip.formats.registry import DENSE_TYPES, HALF_TYPES
-from pabzip.formats.tensors import DenseTensor, Tensor
-
-_WIDE = ("float64", "float32")
-
-
-def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
-    """Return the tensor with its values rounded to what ``dense_dtype`` holds, and stored so.
-
-    Args:
-        tensor: only dense float32 and float64 ones change, and keep their ``dtype``.
-        dense_dtype: ``"float16"``, ``"bfloat16"``, or None to change nothing.
-
-    Raises:
-        PackError: a value overflows to infinity (the message names the tensor and the count), or
-            there is no such ``dense_dtype``.
-    """
-    if dense_dtype is not None and dense_dtype not in HALF_TYPES:
-        raise PackError(
-            f"dense_dtype: expected None or one of {', '.join(HALF_TYPES)}, "
-            f"found {shown(dense_dtype)}"
-        )
-    if dense_dtype is None or not isinstance(tensor, DenseTensor) or tensor.dtype not in _WIDE:
-        return tensor
-    narrow = to_stored(tensor.values, tensor.dtype, dense_dtype)
-    overflows = int(np.count_nonzero(~finite(narrow, dense_dtype)))
-    if overflows:
-        raise PackError(
-            f"tensor {shown(tensor.name)}: expected values within the range of {dense_dtype}, "
-            f"found {overflows} that overflow; store dense tensors lossless, or as bfloat16"
-        )
-    return DenseTensor(
-        tensor.name, from_stored(narrow, tensor.dtype, dense_dtype), tensor.dtype, dense_dtype
-    )
+from pabzip.formats.registry import DENSE_TYPES
 
 
 def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:

@@ -3,10 +3,8 @@
 Python's own parser keeps the last of several equal keys, takes ``NaN``, and recurses without a
 limit of ours; none of that may be left to a file.
 
-A tensor is one row: ``[name, shape, dtype]`` or ``[name, shape, dtype, stored]`` when dense,
-``[name, shape, distribution, scale, stream, coder, survivors, bytes]`` when seeded, with a 1 after
-these where its rows have scales, and ``[name, target]`` when it is a second name of an earlier one.
-Rows deflate to less than objects or columns do (ResNet-18: 1,013, 1,142 and 1,063 bytes).
+A tensor is one row, whose length tells its kind. Rows deflate to less than objects or columns do
+(ResNet-18: 1,013, 1,142 and 1,063 bytes).
 """
 
 from __future__ import annotations
@@ -14,24 +12,14 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from pabzip.errors import FormatError, SeedError
-from pabzip.formats.checks import shown
-from pabzip.formats.entries import (
-    Coding,
-    Contents,
-    DenseEntry,
-    DenseGroup,
-    Entry,
-    Header,
-    SeededEntry,
-    TiedEntry,
-)
+from pabzip.errors import FormatError, shown
+from pabzip.formats.entries import KINDS, Contents, DenseGroup, Entry, Header
+from pabzip.formats.kind import Coding
 from pabzip.formats.registry import GENERATOR
-from pabzip.formats.validate import check_header, tied_target
-from pabzip.seeds import InitSpec
+from pabzip.formats.validate import check_header
 
 MAX_DEPTH = 8
 """The header needs 4: object, list of rows, row, shape."""
@@ -123,14 +111,13 @@ def to_json(header: Header) -> bytes:
         FormatError: the header breaks a rule of the format.
     """
     check_header(header)
-    contents = header.contents
-    codings = iter(header.codings)
+    contents, codings = header.contents, header.coding_of()
     fields: dict[str, Any] = {
         "arch": contents.arch,
         "generator": GENERATOR,
         "seed": str(contents.seed),
         "sha256": header.sha256,
-        "tensors": [_row(entry, codings) for entry in contents.entries],
+        "tensors": [entry.to_row(codings.get(entry.name)) for entry in contents.entries],
         "options": dict(contents.options),
         "metadata": dict(contents.metadata),
         "dense": [[group.count, group.encoding, group.length] for group in header.groups],
@@ -154,16 +141,12 @@ def from_json(data: bytes) -> Header:
     earlier: dict[str, Entry] = {}
     codings: list[Coding] = []
     for number, row in enumerate(fields["tensors"]):
-        place = f"tensor {number}"
-        if _is_tie(row):
-            place = f"tensor {shown(row[0])}"
-            entries.append(TiedEntry(row[0], tied_target(place, row[0], row[1], earlier)))
-        else:
-            entry, coding = _parsed(place, row)
-            entries.append(entry)
-            codings += coding
-        if isinstance(row[0], str):  # the validator refuses other names
-            earlier[row[0]] = entries[-1]
+        entry, coding = _parsed(f"tensor {number}", row, earlier)
+        entries.append(entry)
+        if coding is not None:
+            codings.append(coding)
+        if isinstance(entry.name, str):  # the validator refuses other names
+            earlier[entry.name] = entry
     contents = Contents(
         _seed(fields["seed"]),
         fields["arch"],
@@ -177,44 +160,16 @@ def from_json(data: bytes) -> Header:
     return header
 
 
-def _parsed(place: str, row: Any) -> tuple[Entry, list[Coding]]:
-    """Return the entry of the row of a tensor that is not tied, and a seeded one's coding."""
-    if not isinstance(row, list) or len(row) not in (3, 4, 8, 9) or not isinstance(row[1], list):
-        raise FormatError(place, f"expected a row of 2, 3, 4, 8 or 9 values, found {shown(row)}")
-    name, shape = row[0], tuple(row[1])
-    if len(row) < 8:
-        return DenseEntry(name, shape, dtype=row[2], stored=row[-1]), []
-    scaled = len(row) == 9
-    if scaled and (type(row[8]) is not int or row[8] != 1):
-        raise FormatError(place, f"expected a 1 for scales of its rows, found {shown(row[8])}")
-    entry = SeededEntry(name, shape, _spec(place, *row[2:5]), survivors=row[6], scaled=scaled)
-    return entry, [Coding(coder=row[5], length=row[7])]
-
-
-def _row(entry: Entry, codings: Any) -> list[Any]:
-    """Return one tensor's row; a seeded tensor takes the next coding."""
-    if isinstance(entry, TiedEntry):
-        return [entry.name, entry.like.name]
-    if isinstance(entry, DenseEntry):
-        row = [entry.name, list(entry.shape), entry.dtype]
-        return row if entry.stored == entry.dtype else [*row, entry.stored]
-    coding = next(codings)
-    return [
-        entry.name,
-        list(entry.shape),
-        entry.spec.distribution,
-        _float_to_bits(entry.spec.scale),
-        entry.spec.stream,
-        coding.coder,
-        entry.survivors,
-        coding.length,
-        *([1] if entry.scaled else []),
-    ]
-
-
-def _is_tie(row: Any) -> bool:
-    """Return whether a row is a tied tensor's: two names."""
-    return isinstance(row, list) and len(row) == 2 and all(isinstance(name, str) for name in row)
+def _parsed(place: str, row: Any, earlier: Mapping[str, Entry]) -> tuple[Entry, Coding | None]:
+    """Return the entry of a row, and its coding where it has codes."""
+    if isinstance(row, list):
+        for kind in KINDS:
+            found = kind.from_row(place, row, earlier) if len(row) in kind.row_lengths else None
+            if found is not None:
+                return found
+    lengths = [str(one) for one in sorted(one for kind in KINDS for one in kind.row_lengths)]
+    known = f"{', '.join(lengths[:-1])} or {lengths[-1]}"
+    raise FormatError(place, f"expected a row of {known} values, found {shown(row)}")
 
 
 def _check_fields(fields: Any) -> None:
@@ -242,30 +197,11 @@ def _seed(text: Any) -> int:
     return int(text)
 
 
-def _spec(place: str, distribution: Any, scale: Any, stream: Any) -> InitSpec:
-    """Return a row's init spec; the scale is the bit pattern of a float32."""
-    if type(scale) is not int or not 0 <= scale < 2**32:
-        raise FormatError(place, f"expected the scale's 32 bits, found {shown(scale)}")
-    if type(stream) is not int or not isinstance(distribution, str):
-        raise FormatError(
-            place, f"expected distribution and stream, found {shown([distribution, stream])}"
-        )
-    try:
-        return InitSpec(distribution, struct.unpack("<f", struct.pack("<I", scale))[0], stream)
-    except SeedError as error:
-        raise FormatError(place, f"{error}; if it comes from a newer pabzip, upgrade") from None
-
-
 def _group(number: int, row: Any) -> DenseGroup:
     """Return one dense section's record."""
     if not isinstance(row, list) or len(row) != 3:
         raise FormatError(f"dense section {number}", f"expected 3 values, found {shown(row)}")
     return DenseGroup(*row)
-
-
-def _float_to_bits(value: float) -> int:
-    """Return the bit pattern of a float32 value."""
-    return int(struct.unpack("<I", struct.pack("<f", value))[0])
 
 
 def _refuse_newer(what: str, found: Any, expected: str) -> NoReturn:

@@ -1,13 +1,9 @@
 """The `huffman` coder: Appendix D of Peek-a-Boo, to the bit.
 
-A run of pruned weights is a run of zero bits, so the decoder takes it in one step by counting
-leading zeros: the time goes with the survivors, not with the weights.
-
-Numba turns a mix of int64 and uint64 into float64; every shift is between unsigned operands.
-
 0 (pruned) is the bit ``0``, +1 (sign kept) is ``10``, -1 (sign flipped) is ``11``: N + K bits for
 N weights with K survivors, the first bit in the top bit of the first byte, the last byte padded
 with zeros. N and K are in the header, so the payload's length is known exactly before it is read.
+This module is light: its compiled loops, and numba with them, are loaded with the first codes.
 
 Source: Peek-a-Boo, Appendix D, Figure 6.
 """
@@ -15,95 +11,16 @@ Source: Peek-a-Boo, Appendix D, Figure 6.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import shown
-from pabzip.formats.coder import OnTensor, Payload, Task
-from pabzip.formats.entries import SeededEntry
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.checks import tensor_place
+from pabzip.formats.coder import OnTensor, Payload, Spent, Task
+from pabzip.formats.seeded import SeededEntry, SeededTensor
+from pabzip.registry import register_coder
 from pabzip.seeds import regenerate
-from pabzip.seeds.compiled import compiled
-
-_ONE = np.uint64(1)
-
-
-def _typed_leading_zeros(_context: Any, _value: Any) -> Any:
-    """Give the type and machine code of `_leading_zeros`."""
-
-    def generate(_ctx: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(types.uint64), generate
-
-
-_leading_zeros: Any = intrinsic(_typed_leading_zeros)
-"""Counts the leading zeros of a uint64; 64 for 0."""
-
-
-@compiled
-def encode_words(codes: NDArray[np.int8], words: NDArray[np.uint64]) -> None:
-    """Set the bits of ``codes`` (all 0, +1 or -1) in ``words``, which start as zeros."""
-    bit = 0
-    for place in range(codes.size):
-        code = codes[place]
-        if code != 0:
-            words[bit >> 6] |= _ONE << np.uint64(63 - (bit & 63))
-            bit += 1
-            if code < 0:
-                words[bit >> 6] |= _ONE << np.uint64(63 - (bit & 63))
-        bit += 1
-
-
-@compiled
-def decode_words(words: NDArray[np.uint64], bits: int, codes: NDArray[np.int8]) -> int:
-    """Write the survivors among ``codes``, which start as zeros, and return the bits they took.
-
-    Args:
-        words: at least ``bits // 64 + 1`` of them, zeros after ``bits``; one more than the bits
-            need, so that the word after any bit exists.
-        bits: how many are data.
-        codes: one place a weight.
-
-    Returns:
-        The bits that all the codes took; -1 where the data ended before the codes did.
-    """
-    bit, place, count = 0, 0, codes.size
-    while place < count:
-        if bit >= bits:
-            return -1
-        shift = bit & 63
-        window = words[bit >> 6] << np.uint64(shift)
-        if shift:
-            window |= words[(bit >> 6) + 1] >> np.uint64(64 - shift)
-        left = 64
-        while left > 0:
-            zeros = _leading_zeros(window)
-            run = min(zeros, left)
-            if run >= left - 1:  # the next survivor's two bits are not both in the window
-                place += run
-                bit += run
-                break
-            place += run
-            bit += run
-            if place >= count:
-                break
-            window <<= np.uint64(run + 1)
-            codes[place] = 1 - 2 * np.int64(window >> np.uint64(63))
-            window <<= _ONE
-            place += 1
-            bit += 2
-            left -= run + 2
-            if place >= count:
-                break
-    return bit - (place - count)
-
 
 _BIG_ENDIAN_WORD = np.dtype(">u8")
 
@@ -115,7 +32,7 @@ def huffman_bytes(count: int, survivors: int) -> int:
 
 def encode(codes: NDArray[np.int8]) -> bytes:
     """Return the bits of int8 codes of any shape, all 0, +1 or -1, in row-major order."""
-    from pabzip.formats.huffman import encode_words
+    from pabzip.formats.huffman_kernels import encode_words
 
     flat = codes.reshape(-1)
     length = huffman_bytes(flat.size, int(np.count_nonzero(flat)))
@@ -130,7 +47,7 @@ def decode(payload: bytes | memoryview, count: int, survivors: int) -> NDArray[n
     Raises:
         FormatError: the payload is not exactly the code of so many weights and survivors.
     """
-    from pabzip.formats.huffman import decode_words
+    from pabzip.formats.huffman_kernels import decode_words
 
     bits, length = count + survivors, huffman_bytes(count, survivors)
     if len(payload) != length:
@@ -150,11 +67,9 @@ def decode(payload: bytes | memoryview, count: int, survivors: int) -> NDArray[n
     return codes
 
 
+@register_coder("huffman")
 class Huffman:
     """`pabzip.formats.coder.Coder` of the paper's code; it shares nothing between tensors."""
-
-    name = "huffman"
-    shares_side = False
 
     def check_length(self, entry: SeededEntry, length: int) -> None:
         """Check that ``length`` is exactly N + K bits, in bytes.
@@ -165,7 +80,7 @@ class Huffman:
         expected = huffman_bytes(entry.count, entry.survivors)
         if length != expected:
             raise FormatError(
-                f"tensor {shown(entry.name)}",
+                tensor_place(entry.name),
                 f"expected {expected} bytes of codes for {entry.count} weights and "
                 f"{entry.survivors} survivors, found {length}",
             )
@@ -187,6 +102,10 @@ class Huffman:
     def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> HuffmanDecoder:
         """Return what decodes any of the file's Huffman payloads."""
         return HuffmanDecoder(seed)
+
+    def breakdown(self, tensors: Sequence[tuple[SeededEntry, int]], side: bytes) -> list[Spent]:
+        """Split N bits of mask and K bits of signs."""
+        return [Spent.of(length, sign_bits=entry.survivors) for entry, length in tensors]
 
 
 class HuffmanDecoder:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import check_expansion, check_limit, shown
+from pabzip.formats.checks import check_expansion, check_limit, tensor_place
 from pabzip.formats.coder import Coded, Decoder, Task, run_tasks
-from pabzip.formats.coders import coder_named
+from pabzip.formats.coders import coder_named, shares_side
 from pabzip.formats.container import (
     CHECKSUM_BYTES,
     Section,
@@ -21,12 +21,12 @@ from pabzip.formats.container import (
     read_section,
     sections,
 )
-from pabzip.formats.dense import decode_group, grouped
-from pabzip.formats.entries import DenseEntry, DenseGroup, SeededEntry, TiedEntry
+from pabzip.formats.dense import DenseEntry, DenseTensor
+from pabzip.formats.dense_sections import decode_group, grouped
+from pabzip.formats.entries import DenseGroup, Tensor
 from pabzip.formats.registry import DENSE_SECTION_BYTES
-from pabzip.formats.scales import check_scales, scale_rows
+from pabzip.formats.seeded import SeededEntry, check_scales, scale_rows
 from pabzip.formats.sources import Source
-from pabzip.formats.tensors import DenseTensor, SeededTensor, Tensor, TiedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,33 +86,25 @@ class Reader(Mapping[str, Tensor]):
             entry.name: _CodesPlace(entry, coding.coder, next(remaining))
             for entry, coding in zip(contents.seeded, self.header.codings, strict=True)
         }
-        self._dense: dict[str, tuple[_GroupPlace, int]] = {}
-        self._scales: dict[str, tuple[_GroupPlace, int]] = {}
+        self._parts: dict[str, list[tuple[_GroupPlace, int]]] = {}
         for group, entries in grouped(contents.dense, self.header.groups):
             place = _GroupPlace(entries, group, next(remaining))
             for at, entry in enumerate(entries):
-                (self._scales if entry.scales_of else self._dense)[entry.name] = (place, at)
-        self._ties = {
-            entry.name: entry.like.name
-            for entry in contents.entries
-            if isinstance(entry, TiedEntry)
-        }
+                self._parts.setdefault(entry.name, []).append((place, at))
+        self._entries = {entry.name: entry for entry in contents.entries}
         self._decoders: dict[str, Decoder] = {}
         self._last: tuple[_GroupPlace, list[DenseTensor]] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._ties:
-            return TiedTensor(name, self._ties[name])
-        if name in self._codes:
-            return self._read_codes(self._codes[name])
-        place, at = self._dense[name]
-        return _copy(self._read_group(place)[at])
+        entry = self._entries[name]
+        codes = self._read_codes(name) if name in self._codes else None
+        return entry.tensor(codes, self._read_parts(name))
 
     def __iter__(self) -> Iterator[str]:
-        return (entry.name for entry in self.header.contents.entries)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self.header.contents.entries)
+        return len(self._entries)
 
     def weights(
         self,
@@ -163,7 +155,7 @@ class Reader(Mapping[str, Tensor]):
             FormatError: the section or the side stream is damaged.
             KeyError: no seeded tensor of this name.
         """
-        place = self._codes[self._ties.get(name, name)]
+        place = self._codes[self._entries[name].original.name]
         payload = read_section(self._source, place.section)
         return Coded(place.entry, payload, self._decoder(place.coder))
 
@@ -173,12 +165,10 @@ class Reader(Mapping[str, Tensor]):
         Raises:
             FormatError: their section is damaged, or a scale out of range.
         """
-        target = self._ties.get(name, name)
-        if target not in self._scales:
+        target = self._entries[name].original.name
+        if target not in self._codes or target not in self._parts:
             return None
-        place, at = self._scales[target]
-        scales: NDArray[np.float32] = self._read_group(place)[at].values.copy()
-        return check_scales(name, scales)
+        return check_scales(name, self._read_parts(target)[0].values)
 
     def side_stream(self) -> bytes:
         """Read what coders share between tensors; empty where the file has no side stream.
@@ -192,22 +182,25 @@ class Reader(Mapping[str, Tensor]):
         """Close the source."""
         self._source.close()
 
-    def _read_codes(self, place: _CodesPlace) -> SeededTensor:
-        """Read one seeded tensor."""
-        entry = place.entry
-        coded = self.coded(entry.name)
-        codes = np.zeros(entry.count, dtype=np.int8)
-        with _in_tensor(entry.name):
-            run_tasks(coded.decoder.codes(entry, coded.payload, codes), None)
-        shaped = codes.reshape(entry.shape)
-        return SeededTensor(entry.name, entry.spec, shaped, self.scales(entry.name))
+    def _read_codes(self, name: str) -> NDArray[np.int8]:
+        """Read the codes of one seeded tensor, in its shape."""
+        coded = self.coded(name)
+        codes = np.zeros(coded.entry.count, dtype=np.int8)
+        with _in_tensor(name):
+            run_tasks(coded.decoder.codes(coded.entry, coded.payload, codes), None)
+        return codes.reshape(coded.entry.shape)
+
+    def _read_parts(self, name: str) -> list[DenseTensor]:
+        """Read what the dense sections hold of one tensor, with values of its own."""
+        found = [self._read_group(place)[at] for place, at in self._parts.get(name, [])]
+        return [replace(part, values=part.values.copy()) for part in found]
 
     def _decoder(self, name: str) -> Decoder:
         """Return a coder's decoder for this file, prepared once."""
         if name not in self._decoders:
             coder = coder_named(name, "header")
             entries = [place.entry for place in self._codes.values() if place.coder == name]
-            side = self.side_stream() if coder.shares_side else b""
+            side = self.side_stream() if shares_side(name) else b""
             self._decoders[name] = coder.decoder(self.header.contents.seed, entries, side)
         return self._decoders[name]
 
@@ -229,7 +222,7 @@ def _in_tensor(name: str) -> Iterator[None]:
     try:
         yield
     except FormatError as error:
-        raise FormatError(f"tensor {shown(name)}", error.problem) from None
+        raise FormatError(tensor_place(name), error.problem) from None
 
 
 def _naming(name: str, task: Task) -> Task:
@@ -240,8 +233,3 @@ def _naming(name: str, task: Task) -> Task:
             task()
 
     return named
-
-
-def _copy(tensor: DenseTensor) -> DenseTensor:
-    """Return the tensor with values of its own."""
-    return DenseTensor(tensor.name, tensor.values.copy(), tensor.dtype, tensor.stored)

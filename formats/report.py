@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
+from pabzip.formats.coder import Spent
+from pabzip.formats.coders import coder_named, shares_side
 from pabzip.formats.container import CHECKSUM_BYTES
-from pabzip.formats.dense import grouped
-from pabzip.formats.entries import Coding, DenseEntry, Header, SeededEntry, TiedEntry
+from pabzip.formats.dense import DenseEntry
+from pabzip.formats.dense_sections import grouped
+from pabzip.formats.entries import Header
 from pabzip.formats.huffman import huffman_bytes
-
-if TYPE_CHECKING:
-    from pabzip.formats.context.model import Description
 
 
 def report(header: Header, header_bytes: int) -> dict[str, Any]:
@@ -64,29 +63,26 @@ def report(header: Header, header_bytes: int) -> dict[str, Any]:
 
 def _rows(header: Header) -> list[dict[str, Any]]:
     """Return one row a tensor, in the order of the file."""
-    codings = iter(header.codings)
-    dense = {
-        entry.name: (group.encoding, size)
-        for group, entries in grouped(header.contents.dense, header.groups)
-        for entry, size in zip(entries, _shares(group.length, entries), strict=True)
-    }
+    codings = header.coding_of()
+    parts: dict[str, list[tuple[str, int]]] = {}
+    for group, entries in grouped(header.contents.dense, header.groups):
+        for part, size in zip(entries, _shares(group.length, entries), strict=True):
+            parts.setdefault(part.name, []).append((group.encoding, size))
     rows = []
     for entry in header.contents.entries:
-        row: dict[str, Any] = {"name": entry.name, "shape": list(entry.shape)}
-        if isinstance(entry, TiedEntry):
-            like = entry.like
-            row["dtype"] = like.dtype if isinstance(like, DenseEntry) else "float32"
-            row |= {"kind": "tied", "coder": None, "bytes": 0, "weights": entry.count}
-            row |= {"survivors": None, "target": like.name}
-        elif isinstance(entry, DenseEntry):
-            coder, size = dense[entry.name]
-            row |= {"dtype": entry.dtype, "kind": "dense", "coder": coder, "bytes": size}
-            row |= {"weights": entry.count, "survivors": None}
-        else:
-            coding = next(codings)
-            row |= {"dtype": "float32", "kind": "seeded", "coder": coding.coder}
-            size = coding.length + (dense[entry.name][1] if entry.scaled else 0)
-            row |= {"bytes": size, "weights": entry.count, "survivors": entry.survivors}
+        coding, dense = codings.get(entry.name), parts.get(entry.name, [])
+        row = {
+            "name": entry.name,
+            "shape": list(entry.shape),
+            "dtype": entry.dtype,
+            "kind": entry.kind,
+            "coder": coding.coder if coding else dense[0][0] if dense else None,
+            "bytes": (coding.length if coding else 0) + sum(size for _, size in dense),
+            "weights": entry.count,
+            "survivors": entry.survivors,
+        }
+        if entry.target is not None:
+            row["target"] = entry.target
         rows.append(row)
     return rows
 
@@ -105,9 +101,6 @@ def _shares(total: int, entries: Sequence[DenseEntry]) -> list[int]:
 PARTS = ("mask", "factors", "signs", "dense", "header")
 """What bytes are spent on: which weights survive; what predicts that (factors, flags and tables, a
 tensor's part of the side stream); the survivors' signs; dense values; the header and checksums."""
-
-Split = tuple[int, int, int]
-"""Bytes of mask, factors and signs of one seeded tensor."""
 
 
 def breakdown(header: Header, header_bytes: int, side: bytes) -> list[dict[str, Any]]:
@@ -130,18 +123,13 @@ def breakdown(header: Header, header_bytes: int, side: bytes) -> list[dict[str, 
         FormatError: the side stream is damaged.
     """
     numbers = report(header, header_bytes)
-    seeded = _seeded(header, side)
-    pairs = zip(header.contents.seeded, header.codings, strict=True)
-    codes = {entry.name: coding.length for entry, coding in pairs}
+    spent, codings = _spent(header, side), header.coding_of()
     rows = []
     for tensor in numbers["tensors"]:
-        if tensor["kind"] == "seeded":
-            mask, factors, signs = seeded[tensor["name"]]
-            scales = tensor["bytes"] - codes[tensor["name"]]
-            parts = {"mask": mask, "factors": factors, "signs": signs, "dense": scales}
-            rows.append(_row(tensor["name"], **parts))
-        else:  # dense, or tied: without bytes
-            rows.append(_row(tensor["name"], dense=tensor["bytes"]))
+        name = tensor["name"]
+        coding = codings.get(name)
+        dense = tensor["bytes"] - (coding.length if coding else 0)
+        rows.append(_row(name, dense=dense, **(spent[name]._asdict() if coding else {})))
     rows.append(_row(None, header=numbers["header_bytes"]))
     return rows
 
@@ -151,62 +139,12 @@ def _row(name: str | None, **parts: int) -> dict[str, Any]:
     return {"name": name, **dict.fromkeys(PARTS, 0), **parts}
 
 
-def _seeded(header: Header, side: bytes) -> dict[str, Split]:
-    """Return the split of every seeded tensor, by name."""
-    found: dict[str, Split] = {}
+def _spent(header: Header, side: bytes) -> dict[str, Spent]:
+    """Return what the codes of every seeded tensor take, by name: each coder knows of its own."""
     pairs = list(zip(header.contents.seeded, header.codings, strict=True))
-    for coder, split in _SPLITS.items():
-        chosen = [(entry, coding) for entry, coding in pairs if coding.coder == coder]
-        if chosen:
-            names = [entry.name for entry, _ in chosen]
-            found |= zip(names, split(chosen, side), strict=True)
+    found: dict[str, Spent] = {}
+    for name in dict.fromkeys(coding.coder for coding in header.codings):
+        chosen = [(entry, coding.length) for entry, coding in pairs if coding.coder == name]
+        spent = coder_named(name, "header").breakdown(chosen, side if shares_side(name) else b"")
+        found |= zip([entry.name for entry, _ in chosen], spent, strict=True)
     return found
-
-
-def _huffman(tensors: Sequence[tuple[SeededEntry, Coding]], side: bytes) -> list[Split]:
-    """Split N bits of mask and K bits of signs."""
-    del side  # this coder has none
-    return [_split(coding.length, entry.survivors) for entry, coding in tensors]
-
-
-def _context(tensors: Sequence[tuple[SeededEntry, Coding]], side: bytes) -> list[Split]:
-    """Split chunks by their description, and the side stream by what each tensor takes of it."""
-    # Imported here: the side stream is read by compiled code, which other files do without.
-    from pabzip.formats.context.side_information import Exchange
-
-    exchange = Exchange(side)
-    sign_bits, ends = [], [0.0]
-    for entry, _ in tensors:
-        sign_bits.append(_sign_bits(exchange.tensor(entry.shape, entry.survivors)))
-        ends.append(exchange.stream.used_bits)
-    exchange.stream.close()
-    places = [round(len(side) * end / ends[-1]) for end in ends]
-    return [
-        _split(coding.length, bits, places[at + 1] - places[at])
-        for at, (bits, (_, coding)) in enumerate(zip(sign_bits, tensors, strict=True))
-    ]
-
-
-def _sign_bits(told: Description) -> float:
-    """Return the bits that a tensor's payload spends on signs."""
-    from pabzip.formats.context.model import ONE, SCALE, SIGNS_CODED, MaskMode, sign_bytes
-
-    if told.signs != SIGNS_CODED:
-        return 8.0 * sum(sign_bytes(told.signs, count) for count in told.survivors.tolist())
-    if told.mask is not MaskMode.EVEN and told.first == told.last:
-        return 8.0 * told.payload_bytes
-    share = float(SCALE[told.flip_index]) / ONE
-    each = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
-    return each * float(told.survivors.sum())
-
-
-def _split(length: int, sign_bits: float, factors: int = 0) -> Split:
-    """Give signs their bits in whole bytes, and the mask the rest of the payload."""
-    signs = min(length, round(sign_bits / 8))
-    return length - signs, factors, signs
-
-
-_SPLITS: Mapping[str, Callable[[Sequence[tuple[SeededEntry, Coding]], bytes], list[Split]]] = {
-    "huffman": _huffman,
-    "context": _context,
-}

@@ -10,6 +10,10 @@ import weakref
 from typing import BinaryIO, Protocol
 
 _PIECE = 1 << 20
+OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOINHERIT"))
+"""Bytes as they are (Windows), and not for processes that are started meanwhile."""
+
+_MOST_AT_ONCE = 1 << 30  # Windows counts bytes to read in 32 bits
 
 
 class Source(Protocol):
@@ -52,6 +56,7 @@ class FileSource:
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
+        self._lock = threading.Lock()
         self._close = weakref.finalize(self, os.close, descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
@@ -60,13 +65,21 @@ class FileSource:
             raise ValueError("read of a closed ticket; open the file again")
         pieces = []
         while length > 0:
-            piece = os.pread(self._descriptor, length, offset)
+            piece = self._read_some(length, offset)
             if not piece:
                 break
             pieces.append(piece)
             offset += len(piece)
             length -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_some(self, length: int, offset: int) -> bytes:
+        """Return some of the bytes from ``offset``; none at the end of the file."""
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor, length, offset)
+        with self._lock:  # Windows has one position for all threads
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            return os.read(self._descriptor, min(length, _MOST_AT_ONCE))
 
     def extent(self, limit: int) -> int:
         """Return the file's size as it is now."""
@@ -133,11 +146,9 @@ def open_source(
 
 def _open_path(path: str) -> Source:
     """Open a regular file in place; anything else that a path can name is read as a stream."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return FileSource(descriptor)
-    if stat.S_ISDIR(mode):
-        os.close(descriptor)
+    if os.path.isdir(path):  # which Windows would refuse to open, with another error
         raise IsADirectoryError(errno.EISDIR, "expected a .pabz file, found a directory", path)
+    descriptor = os.open(path, os.O_RDONLY | OPEN_FLAGS)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return FileSource(descriptor)
     return StreamSource(os.fdopen(descriptor, "rb"), owned=True)

@@ -9,42 +9,67 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pabzip.errors import FormatError, SeedError
+from pabzip.errors import FormatError, SeedError, shown
 from pabzip.formats.checks import (
     check_integer,
     check_name_of,
     check_text,
     check_unicode,
-    is_variance,
-    shown,
+    tensor_place,
 )
-from pabzip.formats.coders import coder_named
-from pabzip.formats.dense import check_groups
-from pabzip.formats.entries import (
-    Contents,
-    DenseEntry,
-    Entry,
-    Header,
-    SeededEntry,
-    StoredEntry,
-    TiedEntry,
-)
+from pabzip.formats.coders import coder_named, shares_side
+from pabzip.formats.dense_sections import check_groups
+from pabzip.formats.entries import Contents, Entry, Header, Scalar, Tensor
 from pabzip.formats.registry import (
     ARCHITECTURES,
-    DENSE_TYPES,
-    HALF_TYPES,
     MAX_INTEGER,
     MAX_NAME_BYTES,
     MAX_OPTIONS,
-    MAX_RANK,
     MAX_TENSORS,
     MAX_TEXT_BYTES,
 )
-from pabzip.formats.scales import check_scaled_spec
-from pabzip.seeds import InitSpec, check_seed
+from pabzip.seeds import check_seed
+
+
+def gather(
+    seed: int,
+    tensors: Iterable[Tensor],
+    arch: str,
+    options: Mapping[str, Scalar],
+    metadata: Mapping[str, Scalar],
+) -> tuple[Contents, list[Tensor]]:
+    """Check tensors and describe them; arguments as for `pabzip.Ticket`.
+
+    Returns:
+        The contents, and the tensors with little-endian, C-contiguous arrays (copied only where
+        they are not so already).
+
+    Raises:
+        FormatError: a rule of the format is broken; the message names the tensor.
+        SeedError: the seed is not a 64-bit key.
+    """
+    held: list[Tensor] = []
+    earlier: dict[str, Entry] = {}
+    entries: list[Entry] = []
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise FormatError(
+                "tensors",
+                f"expected SeededTensor, DenseTensor or TiedTensor, found {type(tensor).__name__}",
+            )
+        held.append(tensor.tidy(tensor_place(tensor.name)))
+    for tensor in held:
+        entries.append(tensor.entry(earlier))
+        if isinstance(tensor.name, str):  # the validator refuses other names
+            earlier.setdefault(tensor.name, entries[-1])
+    contents = Contents(check_seed(seed), arch, dict(options), dict(metadata), tuple(entries))
+    check_contents(contents)
+    for tensor in held:
+        tensor.check_values()
+    return contents, held
 
 
 def check_contents(contents: Contents) -> None:
@@ -71,14 +96,7 @@ def check_contents(contents: Contents) -> None:
             raise FormatError(
                 f"tensor {number}", f"expected each name once, found {shown(entry.name)} twice"
             )
-        place = f"tensor {shown(entry.name)}"
-        if isinstance(entry, TiedEntry):
-            if tied_target(place, entry.name, entry.like.name, seen) != entry.like:
-                raise FormatError(
-                    place, f"expected it to be like {shown(entry.like.name)}, found a difference"
-                )
-        else:
-            _check_entry(place, entry)
+        entry.check(tensor_place(entry.name), seen)
         seen[entry.name] = entry
     if contents.loaded_bytes > MAX_INTEGER:
         raise FormatError("header", f"expected at most {MAX_INTEGER} bytes of tensors, found more")
@@ -99,69 +117,6 @@ def check_header(header: Header) -> None:
     check_groups(header.contents.dense, header.groups)
 
 
-def tied_target(place: str, name: str, target: object, earlier: Mapping[str, Entry]) -> StoredEntry:
-    """Return the tensor that a tied one is a second name of.
-
-    Args:
-        place: where the tied tensor is, for messages.
-        name: of the tied tensor.
-        target: what it names.
-        earlier: the tensors before it, by name.
-
-    Raises:
-        FormatError: the target is no earlier tensor, or tied itself; or the tied tensor is a
-            variance by its name, and the target is not.
-    """
-    found = earlier.get(target) if isinstance(target, str) else None
-    if found is None:
-        raise FormatError(
-            place, f"expected it tied to an earlier tensor, found it tied to {shown(target)}"
-        )
-    if isinstance(found, TiedEntry):
-        raise FormatError(
-            place,
-            f"expected it tied to a tensor of its own, found {shown(target)}, which is tied to "
-            f"{shown(found.like.name)}",
-        )
-    if isinstance(name, str) and is_variance(name) and not is_variance(found.name):
-        raise FormatError(place, f"expected a variance tied to one, found {shown(target)}")
-    return found
-
-
-def _check_entry(place: str, entry: StoredEntry) -> None:
-    """Check one tensor's shape and types."""
-    count = _check_shape(place, entry.shape, scalar=isinstance(entry, DenseEntry))
-    if isinstance(entry, SeededEntry):
-        if not isinstance(entry.spec, InitSpec):
-            raise FormatError(place, f"expected an InitSpec, found {type(entry.spec).__name__}")
-        check_integer(place, "number of survivors", entry.survivors, 0, count)
-        if entry.scaled:
-            check_scaled_spec(entry.name, entry.spec)
-        return
-    check_name_of("dtype", entry.dtype, DENSE_TYPES, place)
-    if entry.stored == entry.dtype:
-        return
-    check_name_of("stored dtype", entry.stored, HALF_TYPES, place)
-    if entry.dtype not in ("float64", "float32"):
-        raise FormatError(
-            place, f"expected {entry.dtype} stored as it is, found it stored as {entry.stored}"
-        )
-
-
-def _check_shape(place: str, shape: Sequence[Any], *, scalar: bool) -> int:
-    """Check the dimensions, and return their product."""
-    if len(shape) > MAX_RANK or (not shape and not scalar):
-        lowest = 0 if scalar else 1
-        raise FormatError(place, f"expected {lowest} to {MAX_RANK} dimensions, found {len(shape)}")
-    count = 1
-    for size in shape:
-        check_integer(place, "size of a dimension", size, 1, MAX_INTEGER)
-        count *= size
-        if count > MAX_INTEGER:
-            raise FormatError(place, f"expected at most {MAX_INTEGER} elements, found more")
-    return count
-
-
 def _check_codings(header: Header) -> None:
     """Check how the codes of every seeded tensor are kept."""
     seeded = header.contents.seeded
@@ -169,12 +124,12 @@ def _check_codings(header: Header) -> None:
         raise FormatError("header", f"expected {len(seeded)} codings, found {len(header.codings)}")
     sharing: set[str] = set()
     for entry, coding in zip(seeded, header.codings, strict=True):
-        place = f"tensor {shown(entry.name)}"
+        place = tensor_place(entry.name)
         coder = coder_named(coding.coder, place)
         check_integer(place, "bytes of codes", coding.length, 0, MAX_INTEGER)
         coder.check_length(entry, coding.length)
-        if coder.shares_side:
-            sharing.add(coder.name)
+        if shares_side(coding.coder):
+            sharing.add(coding.coder)
     check_integer("header", "bytes of the side stream", header.side, 0, MAX_INTEGER)
     if len(sharing) > 1:
         raise FormatError(

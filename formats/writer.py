@@ -16,18 +16,17 @@ from pabzip.formats.atomic import open_atomic
 from pabzip.formats.coder import OnTensor
 from pabzip.formats.coders import AUTO, encode_codes
 from pabzip.formats.container import CHECKSUM_BYTES, checksum, encode_header
-from pabzip.formats.dense import encode_group, group_sizes
-from pabzip.formats.entries import Coding, Contents, DenseGroup, Header
-from pabzip.formats.gather import gather
-from pabzip.formats.half import rounded
+from pabzip.formats.dense import rounded
+from pabzip.formats.dense_sections import encode_group, group_sizes
+from pabzip.formats.entries import Contents, DenseGroup, Header, StoredTensor, Tensor
+from pabzip.formats.kind import Coding
 from pabzip.formats.reader import Reader
-from pabzip.formats.registry import DENSE_TYPES, MAX_INTEGER
+from pabzip.formats.registry import MAX_INTEGER
 from pabzip.formats.report import report
-from pabzip.formats.scales import regenerated, stored_dense
+from pabzip.formats.seeded import SeededTensor
 from pabzip.formats.sources import open_source
-from pabzip.formats.tensors import DenseTensor, SeededTensor, StoredTensor, Tensor, resolved
-
-_RANGE = 1 << 22  # weights regenerated at a time, so that a large tensor needs no copy of itself
+from pabzip.formats.tied import resolved
+from pabzip.formats.validate import gather
 
 
 def state_sha256(
@@ -46,7 +45,7 @@ def state_sha256(
 
     Args:
         seed: the ticket's seed.
-        tensors: in the order of the ticket, ties resolved (`pabzip.formats.tensors.resolved`); read
+        tensors: in the order of the ticket, ties resolved (`pabzip.formats.resolved`); read
             one at a time.
         backend: of `pabzip.seeds.regenerate`; every backend gives the same digest.
         threads: likewise.
@@ -55,19 +54,12 @@ def state_sha256(
     """
     state = hashlib.sha256()
     for tensor in tensors:
-        dtype = tensor.dtype if isinstance(tensor, DenseTensor) else "float32"
-        name = tensor.name.encode("utf-8")
+        name, dtype = tensor.name.encode("utf-8"), tensor.dtype.encode("ascii")
         state.update(struct.pack("<I", len(name)) + name)
-        state.update(struct.pack("<B", len(dtype)) + dtype.encode("ascii"))
+        state.update(struct.pack("<B", len(dtype)) + dtype)
         state.update(struct.pack(f"<B{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
-        if isinstance(tensor, SeededTensor):
-            for start in range(0, tensor.codes.size, _RANGE):
-                stop = start + _RANGE
-                part = regenerated(seed, tensor, start, stop, backend=backend, threads=threads)
-                state.update(part.astype("<f4", copy=False).data)
-        else:
-            values = tensor.values.astype(DENSE_TYPES[dtype].numpy, copy=False)
-            state.update(values.reshape(-1).view("u1").data)
+        for part in tensor.elements(seed, backend=backend, threads=threads):
+            state.update(part.view("u1").data)
     return state.hexdigest()
 
 
@@ -124,7 +116,7 @@ def encode(
         PackError: no such coder.
     """
     seeded = [tensor for tensor in tensors if isinstance(tensor, SeededTensor)]
-    dense = list(stored_dense(tensors))
+    dense = [part for tensor in tensors for part in tensor.parts]
     coded = encode_codes(contents.seed, seeded, coder, on_tensor)
     groups, payloads = [], []
     start = 0

@@ -15,11 +15,11 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import FormatError, PabzError
 from .export.onnx import export_onnx, load_session
 from .init import Seeding, attach_seeding, init_, seeded_parameters, seeding
-from .packing.pack import pack
+from .packing.pack import pack, save_file
 from .runtime.arrays import load_arrays, open  # noqa: A004
-from .runtime.torch_module import load, load_into, load_state_dict
+from .runtime.torch_module import load, load_file, load_into
 from .seeds.spec import InitSpec
-from .ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
+from .ticket import DenseTensor, SeededTensor, Ticket, TicketReport, TiedTensor
 
 __all__ = [
     "DenseTensor",
@@ -29,6 +29,7 @@ __all__ = [
     "SeededTensor",
     "Seeding",
     "Ticket",
+    "TicketReport",
     "TiedTensor",
     "__version__",
     "attach_seeding",
@@ -40,15 +41,16 @@ __all__ = [
     "load",
     "load_arrays",
     "load_checkpoint",
+    "load_file",
     "load_into",
     "load_session",
-    "load_state_dict",
     "models",
     "open",
     "pack",
     "packing",
     "runtime",
     "save_checkpoint",
+    "save_file",
     "search",
     "seeded_parameters",
     "seeding",

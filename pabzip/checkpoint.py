@@ -2,6 +2,7 @@
 
 A checkpoint is what ``torch.save`` writes for a dictionary of plain values and tensors, nothing
 else, so it is always read with ``weights_only=True``: no checkpoint, whoever wrote it, runs code.
+Settings and results are plain values here; `pabzip.train.from_dict` makes a recipe of settings.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from torch import nn
 from pabzip.errors import ArchitectureError, CheckpointError, SeedError
 from pabzip.formats.atomic import open_atomic
 from pabzip.formats.container import MAGIC
+from pabzip.formats.registry import ARCHITECTURES
 from pabzip.init import Seeding, attach_seeding, seeding, unwrap
-from pabzip.models import build, names
+from pabzip.models import build
 from pabzip.seeds import InitSpec, check_seed
-from pabzip.train.config import Recipe, to_dict
-from pabzip.train.results import TrainResult
 
 FORMAT = "pabzip-checkpoint"
 VERSION = 1
@@ -32,20 +32,199 @@ VERSION = 1
 _KEYS = (
     "arch", "arch_options", "state_dict", "seed", "init", "recipe", "results",
 )  # fmt: skip
+_IN_METADATA = ("data", "method", "keep_ratio", "epochs", "test_accuracy")
 _HOW = "save the network with pabzip.save_checkpoint(net, path), or train one with `pabzip train`"
 _PREFIX = "module."
 
+File = str | os.PathLike[str] | BinaryIO
 
-def read_content(file: BinaryIO, name: str) -> object:
-    """Unpickle a file by torch's safe reader, onto the CPU; there is no second try without it.
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds, all of it checked.
+
+    Attributes:
+        arch: name of a registered architecture, or ``"custom"``.
+        arch_options: its options, plain values.
+        state_dict: tensors on the CPU by name, without a ``module.`` prefix.
+        seeding: the seed, and the init spec of each seeded weight.
+        settings: how it was trained, as plain values, or None; the file's key is ``recipe``.
+        results: how well, as plain values, or None.
+    """
+
+    arch: str
+    arch_options: Mapping[str, Any]
+    state_dict: Mapping[str, torch.Tensor]
+    seeding: Seeding
+    settings: Mapping[str, Any] | None
+    results: Mapping[str, Any] | None
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.seeding.seed
+
+    @property
+    def init(self) -> Mapping[str, InitSpec]:
+        """The init spec of each seeded weight, by name."""
+        return self.seeding.specs
+
+    def metadata(self) -> dict[str, str | int | float | bool | None]:
+        """Return what of the results a packed file keeps, as flat plain values.
+
+        Data that was named by the path of a folder becomes ``"folder"``: a file that travels has
+        no business with the paths of the machine that wrote it.
+        """
+        results = self.results or {}
+        kept = {
+            key: results[key]
+            for key in _IN_METADATA
+            if isinstance(results.get(key), str | int | float)
+        }
+        if os.sep in str(kept.get("data", "")):
+            kept["data"] = "folder"
+        return kept
+
+
+def save_checkpoint(
+    net: nn.Module,
+    file: File,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``net`` as a checkpoint; an existing file is replaced only by a complete one.
 
     Args:
-        file: a seekable stream of the whole file.
-        name: the file's name, for messages.
+        net: a network drawn by `pabzip.init_`, on any device; wrappers (``DataParallel``,
+            ``DistributedDataParallel``, ``torch.compile``) are understood.
+        file: path of the file, usually ``model.pt``, or a binary stream.
+        settings: how it was trained, as plain values.
+        results: how well, as plain values.
 
     Raises:
-        CheckpointError: torch's safe reader refuses the file.
+        SeedError: ``net`` has no record of its seed.
+        CheckpointError: the state holds something that is no tensor, or settings or results hold
+            something that is no plain value.
+        OSError: the file cannot be written.
     """
+    net = unwrap(net)
+    record = seeding(net)
+    arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+    state = net.state_dict()
+    extra = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if extra:
+        raise CheckpointError(
+            f"{extra[0]}: expected a tensor in the network's state, found "
+            f"{type(state[extra[0]]).__name__}; keep extra state outside the state_dict"
+        )
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "arch": arch,
+        "arch_options": _plain("arch_options", options),
+        "state_dict": {name: value.detach().cpu().contiguous() for name, value in state.items()},
+        # Readers in other languages take integers of 64 bits with a sign.
+        "seed": record.seed if record.seed < 2**63 else str(record.seed),
+        "init": {
+            name: {
+                "distribution": spec.distribution,
+                "scale": float(spec.scale),
+                "stream": int(spec.stream),
+            }
+            for name, spec in record.specs.items()
+        },
+        "recipe": _plain("settings", settings),
+        "results": _plain("results", results),
+    }
+    if isinstance(file, str | os.PathLike):
+        with open_atomic(file) as stream:
+            torch.save(content, stream)
+    else:
+        torch.save(content, file)
+
+
+def load_checkpoint(source: File) -> Checkpoint:
+    """Read a checkpoint, onto the CPU, and never run code that it holds.
+
+    Args:
+        source: a file that `save_checkpoint` wrote, on whatever device, or a seekable stream of
+            its bytes.
+
+    Raises:
+        CheckpointError: the file is no checkpoint of ours, is damaged, is newer than this pabzip,
+            or asks to run code; the message says what was found and how to make a checkpoint.
+        OSError: the file cannot be opened.
+    """
+    return _checked(*_read(source))
+
+
+def load_state(source: File) -> Checkpoint | dict[str, torch.Tensor]:
+    """Read a checkpoint, or tensors by name without a seed, and never run code that it holds.
+
+    Args:
+        source: as for `load_checkpoint`, or a file that ``torch.save`` made of a ``state_dict()``.
+
+    Raises:
+        CheckpointError: the file is neither, is damaged, or asks to run code.
+        OSError: the file cannot be opened.
+    """
+    content, name = _read(source)
+    values = list(content.values()) if isinstance(content, Mapping) else []
+    if not values or not all(isinstance(value, torch.Tensor) for value in values):
+        return _checked(content, name)
+    state = _state(name, content)
+    if all(key.startswith(_PREFIX) for key in state):  # as DataParallel names them
+        return {key.removeprefix(_PREFIX): value for key, value in state.items()}
+    return state
+
+
+def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None) -> nn.Module:
+    """Build the network of a checkpoint, load its state and put its seed on record.
+
+    Args:
+        checkpoint: from `load_checkpoint`.
+        net: your own network, for a checkpoint of a custom architecture; by default the registered
+            architecture is built.
+
+    Returns:
+        The network on the CPU (``net`` itself where it is given, on its own device), in evaluation
+        mode, ready to be evaluated or packed.
+
+    Raises:
+        ArchitectureError: the architecture is custom and ``net`` is not given, or names or shapes
+            do not fit.
+    """
+    if net is None:
+        if checkpoint.arch == "custom":
+            raise ArchitectureError(
+                "this checkpoint is of a custom architecture, expected a registered one; build the "
+                "network yourself and pass it as net= (on the command line: --arch module:callable)"
+            )
+        net = build(checkpoint.arch, checkpoint.arch_options)
+    inner = unwrap(net)
+    try:
+        inner.load_state_dict(dict(checkpoint.state_dict), strict=True)
+    except RuntimeError as error:
+        raise ArchitectureError(
+            f"the checkpoint does not fit {type(inner).__name__}: {' '.join(str(error).split())}; "
+            "build the network with the options it was trained with"
+        ) from error
+    attach_seeding(inner, checkpoint.seeding)
+    return net.eval()
+
+
+def _read(source: File) -> tuple[object, str]:
+    """Return what a file holds, unchecked, and its name for messages."""
+    if not isinstance(source, str | os.PathLike):
+        return _unpickle(source, "<stream>"), "<stream>"
+    name = os.fspath(source)
+    with open(name, "rb") as file:
+        return _unpickle(file, name), name
+
+
+def _unpickle(file: BinaryIO, name: str) -> object:
+    """Return what torch's safe reader makes of a file, on the CPU; nothing is tried without it."""
     head = file.read(max(len(MAGIC), 4))
     if not head:
         raise CheckpointError(f"{name}: expected a checkpoint, found an empty file; {_HOW}")
@@ -72,17 +251,8 @@ def read_content(file: BinaryIO, name: str) -> object:
         ) from error
 
 
-def check_content(content: object, name: str) -> dict[str, Any]:
-    """Check what `read_content` returned and return the fields of `Checkpoint`.
-
-    Args:
-        content: anything that torch's safe reader can make.
-        name: the file's name, for messages.
-
-    Raises:
-        CheckpointError: it is no checkpoint of ours; the message says what it is.
-    """
-    place = os.fspath(name)
+def _checked(content: object, place: str) -> Checkpoint:
+    """Return what a file holds as a checkpoint; ``place`` is the file's name for messages."""
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise CheckpointError(f"{place}: expected a checkpoint, found {_describe(content)}; {_HOW}")
     version = content.get("version")
@@ -99,8 +269,8 @@ def check_content(content: object, name: str) -> dict[str, Any]:
             f"{', '.join(missing)}; {_HOW}"
         )
     arch = content["arch"]
-    if not isinstance(arch, str) or arch not in (*names(), "custom"):
-        _refuse(place, "arch", f"one of {', '.join(names())} or custom", arch)
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        _refuse(place, "arch", f"one of {', '.join(ARCHITECTURES)}", arch)
     state = _state(place, content["state_dict"])
     specs = _specs(place, content["init"])
     state = _without_prefix(arch, state, specs)
@@ -108,37 +278,14 @@ def check_content(content: object, name: str) -> dict[str, Any]:
     unknown = [weight for weight in specs if weight not in state]
     if unknown:
         _refuse(place, f"init: {unknown[0]}", "the name of a tensor in state_dict", "none such")
-    return {
-        "arch": arch,
-        "arch_options": _table(place, "arch_options", content["arch_options"]),
-        "state_dict": state,
-        "seeding": Seeding(_seed(place, content["seed"]), specs),
-        "recipe": _optional_table(place, "recipe", content["recipe"]),
-        "results": _optional_table(place, "results", content["results"]),
-    }
-
-
-def is_state(content: object) -> bool:
-    """Return whether a file holds tensors by name, and nothing else."""
-    return (
-        isinstance(content, Mapping)
-        and bool(content)
-        and all(isinstance(value, torch.Tensor) for value in content.values())
+    return Checkpoint(
+        arch=arch,
+        arch_options=_table(place, "arch_options", content["arch_options"]),
+        state_dict=state,
+        seeding=Seeding(_seed(place, content["seed"]), specs),
+        settings=_optional_table(place, "recipe", content["recipe"]),
+        results=_optional_table(place, "results", content["results"]),
     )
-
-
-def check_state(content: object, name: str) -> dict[str, torch.Tensor]:
-    """Return the tensors by name that `is_state` found, all of them plain ones.
-
-    Where every name begins with ``module.``, as ``DataParallel`` makes them, they do without.
-
-    Raises:
-        CheckpointError: one is sparse, quantized or not on the CPU, or a name is no text.
-    """
-    state = _state(name, content)
-    if all(key.startswith(_PREFIX) for key in state):
-        return {key.removeprefix(_PREFIX): value for key, value in state.items()}
-    return state
 
 
 def _state(place: str, state: object) -> dict[str, torch.Tensor]:
@@ -221,196 +368,6 @@ def _culprit(error: pickle.UnpicklingError) -> str:
     """Return what the file wanted to import, as far as torch says."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" ({found[1]})" if found else ""
-
-
-_TOLD = ("data", "method", "keep_ratio", "epochs", "test_accuracy")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint holds, all of it checked.
-
-    Attributes:
-        arch: name of a registered architecture, or ``"custom"``.
-        arch_options: its options, plain values.
-        state_dict: tensors on the CPU by name, without a ``module.`` prefix.
-        seeding: the seed, and the init spec of each seeded weight.
-        recipe: the recipe as plain values (`pabzip.train.to_dict`), or None.
-        results: the results as plain values, or None.
-    """
-
-    arch: str
-    arch_options: Mapping[str, Any]
-    state_dict: Mapping[str, torch.Tensor]
-    seeding: Seeding
-    recipe: Mapping[str, Any] | None
-    results: Mapping[str, Any] | None
-
-    @property
-    def seed(self) -> int:
-        """The seed."""
-        return self.seeding.seed
-
-    @property
-    def init(self) -> Mapping[str, InitSpec]:
-        """The init spec of each seeded weight, by name."""
-        return self.seeding.specs
-
-    def metadata(self) -> dict[str, str | int | float | bool | None]:
-        """Return what a packed file should tell about its origin, as flat plain values.
-
-        Of data that was named by the path of a folder it tells ``"folder"``: a file that travels
-        has no business with the paths of the machine that wrote it.
-        """
-        results = self.results or {}
-        told = {
-            key: results[key] for key in _TOLD if isinstance(results.get(key), str | int | float)
-        }
-        if os.sep in str(told.get("data", "")):
-            told["data"] = "folder"
-        return told
-
-
-def save_checkpoint(
-    net: nn.Module,
-    target: str | os.PathLike[str] | BinaryIO,
-    *,
-    recipe: Recipe | Mapping[str, Any] | None = None,
-    results: TrainResult | Mapping[str, Any] | None = None,
-) -> None:
-    """Write ``net`` as a checkpoint; an existing file is replaced only by a complete one.
-
-    Args:
-        net: a network drawn by `pabzip.init_`, on any device; wrappers (``DataParallel``,
-            ``DistributedDataParallel``, ``torch.compile``) are understood.
-        target: path of the file, usually ``model.pt``, or a binary stream.
-        recipe: how it was trained, a `Recipe` or plain values.
-        results: how well, a `TrainResult` (all of it that is the same each time) or plain values.
-
-    Raises:
-        SeedError: ``net`` has no record of its seed.
-        CheckpointError: the state holds something that is no tensor, or recipe or results hold
-            something that is no plain value.
-        OSError: the file cannot be written.
-    """
-    net = unwrap(net)
-    record = seeding(net)
-    arch, options = getattr(net, "pabzip_arch", ("custom", {}))
-    if isinstance(recipe, Recipe):
-        recipe = to_dict(recipe)
-    if isinstance(results, TrainResult):
-        results = results.lasting()
-    state = net.state_dict()
-    extra = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
-    if extra:
-        raise CheckpointError(
-            f"{extra[0]}: expected a tensor in the network's state, found "
-            f"{type(state[extra[0]]).__name__}; keep extra state outside the state_dict"
-        )
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "arch": arch,
-        "arch_options": _plain("arch_options", options),
-        "state_dict": {name: value.detach().cpu().contiguous() for name, value in state.items()},
-        # Readers in other languages take integers of 64 bits with a sign.
-        "seed": record.seed if record.seed < 2**63 else str(record.seed),
-        "init": {
-            name: {
-                "distribution": spec.distribution,
-                "scale": float(spec.scale),
-                "stream": int(spec.stream),
-            }
-            for name, spec in record.specs.items()
-        },
-        "recipe": _plain("recipe", recipe),
-        "results": _plain("results", results),
-    }
-    if isinstance(target, str | os.PathLike):
-        with open_atomic(target) as file:
-            torch.save(content, file)
-    else:
-        torch.save(content, target)
-
-
-def load_checkpoint(source: str | os.PathLike[str] | BinaryIO) -> Checkpoint:
-    """Read a checkpoint, onto the CPU, and never run code that it holds.
-
-    Args:
-        source: a file that `save_checkpoint` wrote, on whatever device, or a seekable stream of
-            its bytes.
-
-    Raises:
-        CheckpointError: the file is no checkpoint of ours, is damaged, is newer than this pabzip,
-            or asks to run code; the message says what was found and how to make a checkpoint.
-        OSError: the file cannot be opened.
-    """
-    return _checked(*_read(source))
-
-
-def load_state(
-    source: str | os.PathLike[str] | BinaryIO,
-) -> Checkpoint | dict[str, torch.Tensor]:
-    """Read a checkpoint, or tensors by name without a seed, and never run code.
-
-    Args:
-        source: as for `load_checkpoint`, or a file that ``torch.save`` made of a ``state_dict()``.
-
-    Raises:
-        CheckpointError: the file is neither, is damaged, or asks to run code.
-        OSError: the file cannot be opened.
-    """
-    content, name = _read(source)
-    return check_state(content, name) if is_state(content) else _checked(content, name)
-
-
-def _checked(content: object, name: str) -> Checkpoint:
-    """Return a checkpoint of what its file holds."""
-    return Checkpoint(**check_content(content, name))
-
-
-def _read(source: str | os.PathLike[str] | BinaryIO) -> tuple[object, str]:
-    """Return what a file holds, unchecked, and its name for messages."""
-    if not isinstance(source, str | os.PathLike):
-        return read_content(source, "<stream>"), "<stream>"
-    name = os.fspath(source)
-    with open(name, "rb") as file:
-        return read_content(file, name), name
-
-
-def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None) -> nn.Module:
-    """Build the network of a checkpoint, load its state and put its seed on record.
-
-    Args:
-        checkpoint: from `load_checkpoint`.
-        net: your own network, for a checkpoint of a custom architecture; by default the registered
-            architecture is built.
-
-    Returns:
-        The network on the CPU (``net`` itself where it is given, on its own device), in evaluation
-        mode, ready to be evaluated or packed.
-
-    Raises:
-        ArchitectureError: the architecture is custom and ``net`` is not given, or names or shapes
-            do not fit.
-    """
-    if net is None:
-        if checkpoint.arch == "custom":
-            raise ArchitectureError(
-                "this checkpoint is of a custom architecture, expected a registered one; build the "
-                "network yourself and pass it as net= (on the command line: --arch module:callable)"
-            )
-        net = build(checkpoint.arch, checkpoint.arch_options)
-    inner = unwrap(net)
-    try:
-        inner.load_state_dict(dict(checkpoint.state_dict), strict=True)
-    except RuntimeError as error:
-        raise ArchitectureError(
-            f"the checkpoint does not fit {type(inner).__name__}: {' '.join(str(error).split())}; "
-            "build the network with the options it was trained with"
-        ) from error
-    attach_seeding(inner, checkpoint.seeding)
-    return net.eval()
 
 
 def _plain(what: str, values: Mapping[str, Any] | None) -> dict[str, Any] | None:

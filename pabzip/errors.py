@@ -7,6 +7,7 @@ each class into one exit code (see ``pabzip.cli._output``); nothing else decides
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 class PabzError(Exception):
@@ -81,3 +82,21 @@ class ExportError(PabzError):
 
 class MissingDependencyError(PabzError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def shown(value: Any) -> str:
+    """Return what was found, for a message: short, and with control characters escaped.
+
+    Args:
+        value: of any type; it may come from a hostile file.
+    """
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    text = ascii(value) if isinstance(value, str | int | float | None) else _outline(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _outline(value: Any) -> str:
+    """Describe a list or object without walking all of it."""
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, list | tuple | dict) else f"a {kind}"

@@ -1,8 +1,8 @@
-"""The record of which weights came from the seed: `init_` draws them and remembers how.
+"""Draw a network's weights from a seed, and keep a record of how on the network.
 
-The record (seed and one `InitSpec` a seeded weight) rides on the network itself as a plain
-attribute, so it survives ``copy.deepcopy`` and pickling, and stays out of the ``state_dict``.
-Search, unmasking and packing read it; none of them needs to be told the seed again.
+The record (seed and one `InitSpec` a seeded weight) is a plain attribute of the network, so it
+survives ``copy.deepcopy`` and pickling, and stays out of the ``state_dict``. Search, unmasking and
+packing read it; none of them asks for the seed again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 _ATTRIBUTE = "_pabzip_seeding"
 
-Selection = Iterable[str] | Callable[[str, "nn.Module"], bool]
-"""Names of weights or of modules (a module's name takes its weight and all weights below it), or a
-predicate of a weight's name and its module."""
+Selection = Iterable[str] | Callable[["nn.Module", str], bool]
+"""What ``only=`` and ``skip=`` take. Either names of weights or of modules (a module's name takes
+its weight and all weights below it; one name may stand alone), or a predicate that is given each
+module and its name in the network, as torchao's filters are."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def init_(
         seed: ``0 <= seed < 2**64``.
         scheme: one of `pabzip.seeds.SCHEMES`.
         only: the weights to seed; all others stay dense. An embedding is among them if it is named
-            itself (its module or its weight, not one that holds it) or if the predicate takes it.
+            itself (its module or its weight, not one that holds it) or if the predicate takes it:
+            ``only=lambda module, name: isinstance(module, nn.Embedding)``.
         skip: the weights to leave dense.
         mode: ``"fan_in"`` or ``"fan_out"`` for the kaiming schemes.
         gain: overrides the scheme's own gain (sqrt(2) for kaiming, 1 for xavier).
@@ -81,14 +83,19 @@ def init_(
     import torch
 
     check_seed(seed)
-    chosen = _select(net, only, skip)
+    if only is not None and not callable(only):
+        only = [only] if isinstance(only, str) else list(only)  # read twice
+    holders = _weight_holders(net, only)
+    expected = "a Conv or Linear weight, an Embedding itself (in only=)"
+    chosen = _choose(net, holders, only, skip, expected)
     if not chosen:
         raise SeedError(
             f"init_: expected at least one Conv or Linear weight to seed, found none in "
             f"{type(net).__name__} after only= and skip=; widen the selection"
         )
     specs = {}
-    for stream, (name, parameter) in enumerate(chosen.items()):
+    for stream, name in enumerate(chosen):
+        parameter: nn.Parameter = holders[name].weight  # type: ignore[assignment]
         spec = scheme_spec(scheme, tuple(parameter.shape), stream=stream, mode=mode, gain=gain)
         drawn = weights(seed, spec, 0, parameter.numel())
         with torch.no_grad():
@@ -145,62 +152,84 @@ def seeded_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameters[name] for name in seeding(net).specs}
 
 
-def _select(
-    net: nn.Module, only: Selection | None, skip: Selection | None
+def selected(
+    net: nn.Module, only: Selection | None = None, skip: Selection | None = None
 ) -> dict[str, nn.Parameter]:
-    """Return the weights that ``only`` and ``skip`` leave, each tensor once."""
+    """Return the seeded weights of ``net`` that ``only`` and ``skip`` leave.
+
+    Args:
+        net: a network drawn by `init_`.
+        only: the weights to take; None takes all.
+        skip: the weights to leave out.
+
+    Returns:
+        Parameters by name, in the order of their streams; none where the two leave none.
+
+    Raises:
+        SeedError: ``net`` has no record of a seed, or a name in ``only`` or ``skip`` is no seeded
+            weight and no module that holds one.
+    """
+    parameters = seeded_parameters(net)
+    holders = {name: net.get_submodule(name.rpartition(".")[0]) for name in parameters}
+    chosen = _choose(net, holders, only, skip, "a seeded weight")
+    return {name: parameters[name] for name in chosen}
+
+
+def _weight_holders(net: nn.Module, only: Selection | None) -> dict[str, nn.Module]:
+    """Return the modules whose weights `init_` may draw, by the weights' names, each tensor once.
+
+    Those are Conv and Linear, and an Embedding where ``only`` asks for it itself.
+    """
     from torch.nn import Embedding, Linear
     from torch.nn.modules.conv import _ConvNd
 
-    if only is not None and not callable(only):
-        only = [only] if isinstance(only, str) else list(only)
-    chosen: dict[str, nn.Parameter] = {}
-    modules: dict[str, nn.Module] = {}
+    holders: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for prefix, module in net.named_modules():
-        counts = isinstance(module, Linear | _ConvNd) or (
-            isinstance(module, Embedding) and _asked_for(prefix, module, only)
-        )
+        name = f"{prefix}.weight" if prefix else "weight"
+        counts = isinstance(module, Linear | _ConvNd)
+        if isinstance(module, Embedding) and only is not None:
+            counts = only(module, prefix) if callable(only) else bool({name, prefix} & set(only))
         if counts and id(module.weight) not in seen:
             seen.add(id(module.weight))
-            name = f"{prefix}.weight" if prefix else "weight"
-            weight: nn.Parameter = module.weight
-            chosen[name], modules[name] = weight, module
-    if only is not None:
-        keep = _named(net, modules, only, "only")
-        chosen = {name: p for name, p in chosen.items() if name in keep}
-    if skip is not None:
-        drop = _named(net, modules, skip, "skip")
-        chosen = {name: p for name, p in chosen.items() if name not in drop}
+            holders[name] = module
+    return holders
+
+
+def _choose(
+    net: nn.Module,
+    holders: Mapping[str, nn.Module],
+    only: Selection | None,
+    skip: Selection | None,
+    expected: str,
+) -> list[str]:
+    """Return the names of the weights that ``only`` and ``skip`` leave, as ``holders`` orders them.
+
+    Args:
+        net: the network.
+        holders: the module of each weight that may be chosen, by the weight's name.
+        only: the weights to take; None takes all.
+        skip: the weights to leave out.
+        expected: what ``holders`` names, for the message about a name that matches none.
+    """
+    chosen = list(holders)
+    for option, selection in (("only", only), ("skip", skip)):
+        if selection is None:
+            continue
+        if callable(selection):
+            found = {n for n, m in holders.items() if selection(m, n.rpartition(".")[0])}
+        else:
+            found = set()
+            for wanted in [selection] if isinstance(selection, str) else selection:
+                matches = {n for n in holders if n == wanted or n.startswith(f"{wanted}.")}
+                if not matches:
+                    raise SeedError(
+                        f"{option}= names {wanted!r}, expected {expected} or a module that holds "
+                        f"one; {type(net).__name__} has {', '.join(list(holders)[:8])}"
+                    )
+                found |= matches
+        chosen = [name for name in chosen if (name in found) == (option == "only")]
     return chosen
-
-
-def _asked_for(prefix: str, module: nn.Module, only: Selection | None) -> bool:
-    """Return whether ``only`` asks for the embedding called ``prefix`` itself."""
-    name = f"{prefix}.weight" if prefix else "weight"
-    if only is None or callable(only):
-        return only is not None and bool(only(name, module))
-    return bool({name, prefix}.intersection(only))
-
-
-def _named(
-    net: nn.Module, modules: Mapping[str, nn.Module], selection: Selection, option: str
-) -> set[str]:
-    """Resolve a selection to weight names; a name that matches nothing is an error."""
-    if callable(selection):
-        return {name for name, module in modules.items() if selection(name, module)}
-    names = [selection] if isinstance(selection, str) else list(selection)
-    found: set[str] = set()
-    for wanted in names:
-        matches = {n for n in modules if n == wanted or n.startswith(f"{wanted}.")}
-        if not matches:
-            itself = ", or an Embedding itself" if option == "only" else ""
-            raise SeedError(
-                f"init_: {option}= names {wanted!r}, expected a Conv or Linear weight or a module "
-                f"that holds one{itself}; {type(net).__name__} has {', '.join(list(modules)[:8])}"
-            )
-        found |= matches
-    return found
 
 
 def unwrap(net: nn.Module) -> nn.Module:

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pabzip.errors import ArchitectureError, DataError, PabzError, PackError, RecipeError
 
 Registered = TypeVar("Registered")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,12 @@ class Registry(Generic[Registered]):
         assert found is not None
         return found
 
-    def check(self, name: object) -> None:
+    def check(self, name: object, *, also: str = "") -> None:
         """Refuse a name that nothing is registered under.
+
+        Args:
+            name: the name.
+            also: what else the caller would take, for the message.
 
         Raises:
             PabzError: the registry's own error class; the message lists all names, the nearest
@@ -117,11 +122,10 @@ class Registry(Generic[Registered]):
             return
         near = difflib.get_close_matches(name, self.names, n=1) if isinstance(name, str) else []
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise self._error(
-            f"{self._what}: expected one of {', '.join(self.names)}, found {name!r}{hint}"
-        )
+        expected = ", ".join(self.names) + (f", or {also}" if also else "")
+        raise self._error(f"{self._what}: expected one of {expected}, found {name!r}{hint}")
 
-    def register(self, name: str, **facts: Any) -> Callable[[Registered], Registered]:
+    def register(self, name: str, **facts: Any) -> Callable[[_Value], _Value]:
         """Return a decorator that registers what it is put on, and leaves it as it is.
 
         Args:
@@ -132,7 +136,7 @@ class Registry(Generic[Registered]):
             PabzError: the name is taken by another module (the registry's own error class).
         """
 
-        def add(value: Registered) -> Registered:
+        def add(value: _Value) -> _Value:
             module = getattr(value, "__module__", "")
             taken = self._own.get(name) or self._declared.get(name)
             if taken is not None and taken.module != module:
@@ -140,7 +144,7 @@ class Registry(Generic[Registered]):
                     f"{self._what}: expected a name that is free, found {name!r}, which "
                     f"{taken.module} has registered; choose another"
                 )
-            self._own[name] = Registration(name, facts, module, value)
+            self._own[name] = Registration(name, facts, module, cast(Registered, value))
             return value
 
         return add

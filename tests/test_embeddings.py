@@ -60,7 +60,7 @@ def test_an_embedding_is_seeded_when_it_is_named() -> None:
 
 
 def test_a_predicate_may_choose_embeddings() -> None:
-    def is_embedding(_name: str, module: nn.Module) -> bool:
+    def is_embedding(module: nn.Module, _name: str) -> bool:
         return isinstance(module, nn.Embedding)
 
     assert seeded(only=is_embedding) == ["embedding.weight", "body.1.weight"]
@@ -68,7 +68,7 @@ def test_a_predicate_may_choose_embeddings() -> None:
 
 
 def test_an_unknown_name_says_what_counts() -> None:
-    with pytest.raises(SeedError, match="only= names 'tail', expected .* or an Embedding itself"):
+    with pytest.raises(SeedError, match="only= names 'tail', expected .* an Embedding itself"):
         seeded(only=["tail"])
 
 

@@ -159,7 +159,7 @@ def test_a_batch_norm_used_twice() -> None:
         pabzip.init_(nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 4), norm), seed=1)
     )
     file, _ = packed(net, fold_bn=True)
-    state = pabzip.load_state_dict(file)
+    state = pabzip.load_file(file)
     assert torch.equal(state["1.weight"], state["3.weight"])
     assert (state["3.running_var"] == 1).all()
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import pabzip
 from pabzip.errors import SeedError
+from pabzip.init import selected
 from pabzip.seeds import SCHEMES, weights
 
 
@@ -45,9 +46,9 @@ def test_weights_are_the_seeds_and_everything_else_stays() -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_draws_the_same_twice(scheme: str) -> None:
-    first, second = (drawn(pabzip.init_(Net(), seed=9, scheme=scheme)) for _ in range(2))
-    names = pabzip.seeding(pabzip.init_(Net(), seed=9, scheme=scheme)).specs
-    assert all(torch.equal(first[name], second[name]) for name in names)
+    nets = [pabzip.init_(Net(), seed=9, scheme=scheme) for _ in range(2)]
+    first, second = (drawn(net) for net in nets)
+    assert all(torch.equal(first[name], second[name]) for name in pabzip.seeding(nets[0]).specs)
 
 
 def test_only_and_skip_take_names_modules_and_predicates() -> None:
@@ -57,10 +58,41 @@ def test_only_and_skip_take_names_modules_and_predicates() -> None:
     assert seeded(only=["head"]) == ["head.weight"]
     assert seeded(only="body") == ["body.0.weight"]
     assert seeded(skip=["stem.weight"]) == ["body.0.weight", "head.weight"]
-    assert seeded(skip=lambda name, module: isinstance(module, nn.Linear)) == [
+    assert seeded(skip=lambda module, _name: isinstance(module, nn.Linear)) == [
         "stem.weight",
         "body.0.weight",
     ]
+    # As in torchao, the name is the module's own.
+    assert seeded(only=lambda _module, name: name in ("stem", "head")) == [
+        "stem.weight",
+        "head.weight",
+    ]
+
+
+def test_seeded_weights_are_selected_in_the_same_way() -> None:
+    net = pabzip.init_(Net(), seed=1, skip=["stem"])
+    assert list(selected(net)) == ["body.0.weight", "head.weight"]
+    assert selected(net, only=["head"])["head.weight"] is net.head.weight
+    assert list(selected(net, skip="body")) == ["head.weight"]
+    assert list(selected(net, only=lambda module, _name: isinstance(module, nn.Conv2d))) == [
+        "body.0.weight"
+    ]
+    assert list(selected(net, only=["body", "head"], skip=lambda _, name: name == "head")) == [
+        "body.0.weight"
+    ]
+    assert selected(net, only=["head"], skip=["head"]) == {}
+    wrapped = nn.DataParallel(net)
+    assert list(selected(wrapped, only=["module.head"])) == ["module.head.weight"]
+
+
+def test_selecting_refuses_names_that_are_not_seeded() -> None:
+    net = pabzip.init_(Net(), seed=1, skip=["stem"])
+    with pytest.raises(SeedError, match=r"only= names 'stem', expected a seeded weight .* head"):
+        selected(net, only=["stem"])
+    with pytest.raises(SeedError, match="skip= names 'tail', expected a seeded weight"):
+        selected(net, skip=["tail"])
+    with pytest.raises(SeedError, match="call pabzip.init_"):
+        selected(Net())
 
 
 @pytest.mark.parametrize(
@@ -115,9 +147,8 @@ def test_a_foreign_record_is_refused() -> None:
 
 
 def test_the_callers_state_is_left_alone() -> None:
-    torch.manual_seed(4)
+    net = Net()  # torch's own initialization draws
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    pabzip.init_(Net(), seed=1)
-    torch.manual_seed(4)
+    pabzip.init_(net, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads

@@ -67,7 +67,7 @@ def test_packs_and_loads_bit_for_bit(
     file = io.BytesIO()
     info = pabzip.pack(net, file, coder=coder)
     assert {row["coder"] for row in info["tensors"] if row["kind"] == "seeded"} == {coder}
-    found = pabzip.load_state_dict(file.getvalue(), verify=True)
+    found = pabzip.load_file(file.getvalue(), verify=True)
     expected = net.state_dict()
     assert list(found) == list(expected)
     for name, value in expected.items():
@@ -84,5 +84,5 @@ def test_ternary_embedding_weights(coder: str) -> None:
     file = io.BytesIO()
     info = pabzip.pack(net, file, coder=coder, ternary=True)
     assert info["tensors"][0]["kind"] == "seeded"
-    found = pabzip.load_state_dict(file.getvalue(), verify=True)
+    found = pabzip.load_file(file.getvalue(), verify=True)
     assert torch.equal(found["weight"], net.weight)

@@ -59,7 +59,7 @@ def test_one_digest_everywhere(file: Path, net: torch.nn.Module) -> None:
 
 
 def test_the_trained_state_is_what_is_loaded(file: Path, net: torch.nn.Module) -> None:
-    trained, loaded = net.state_dict(), pabzip.load_state_dict(file, verify=True)
+    trained, loaded = net.state_dict(), pabzip.load_file(file, verify=True)
     assert list(loaded) == list(trained)
     assert all(torch.equal(loaded[name], trained[name]) for name in trained)
 

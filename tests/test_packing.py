@@ -45,6 +45,36 @@ def test_codes_are_what_became_of_the_signs(net: Net) -> None:
     assert [row["kind"] for row in report["tensors"]].count("seeded") == 1
 
 
+def test_save_file_and_load_file_are_the_verbs_of_safetensors(net: Net, tmp_path: Path) -> None:
+    file, packed = tmp_path / "saved.pabz", io.BytesIO()
+    report = pabzip.save_file(net, file, {"note": "mine"})
+    assert report == pabzip.pack(net, packed, metadata={"note": "mine"})
+    assert file.read_bytes() == packed.getvalue()
+    loaded = pabzip.load_file(file, "cpu")
+    assert list(loaded) == list(net.state_dict())
+    assert all(torch.equal(loaded[name], value) for name, value in net.state_dict().items())
+
+
+def test_save_file_takes_a_ticket_with_its_own_metadata(net: Net, tmp_path: Path) -> None:
+    pabzip.save_file(net, tmp_path / "first.pabz", {"note": "mine"})
+    with pabzip.open(tmp_path / "first.pabz") as ticket:
+        pabzip.save_file(ticket, tmp_path / "second.pabz")
+        with pytest.raises(PackError, match="third.pabz: expected no metadata beside a Ticket"):
+            pabzip.save_file(ticket, tmp_path / "third.pabz", {"note": "yours"})
+    assert (tmp_path / "second.pabz").read_bytes() == (tmp_path / "first.pabz").read_bytes()
+    assert not (tmp_path / "third.pabz").exists()
+
+
+def test_save_file_takes_tensors_by_name_if_one_is_ternary(tmp_path: Path) -> None:
+    file = tmp_path / "ternary.pabz"
+    state = {"w": torch.tensor([[0.5, 0.0], [-0.5, 0.5]]), "b": torch.tensor([0.1, 0.2])}
+    report = pabzip.save_file(state, file)
+    assert [row["kind"] for row in report.tensors] == ["seeded", "dense"]
+    assert all(torch.equal(value, state[name]) for name, value in pabzip.load_file(file).items())
+    with pytest.raises(PackError, match="expected a ternary tensor"):
+        pabzip.save_file({"b": state["b"]}, file)
+
+
 def test_minus_zero_is_pruned_and_loads_as_zero(net: Net) -> None:
     with torch.no_grad():
         net.stem.weight.view(-1)[0] = -0.0

@@ -37,5 +37,5 @@ def test_the_context_coder_takes_a_tenth_of_it(net: torch.nn.Module) -> None:
     report = pabzip.pack(net, file)
     assert {row["coder"] for row in report["tensors"] if row["kind"] == "seeded"} == {"context"}
     assert report["codes_bytes"] <= 145.5 * 1024
-    loaded = pabzip.load_state_dict(file.getvalue(), verify=True)
+    loaded = pabzip.load_file(file.getvalue(), verify=True)
     assert all(torch.equal(loaded[name], value) for name, value in net.state_dict().items())

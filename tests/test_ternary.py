@@ -71,7 +71,7 @@ def test_every_reader_gives_the_same_bits(coder: str) -> None:
         found += [copy.arrays(), copy.arrays(backend="numpy")]
         digests = {ticket.verify(), ticket.sha256(backend="numpy"), copy.sha256()}
         assert digests == {ticket.info()["sha256"]}
-    found.append({name: value.numpy() for name, value in pabzip.load_state_dict(file).items()})
+    found.append({name: value.numpy() for name, value in pabzip.load_file(file).items()})
     for arrays in found:
         for name, value in expected.items():
             assert arrays[name].tobytes() == value.numpy().tobytes(), name
@@ -79,7 +79,7 @@ def test_every_reader_gives_the_same_bits(coder: str) -> None:
 
 def test_the_digest_scales_every_range(monkeypatch: pytest.MonkeyPatch) -> None:
     file = packed(state(w=ternary((7, 50), rows=True)))
-    monkeypatch.setattr("pabzip.formats.writer._RANGE", 64)  # ranges that begin within rows
+    monkeypatch.setattr("pabzip.formats.seeded._RANGE", 64)  # ranges that begin within rows
     Ticket.open(file).verify()
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pabzip
-from pabzip.formats.scales import scale_range
+from pabzip.formats.seeded import scale_range
 
 
 def net_of(*, rows: bool) -> nn.Module:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
+import json
 import os
 import struct
 import subprocess
@@ -21,7 +23,7 @@ from hypothesis.extra import numpy as st_numpy
 
 from pabzip.errors import FormatError, PackError, SeedError
 from pabzip.seeds import DISTRIBUTIONS, InitSpec, regenerate
-from pabzip.ticket import DenseTensor, SeededTensor, Ticket
+from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TicketReport
 
 SPEC = InitSpec("normal", 0.25, 3)
 CODES = np.array([[0, 1, -1], [1, 0, 0]], np.int8)
@@ -250,6 +252,25 @@ def test_info(ticket: Ticket, path: Path) -> None:
     assert payloads == info["codes_bytes"] + info["dense_bytes"]
 
 
+def test_info_is_a_report_and_a_mapping(ticket: Ticket, path: Path) -> None:
+    found = ticket.save(io.BytesIO(), coder="huffman")
+    with Ticket.open(path) as opened:
+        assert found == opened.info()
+    assert isinstance(found, TicketReport)
+    assert found.bytes == found["bytes"] == path.stat().st_size
+    assert (found.weights, found.survivors) == (6, 3)
+    assert dict(found) == json.loads(json.dumps(dict(found)))
+    assert list(found) == [
+        *("bytes", "codes_bytes", "dense_bytes", "header_bytes", "weights", "survivors"),
+        *("huffman_bytes", "float32_bytes", "seed", "arch", "sha256", "tensors"),
+    ]
+    assert all(getattr(found, key) == value for key, value in found.items())
+    with pytest.raises(KeyError, match="keys"):
+        found["keys"]  # a method of a mapping, none of its keys
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.bytes = 0  # type: ignore[misc]
+
+
 def test_info_of_a_ticket_in_memory_is_that_of_its_file(ticket: Ticket, tmp_path: Path) -> None:
     expected = ticket.save(tmp_path / "auto.pabz")
     assert ticket.info() == expected
@@ -306,7 +327,7 @@ def test_one_digest_for_every_backend_and_thread_count() -> None:
 def test_a_tensor_longer_than_one_range_of_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Ticket(seed=3, tensors=[seeded(codes=np.ones((5, 7), np.int8))])
     expected = whole.sha256()
-    monkeypatch.setattr("pabzip.formats.writer._RANGE", 4)
+    monkeypatch.setattr("pabzip.formats.seeded._RANGE", 4)
     assert whole.sha256() == expected
 
 

@@ -9,6 +9,7 @@ A probability is that of a 1, times 65536, and never 0 or 65536: any bit can be 
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -97,6 +98,12 @@ class Factors:
     columns: NDArray[np.int32]
     positions: NDArray[np.int32]
 
+    @classmethod
+    def zeros(cls, active: ActiveBlock) -> Factors:
+        """Return factors that add nothing."""
+        counts = (len(active.rows), int(active.column_active.sum()), active.layout.positions)
+        return cls(UNITS[0], *(np.zeros(count, dtype=np.int32) for count in counts))
+
     def row_offsets(self) -> NDArray[np.int32]:
         """Return what each active row adds, in levels."""
         return self.rows * np.int32(self.unit)
@@ -108,12 +115,11 @@ class Factors:
 
 
 SIGNS_KEPT, SIGNS_PLAIN, SIGNS_CODED = range(3)
-"""How flips are told: there are none; one plain bit a survivor; range-coded with the mask."""
+"""How flips are stored: there are none; one plain bit a survivor; range-coded with the mask."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Predictor:
-    """What tells the mask of a tensor's active weights, as the compiled code takes it.
+class Predictor(NamedTuple):
+    """What predicts the mask of a tensor's active weights, as compiled code takes it.
 
     Attributes:
         scored: whether buckets follow from scores; otherwise every weight is in bucket 0.
@@ -142,7 +148,7 @@ def sign_bytes(signs: int, survivors: int) -> int:
 
 
 class MaskMode(enum.IntEnum):
-    """How the mask of the active weights is told."""
+    """How the mask of the active weights is coded."""
 
     ALL = 0
     """Every active weight survives."""
@@ -180,8 +186,8 @@ class Description:
 
     Attributes:
         active: the rows and columns that hold survivors.
-        mask: how the mask of the active weights is told.
-        signs: how the flips of the survivors are told.
+        mask: how the mask of the active weights is coded.
+        signs: how the flips of the survivors are stored.
         flip_index: of the probability of a flip, in `SCALE`.
         chance: probability of survival times 65536, where ``mask`` is EVEN.
         factors: where ``mask`` is THRESHOLD (one row factor, the threshold) or FACTORS.
@@ -210,6 +216,17 @@ class Description:
         signs = sum(sign_bytes(self.signs, count) for count in self.survivors.tolist())
         return int(self.coded_bytes.sum()) + signs
 
+    @property
+    def sign_bits(self) -> float:
+        """Bits that the payload spends on signs; coded ones count their entropy."""
+        if self.signs != SIGNS_CODED:
+            return 8.0 * sum(sign_bytes(self.signs, count) for count in self.survivors.tolist())
+        if self.mask is not MaskMode.EVEN and self.first == self.last:
+            return 8.0 * self.payload_bytes  # nothing but signs is coded
+        share = float(SCALE[self.flip_index]) / ONE
+        each = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+        return each * float(self.survivors.sum())
+
     def spans(self, payload_length: int) -> list[ChunkSpan]:
         """Return where each chunk lies in a payload.
 
@@ -232,7 +249,7 @@ class Description:
         return found
 
     def predictor(self, plan: ActivePlan) -> Predictor:
-        """Return what tells the mask, as the compiled code takes it."""
+        """Return what predicts the mask, as compiled code takes it."""
         rows, places = len(plan.rows), len(plan.places)
         row_offsets, place_offsets = np.zeros(rows, np.int32), np.zeros(places, np.int32)
         chances = np.zeros(COUNT, dtype=np.uint32)

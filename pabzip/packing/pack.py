@@ -20,7 +20,7 @@ from pabzip.init import Seeding, seeding, unwrap
 from pabzip.packing.ternary import ternary_tensor
 from pabzip.packing.tied import find_ties
 from pabzip.seeds import InitSpec, weights
-from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
+from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TicketReport, TiedTensor
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def pack(
     fold_bn: bool = False,
     metadata: Metadata | None = None,
     ternary: bool = False,
-) -> dict[str, Any]:
+) -> TicketReport:
     """Write a network as a ``.pabz`` file; an existing file is replaced, as by ``torch.save``.
 
     The file is written beside the target, opened again, regenerated and compared with ``source``
@@ -125,7 +125,8 @@ def pack(
     name of it (`pabzip.packing.tied`).
 
     Returns:
-        The keys of ``pabzip pack --json``.
+        The sizes of the file and its tensors, as attributes and as a mapping with the keys of
+        ``pabzip pack --json``.
 
     Raises:
         PackError: a seeded weight is not plus or minus its seed's magnitude, is not float32, or a
@@ -142,6 +143,39 @@ def pack(
         source, metadata=metadata, fold_bn=fold_bn, dense_dtype=dense_dtype, ternary=ternary
     )
     return ticket.save(target, coder=coder, dense_dtype=dense_dtype)
+
+
+def save_file(
+    source: Source | Ticket,
+    filename: str | os.PathLike[str],
+    metadata: Metadata | None = None,
+) -> TicketReport:
+    """Write a ``.pabz`` file as ``safetensors.torch.save_file`` writes its own: `pack`, in short.
+
+    `pabzip.load_file` reads the tensors back; `pack` has the options.
+
+    Args:
+        source: as for `pack`, or a `Ticket`. Tensors by name have no seed, so at least one of them
+            must be ternary, as for ``pack(..., ternary=True)``.
+        filename: path of the file; an existing one is replaced.
+        metadata: flat JSON values that travel in the header, on top of a checkpoint's own.
+
+    Returns:
+        The sizes of the file and its tensors, as of `pack`.
+
+    Raises:
+        PackError: as for `pack`; also ``metadata`` for a `Ticket`, which has its own.
+        SeedError: ``source`` is a network without a record of its seed.
+        CheckpointError: ``source`` is a path that holds no checkpoint of ours.
+    """
+    if not isinstance(source, Ticket):
+        return pack(source, filename, metadata=metadata, ternary=isinstance(source, Mapping))
+    if metadata:
+        raise PackError(
+            f"{os.fspath(filename)}: expected no metadata beside a Ticket, found "
+            f"{', '.join(metadata)}; make the Ticket with them"
+        )
+    return source.save(filename)
 
 
 def to_ticket(

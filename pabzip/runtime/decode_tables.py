@@ -1,4 +1,4 @@
-"""What the GPU must know of context-coded tensors before their bytes, as flat tables.
+"""Tables of where the chunks of context-coded tensors lie, for the kernels that decode them.
 
 All tensors of a file are decoded by the same three launches, so that the chunks of every tensor
 are in flight together: a ResNet has a few chunks a tensor, and one tensor's alone would leave most
@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.errors import FormatError
-from pabzip.formats.checks import shown
+from pabzip.errors import FormatError, shown
 from pabzip.formats.coder import Payload
 from pabzip.formats.context.geometry import ActivePlan
 from pabzip.formats.context.model import COUNT, Description
@@ -37,7 +36,7 @@ CHUNK_FIELDS = (
     "first",  # uncertain bucket
     "last",  # one past the last uncertain bucket
     "chances",  # of the tensor's buckets, in `DecodeTables.chances`
-    "signs",  # how they are told
+    "signs",  # how they are coded
     "flip_chance",
     "coded",  # first range-coded byte, in `DecodeTables.data`
     "plain",  # one past the last, and first byte of plain signs
@@ -62,7 +61,7 @@ class CodedTensor:
         name: for messages.
         spec: what it is drawn from.
         kind: how the kernels know the distribution.
-        told: what the side stream tells of it.
+        description: what the side stream says of it.
         payload: its section of the file.
         out: address of its weights on the device, which are all zeros.
     """
@@ -70,7 +69,7 @@ class CodedTensor:
     name: str
     spec: InitSpec
     kind: int
-    told: Description
+    description: Description
     payload: Payload
     out: int
 
@@ -142,13 +141,13 @@ def decode_tables(tensors: Sequence[CodedTensor]) -> DecodeTables:
 
 def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArray[Any], ...]:
     """Return one tensor's part of the tables, and count it in ``before``."""
-    told, spec = tensor.told, tensor.spec
+    description, spec = tensor.description, tensor.spec
     try:
-        spans = told.spans(len(tensor.payload))
+        spans = description.spans(len(tensor.payload))
     except FormatError as error:
         raise FormatError(f"tensor {shown(tensor.name)}", error.problem) from None
-    plan = ActivePlan.of(told.active)
-    predictor = told.predictor(plan)
+    plan = ActivePlan.of(description.active)
+    predictor = description.predictor(plan)
     starts = np.concatenate([np.zeros(1, np.int64), plan.ends[:-1]])[: len(plan.rows)]
     rows = np.empty((len(plan.rows), ROW_FIELDS), dtype=np.int64)
     rows[:, 0] = plan.rows * plan.width

@@ -56,7 +56,7 @@ def load(
             raise ArchitectureError(
                 "this ticket is of a custom architecture, expected a registered one; build your "
                 "network and call pabzip.load_into(network, file), or take the tensors with "
-                "pabzip.load_state_dict(file)"
+                "pabzip.load_file(file)"
             )
         try:
             # Built without memory or random draws; the ticket's own tensors take their places.
@@ -71,23 +71,26 @@ def load(
     return net.eval()
 
 
-def load_state_dict(
+def load_file(
     source: Source,
-    *,
     device: str | torch.device = "cpu",
+    *,
     dtype: torch.dtype | None = None,
     verify: bool = False,
     max_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Regenerate every tensor of a ticket; arguments as for `load`.
+    """Return every tensor of a ``.pabz`` file, as ``safetensors.torch.load_file`` does of its own.
+
+    Arguments are as for `load`; the network may be of any architecture.
 
     Returns:
-        torch tensors by name, in the file's order, on ``device``.
+        torch tensors by name, in the file's order, on ``device``: what a network's
+        ``load_state_dict`` takes.
 
     Raises:
         FormatError: the file is damaged, or its SHA-256 does not match.
     """
-    require("torch", extra="torch", purpose="pabzip.load_state_dict")
+    require("torch", extra="torch", purpose="pabzip.load_file")
     with Ticket.open(source, max_bytes=max_bytes) as ticket:
         return _read_state(ticket, device=device, dtype=dtype, verify=verify)
 

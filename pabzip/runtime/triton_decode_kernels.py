@@ -1,23 +1,21 @@
-"""Triton kernels that decode the context coder, one thread block a chunk.
-
-A Triton kernel may read no globals but ``tl.constexpr`` values. The fields are those of
-`pabzip.runtime.decode_tables.CHUNK_FIELDS`.
-
-It is the second of three launches; `pabzip.runtime.triton_decode_kernels` tells of all.
+"""Triton kernels that decode the context coder, for all tensors of a file together.
 
 Three launches serve all tensors of a file:
 
 1. `predict_kernel`, a piece of `PIECE` active weights a program: draws magnitudes, scores them, and
    sorts the weights into pruned, surviving and uncertain. Those that need coded bits go to a
    compact list, in order.
-2. `decode_kernel` of `pabzip.runtime.triton_decode_kernels`, a chunk a program: range decoding is
-   sequential, so it runs over the lists alone, and certain weights cost it nothing.
+2. `decode_kernel`, a chunk a program: range decoding is sequential, so it runs over the lists
+   alone, and certain weights cost it nothing.
 3. `write_kernel`, a piece a program: numbers the survivors, finds their signs, draws the
    magnitudes again (cheaper than the memory to keep them) and writes weights.
 
 `pabzip.formats.context.payload.decode_chunk` is the definition that they follow to the bit.
 What a damaged file holds never leads them outside the tables: plain signs are read for as many
 survivors as the tables have room for, and all else is bounded by the counts of active weights.
+
+A Triton kernel may read no globals but ``tl.constexpr`` values. The fields are those of
+`pabzip.runtime.decode_tables.CHUNK_FIELDS`.
 """
 
 from __future__ import annotations
@@ -25,14 +23,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pabzip.formats.context import model as buckets
-from pabzip.formats.context import model as predictor
-from pabzip.formats.context import payload as chunk_reader
+from pabzip.formats.context import model, payload
 from pabzip.runtime import decode_tables
 from pabzip.runtime.decode_tables import CHUNK_FIELDS
 from pabzip.seeds.triton_kernels import (
-    NORMAL,
-    UNIFORM,
+    KIND_COUNT,
     leading_zeros,
     magnitudes,
     philox,
@@ -40,7 +35,7 @@ from pabzip.seeds.triton_kernels import (
 )
 
 PIECE = tl.constexpr(decode_tables.PIECE)
-REACH = tl.constexpr(buckets.REACH)
+REACH = tl.constexpr(model.REACH)
 ROW_FIELDS = tl.constexpr(decode_tables.ROW_FIELDS)
 FIELDS = tl.constexpr(len(CHUNK_FIELDS))
 FIELD_COUNT = tl.constexpr(CHUNK_FIELDS.index("count"))
@@ -61,12 +56,12 @@ FIELD_PLAIN = tl.constexpr(CHUNK_FIELDS.index("plain"))
 FIELD_SURVIVORS = tl.constexpr(CHUNK_FIELDS.index("survivors"))
 FIELD_OUT = tl.constexpr(CHUNK_FIELDS.index("out"))
 
-SIGNS_PLAIN = tl.constexpr(predictor.SIGNS_PLAIN)
-SIGNS_CODED = tl.constexpr(predictor.SIGNS_CODED)
-FINE = tl.constexpr(chunk_reader.FINE)
-WRONG_COUNT = tl.constexpr(chunk_reader.WRONG_COUNT)
-WRONG_LENGTH = tl.constexpr(chunk_reader.WRONG_LENGTH)
-WRONG_PADDING = tl.constexpr(chunk_reader.WRONG_PADDING)
+SIGNS_PLAIN = tl.constexpr(model.SIGNS_PLAIN)
+SIGNS_CODED = tl.constexpr(model.SIGNS_CODED)
+FINE = tl.constexpr(payload.FINE)
+WRONG_COUNT = tl.constexpr(payload.WRONG_COUNT)
+WRONG_LENGTH = tl.constexpr(payload.WRONG_LENGTH)
+WRONG_PADDING = tl.constexpr(payload.WRONG_PADDING)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -218,12 +213,10 @@ def _draw(
     slot = element & 3
     word = tl.where(slot < 2, tl.where(slot == 0, w0, w1), tl.where(slot == 2, w2, w3))
     kind = tl.load(chunk + FIELD_KIND)
-    if kind == NORMAL:
-        magnitude = magnitudes(word, wanted, table, NORMAL)
-    elif kind == UNIFORM:
-        magnitude = magnitudes(word, wanted, table, UNIFORM)
-    else:
-        magnitude = tl.zeros_like(word) + 1
+    magnitude = tl.zeros_like(word)
+    for KIND in tl.static_range(KIND_COUNT):  # noqa: N806
+        if kind == KIND:
+            magnitude = magnitudes(word, wanted, table, KIND)
     return word, magnitude
 
 

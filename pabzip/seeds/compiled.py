@@ -2,23 +2,113 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import re
+import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import numba
+
+_IMPORT = re.compile(rb"^(?:from (pabzip[\w.]*) import (\([^)]*\)|.*)|import (pabzip[\w.]+))", re.M)
+_NOT_IN_FILE_NAMES = str.maketrans("", "", "<>")
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile ``function`` with numba on its first call, and keep the machine code on disk.
 
     Floating-point arithmetic stays as written (no ``fastmath``: nothing is fused or reordered).
-    Where no folder can be written, not even the user's cache, the code is compiled once a process.
 
-    Numba recompiles a kernel when its own file changes, not when a kernel that it calls does:
-    whoever edits a shared kernel removes the ``*.nbi`` files of ``__pycache__``.
+    Numba itself recompiles a kernel when the kernel's own file changes. Here the cached code is
+    also stamped with the text of every module of pabzip that this file imports, directly or not:
+    kernels that it calls and constants that it reads are part of its machine code. New code takes
+    the place of the old on disk.
+
+    Where no folder can be written, not even the user's cache, or numba keeps its cache in another
+    way than it does now, the code is compiled once a process.
     """
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    with contextlib.suppress(RuntimeError):  # numba finds no folder that it can write
+    dispatcher: Any = _dispatcher(function)
+    try:
         dispatcher.enable_caching()
+        numbas = dispatcher._cache
+        stamp = source_digest(function.__module__)
+        # Without the line number that numba puts there: a kernel that moves keeps its files.
+        place = f"{function.__module__}.{function.__qualname__}".translate(_NOT_IN_FILE_NAMES)
+        name = f"{place}.{sys.implementation.cache_tag}"
+        file = type(numbas._cache_file)(numbas.cache_path, name, stamp)
+        numbas._cache_file = _StampedFile(file, stamp)
+    except (RuntimeError, OSError, AttributeError, TypeError):
+        dispatcher = _dispatcher(function)
     return cast(Callable[..., Any], dispatcher)
+
+
+def _dispatcher(function: Callable[..., Any]) -> Any:
+    """Return numba's compiler of one function, without a cache."""
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@cache
+def source_digest(module: str) -> str:
+    """Return the SHA-256 of a module's text and that of all it imports of pabzip, as hexadecimals.
+
+    Args:
+        module: dotted name of a module that is imported, or is being imported by now.
+
+    Raises:
+        OSError: a text cannot be read.
+        AttributeError: ``module`` has no file.
+    """
+    texts: dict[str, bytes] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        # A name that is imported from a module need not be a module itself.
+        if name in texts or (name != module and name not in sys.modules):
+            continue
+        texts[name], imported = _read(str(sys.modules[name].__file__))
+        waiting += imported
+    digest = hashlib.sha256()
+    for name in sorted(texts):
+        digest.update(f"{name} {len(texts[name])}\n".encode() + texts[name])
+    return digest.hexdigest()
+
+
+@cache
+def _read(file: str) -> tuple[bytes, list[str]]:
+    """Return the text of a module, and the names that may be modules of pabzip it imports."""
+    text = Path(file).read_bytes()
+    found = []
+    for source, names, whole in _IMPORT.findall(text):
+        package = (source or whole).decode()
+        found += [package, *(f"{package}.{name.decode()}" for name in re.findall(rb"\w+", names))]
+    return text, found
+
+
+class _StampedFile:
+    """The files of one kernel's cache, with the stamp in the data as well as in the index.
+
+    Numba writes the index before the data. A process that reads in between, or after one that was
+    killed there, would find old machine code behind the new index.
+
+    Args:
+        file: numba's ``IndexDataCacheFile``.
+        stamp: of the source.
+    """
+
+    def __init__(self, file: Any, stamp: str):
+        self._file, self._stamp = file, stamp
+
+    def flush(self) -> None:
+        """Forget what is cached."""
+        self._file.flush()
+
+    def save(self, key: Any, data: Any) -> None:
+        """Write the machine code of one signature."""
+        self._file.save(key, (self._stamp, data))
+
+    def load(self, key: Any) -> Any:
+        """Return the machine code of one signature; None if it must be compiled."""
+        stamp, data = self._file.load(key) or (None, None)
+        return data if stamp == self._stamp else None

@@ -23,7 +23,7 @@ from pabzip.seeds.spec import InitSpec, check_seed
 try:
     import torch
 
-    from pabzip.seeds.triton_kernels import NORMAL, UNIFORM, regenerate_kernel
+    from pabzip.seeds.triton_kernels import KINDS, regenerate_kernel
 except ImportError as error:
     raise MissingDependencyError(
         f"pabzip.seeds.cuda needs torch with triton, and {error.name} is not installed; "
@@ -34,8 +34,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that weights can be made in."""
 
 _BLOCKS = 512  # Philox blocks a program: 2,048 weights
-KINDS = {"normal": NORMAL.value, "uniform": UNIFORM.value, "signed_constant": 2}
-"""How the kernels know each distribution."""
 
 
 def regenerate(

@@ -17,8 +17,14 @@ from numpy.typing import NDArray
 
 from pabzip.seeds.compiled import compiled
 from pabzip.seeds.philox import KEY_INCREMENTS, MULTIPLIERS, ROUNDS
+from pabzip.seeds.spec import check_backend
 
-NORMAL, UNIFORM, SIGNED_CONSTANT = 0, 1, 2
+KINDS = check_backend("numba", {"normal": 0, "uniform": 1, "signed_constant": 2})
+"""How the kernels know each distribution."""
+
+NORMAL, UNIFORM, SIGNED_CONSTANT = (
+    KINDS[name] for name in ("normal", "uniform", "signed_constant")
+)
 
 _ONE, _SIX, _SEVEN, _SEGMENT_SHIFT = np.uint32(1), np.uint32(6), np.uint32(7), np.uint32(25)
 _SEGMENT_MASK, _SIGN_SHIFT = np.uint32(63), np.uint32(31)
@@ -92,8 +98,10 @@ def word_magnitudes(
     elif kind == UNIFORM:
         for i in range(len(out)):
             out[i] = np.uint32(np.uint32(words[i] << _ONE) | _ONE)
-    else:
+    elif kind == SIGNED_CONSTANT:
         out[:] = _ONE
+    else:
+        raise ValueError("expected one of KINDS")
 
 
 @compiled

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.seeds import normal_table, philox
-from pabzip.seeds.spec import InitSpec
+from pabzip.seeds.spec import InitSpec, check_backend
 
 _CHUNK = 1 << 16  # elements at a time: bounds the temporaries
 
@@ -49,12 +51,8 @@ def fill_regenerated(
 
 def word_magnitudes(words: NDArray[np.uint32], distribution: str) -> NDArray[np.uint32]:
     """Turn random words into fixed-point magnitudes; the words' top bits are left for the sign."""
-    if distribution == "signed_constant":
-        return np.ones(words.shape, dtype=np.uint32)
     values = words << np.uint32(1) | np.uint32(1)  # odd, 1 to 2**32 - 1
-    if distribution == "uniform":
-        return values
-    return normal_magnitudes(values)
+    return _MAGNITUDES[distribution](values)
 
 
 def normal_magnitudes(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -68,6 +66,16 @@ def normal_magnitudes(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
     magnitude = a - ((rest * (b - ((rest * c) >> half))) >> half)
     found: NDArray[np.uint32] = np.maximum(magnitude, 1).astype(np.uint32)
     return found
+
+
+_MAGNITUDES: Mapping[str, Callable[[NDArray[np.uint32]], NDArray[np.uint32]]] = check_backend(
+    "numpy",
+    {
+        "normal": normal_magnitudes,
+        "uniform": lambda values: values,
+        "signed_constant": lambda values: np.ones_like(values),
+    },
+)
 
 
 def _word_weights(words: NDArray[np.uint32], spec: InitSpec) -> NDArray[np.float32]:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeVar
 
 import numpy as np
 
 from pabzip.errors import SeedError
 
-DISTRIBUTIONS = ("normal", "uniform", "signed_constant")
-"""The distributions of the base weights, before the scale."""
-
 FRACTION_BITS = {"normal": 28, "uniform": 32, "signed_constant": 0}
-"""Bits after the binary point of a magnitude, by distribution."""
+"""The distributions of the base weights, each with the bits after a magnitude's binary point."""
+
+DISTRIBUTIONS = tuple(FRACTION_BITS)
+"""The names of the distributions. Each backend has an entry for each (`check_backend`)."""
 
 MAX_SEED = 2**64 - 1
 MAX_STREAM = 2**32 - 1
@@ -83,6 +83,23 @@ def check_distribution(distribution: str) -> str:
             f"distribution: expected one of {', '.join(DISTRIBUTIONS)}, found {distribution!r}"
         )
     return distribution
+
+
+Entry = TypeVar("Entry")
+
+
+def check_backend(backend: str, entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
+    """Return ``entries`` if they are one for each of `DISTRIBUTIONS`, and no others.
+
+    Raises:
+        SeedError: they are not; a backend without an entry would have to guess.
+    """
+    if set(entries) != set(DISTRIBUTIONS):
+        raise SeedError(
+            f"{backend} backend: expected an entry for each of {', '.join(DISTRIBUTIONS)}, found "
+            f"{', '.join(entries)}"
+        )
+    return entries
 
 
 def check_scale(scale: float) -> float:

@@ -13,10 +13,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pabzip.seeds.spec import check_backend
+
 # tl.constexpr values: the only globals that a Triton kernel may read.
 ROUNDS = tl.constexpr(10)
-NORMAL = tl.constexpr(0)
-UNIFORM = tl.constexpr(1)
+NORMAL, UNIFORM, SIGNED_CONSTANT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+KINDS = check_backend(
+    "CUDA",
+    {
+        "normal": NORMAL.value,
+        "uniform": UNIFORM.value,
+        "signed_constant": SIGNED_CONSTANT.value,
+    },
+)
+"""How the kernels know each distribution: numbers from 0 on."""
+
+KIND_COUNT = tl.constexpr(len(KINDS))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -74,6 +87,7 @@ def magnitudes(
     elif KIND == UNIFORM:
         magnitude = value
     else:
+        tl.static_assert(KIND == SIGNED_CONSTANT)
         magnitude = tl.zeros_like(word) + 1
     return magnitude
 

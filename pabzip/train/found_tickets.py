@@ -131,7 +131,7 @@ def find_ticket(
             output=os.fspath(output),
             seconds=perf_counter() - begun,
         )
-        save_checkpoint(net, file, recipe=recipe, results=result.to_dict())
+        save_checkpoint(net, file, settings=to_dict(recipe), results=result.to_dict())
     return result
 
 
@@ -190,7 +190,7 @@ def _differences(
         if name in checkpoint.state_dict:
             shape = list(checkpoint.state_dict[name].shape)
             pairs[f"shape of {name}"] = (shape, list(weight.shape))
-    here, there = to_dict(recipe), checkpoint.recipe
+    here, there = to_dict(recipe), checkpoint.settings
     if there is None:
         pairs["recipe"] = (None, "a recipe")
     else:

@@ -424,7 +424,9 @@ def train(
             if not run.method.seeded:
                 forget_seeding(run.state.net)
             if file is not None:
-                save_checkpoint(run.state.net, file, recipe=recipe, results=result)
+                save_checkpoint(
+                    run.state.net, file, settings=to_dict(recipe), results=result.lasting()
+                )
         if world.first:
             keeper.remove()
         for watcher in told:

@@ -20,7 +20,7 @@ def test_info_json_equals_the_tickets(project, run):
     assert set(found) == {*KEYS, "breakdown"}
     with pabzip.open(project.ticket) as ticket:
         assert found.pop("breakdown") == ticket.breakdown()
-        assert found == json.loads(json.dumps(ticket.info()))
+        assert found == json.loads(json.dumps(dict(ticket.info())))
     assert found["bytes"] == project.ticket.stat().st_size
 
 

@@ -39,7 +39,7 @@ def test_pack_json_is_one_object_with_the_stable_keys(project, run):
 def test_packed_file_holds_the_checkpoints_weights(project, run):
     assert run("pack", "model.pt", "--force").exit_code == 0
     expected = torch.load(project.checkpoint, weights_only=True)["state_dict"]
-    found = pabzip.load_state_dict(project.ticket)
+    found = pabzip.load_file(project.ticket)
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
@@ -87,7 +87,7 @@ def test_pack_half_precision_dense_tensors(project, run):
     result = run("pack", "model.pt", "-f", "--dense-dtype", "bfloat16")
     assert result.exit_code == 0, result.stderr
     state = torch.load(project.checkpoint, weights_only=True)
-    found = pabzip.load_state_dict(project.ticket)
+    found = pabzip.load_file(project.ticket)
     dense = [name for name in state["state_dict"] if name not in state["init"]]
     assert dense
     for name in dense:
@@ -241,7 +241,7 @@ def test_pack_ternary_takes_a_plain_state_dict(project, run):
     assert "bare state dict" in refused.stderr
     result = run("pack", "state.pt", "--ternary")
     assert result.exit_code == 0, result.stderr
-    found = pabzip.load_state_dict(project.folder / "state.pabz", verify=True)
+    found = pabzip.load_file(project.folder / "state.pabz", verify=True)
     assert all(torch.equal(found[name], value) for name, value in state.items())
     shown = run("info", "state.pabz", "-v")
     assert shown.exit_code == 0, shown.stderr

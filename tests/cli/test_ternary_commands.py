@@ -37,7 +37,7 @@ def test_pack_ternary_takes_a_plain_state_dict(project, run, state):
         "whole.weight": "seeded",
         "tied.weight": "tied",
     }
-    found = pabzip.load_state_dict(project.folder / "state.pabz", verify=True)
+    found = pabzip.load_file(project.folder / "state.pabz", verify=True)
     assert all(torch.equal(found[name], value) for name, value in state.items())
     assert run("verify", "state.pabz").exit_code == 0
 

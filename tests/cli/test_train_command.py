@@ -190,16 +190,20 @@ def test_the_log_is_not_the_output(folder, run):
 
 
 def test_a_loss_that_is_not_finite_exits_4(folder, run, monkeypatch):
-    import pabzip.train.trainer
-    from pabzip.errors import TrainingError
-
-    def diverge(*arguments, **options):
-        raise TrainingError("epoch 1, step 3: expected a finite loss, found nan")
-
-    monkeypatch.setattr(pabzip.train.trainer, "train", diverge)
-    result = run("train", *TINY)
+    (folder / "endless.py").write_text(
+        "from torch import nn\n"
+        "class Endless(nn.Linear):\n"
+        "    def forward(self, images):\n"
+        "        return super().forward(images.flatten(1)) * float('inf')\n"
+        "def network():\n"
+        "    return Endless(64, 10)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    result = run("train", "--arch", "endless:network", "--method", "dense-sgd", "--epochs", "1")
     assert result.exit_code == 4
-    assert result.stderr == ("pabzip: error: epoch 1, step 3: expected a finite loss, found nan\n")
+    assert result.stderr.startswith("pabzip: error: epoch 1, step ")
+    assert "expected a finite loss and finite gradients, found a loss of nan" in result.stderr
+    assert not (folder / "model.pt").exists()
 
 
 def test_missing_data_is_named(folder, run):

@@ -17,7 +17,7 @@ def test_unpack_writes_safetensors_by_default(project, run):
     result = run("unpack", "model.pabz")
     assert result.exit_code == 0, result.stderr
     assert "model.safetensors" in project.files()
-    expected = pabzip.load_state_dict(project.ticket)
+    expected = pabzip.load_file(project.ticket)
     found = safetensors.torch.load_file(project.folder / "model.safetensors")
     assert set(found) == set(expected)
     for name, value in expected.items():
@@ -46,7 +46,7 @@ def test_unpack_pt(project, run):
     result = run("unpack", "model.pabz", "-o", "out.pt")
     assert result.exit_code == 0, result.stderr
     found = torch.load(project.folder / "out.pt", weights_only=True)
-    expected = pabzip.load_state_dict(project.ticket)
+    expected = pabzip.load_file(project.ticket)
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,20 +14,19 @@ import pytest
 
 from pabzip.errors import FormatError, PackError, SeedError
 from pabzip.formats import coders
-from pabzip.formats.coder import OnTensor, Payload, Task, run_tasks
+from pabzip.formats.coder import OnTensor, Payload, Spent, Task, run_tasks
 from pabzip.formats.context import Context
-from pabzip.formats.entries import SeededEntry
 from pabzip.formats.huffman import Huffman
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededEntry, SeededTensor
+from pabzip.registry import Registry
 from pabzip.seeds import InitSpec, regenerate
 from pabzip.ticket import Ticket
+
+EXPECTED = Path(__file__).parents[1] / "expected"
 
 
 class Repeating:
     """Codes that are all equal: no payload, and one byte a tensor in the side stream."""
-
-    name = "repeating"
-    shares_side = True
 
     def check_length(self, entry: SeededEntry, length: int) -> None:
         if length not in (0, entry.count):
@@ -43,6 +45,9 @@ class Repeating:
             raise FormatError("side stream", f"expected {len(entries)} bytes, found {len(side)}")
         first = {entry.name: side[at] - 1 for at, entry in enumerate(entries)}
         return RepeatingDecoder(seed, first)
+
+    def breakdown(self, tensors: Sequence[tuple[SeededEntry, int]], side: bytes) -> list[Spent]:
+        return [Spent(length, 1, 0) for _, length in tensors]
 
 
 class RepeatingDecoder:
@@ -68,7 +73,10 @@ class RepeatingDecoder:
 
 @pytest.fixture
 def two_coders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coders, "CODERS", {c.name: c for c in (Huffman(), Repeating())})
+    registry: Registry[Any] = Registry("coder", "register_coder", "pabzip.formats", error=PackError)
+    registry.register("huffman")(Huffman)
+    registry.register("repeating", shares_side=True)(Repeating)
+    monkeypatch.setattr(coders, "CODERS", registry)
 
 
 def ticket_of(*codes: Any) -> Ticket:
@@ -102,6 +110,7 @@ def test_auto_takes_the_smallest_for_each_tensor(save: Any, take_apart: Any) -> 
     assert info["bytes"] == len(file)
     assert info["bytes"] == info["header_bytes"] + info["codes_bytes"] + info["dense_bytes"]
     loaded = Ticket.open(file)
+    assert [row["factors"] for row in loaded.breakdown()] == [0, 1, 1, 0, 0]
     assert loaded.verify() == ticket.sha256()
     for name in reversed(ticket.names):
         np.testing.assert_array_equal(loaded.codes(name), ticket.codes(name))
@@ -147,8 +156,24 @@ def test_unknown_coder_for_writing(name: Any, small_ticket: Ticket, save: Any) -
 
 
 def test_both_coders_are_registered() -> None:
-    assert isinstance(coders.CODERS["huffman"], Huffman)
-    assert isinstance(coders.CODERS["context"], Context)
+    assert coders.CODERS.names == ("huffman", "context")
+    assert coders.CODERS.get("huffman") is Huffman
+    assert coders.CODERS.get("context") is Context
+    assert not coders.shares_side("huffman")
+    assert coders.shares_side("context")
+
+
+@pytest.mark.parametrize("name", ["v1-lenet-huffman", "v1-context"])
+def test_a_header_is_read_without_compiled_code(name: str) -> None:
+    file = EXPECTED / f"{name}.pabz"
+    script = (
+        "import sys; from pabzip import Ticket; "
+        f"print(Ticket.open({str(file)!r}).info()['weights'] > 0, 'numba' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True False\n"
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -51,7 +51,7 @@ def test_a_loaded_network_trains_and_packs_again(file: bytes) -> None:
 
 
 def test_state_dict_has_names_shapes_and_dtypes(net: nn.Module, file: bytes) -> None:
-    state = pabzip.load_state_dict(file)
+    state = pabzip.load_file(file)
     expected = net.state_dict()
     assert list(state) == list(expected)
     assert {n: (v.shape, v.dtype) for n, v in state.items()} == {
@@ -64,7 +64,7 @@ def test_dtype_converts_floating_tensors_alone(
     net: nn.Module, file: bytes, dtype: torch.dtype
 ) -> None:
     expected = net.state_dict()
-    for name, value in pabzip.load_state_dict(file, dtype=dtype).items():
+    for name, value in pabzip.load_file(file, dtype=dtype).items():
         wanted = expected[name].to(dtype if expected[name].is_floating_point() else None)
         assert value.dtype == wanted.dtype
         assert torch.equal(value, wanted)
@@ -120,6 +120,6 @@ def test_a_limit_refuses_before_anything_is_read(file: bytes) -> None:
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_bits(net: nn.Module, file: bytes) -> None:
     expected = net.state_dict()
-    for name, value in pabzip.load_state_dict(file, device="cuda").items():
+    for name, value in pabzip.load_file(file, device="cuda").items():
         assert value.is_cuda
         assert torch.equal(value.cpu(), expected[name])

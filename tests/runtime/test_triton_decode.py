@@ -33,14 +33,14 @@ REPORTS = [
 @pytest.fixture
 def cases(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module of cases, which is no test module of its own, with its small chunks."""
-    from pabzip.formats.context import layout
+    from pabzip.formats.context import geometry
 
     described = importlib.util.spec_from_file_location("pabzip_triton_decode_cases", SCRIPT)
     assert described is not None
     assert described.loader is not None
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
-    monkeypatch.setattr(layout, "CHUNK_WEIGHTS", module.CHUNK_WEIGHTS)
+    monkeypatch.setattr(geometry, "CHUNK_WEIGHTS", module.CHUNK_WEIGHTS)
     return module
 
 
@@ -55,7 +55,7 @@ def test_interpreter_gives_numbas_bits_and_reports() -> None:
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)
-    assert set(found["told"]) == EVERY_WAY
+    assert set(found["features"]) == EVERY_WAY
     assert found["differing"] == [[], [], []]
     assert found["double"] == []
     assert found["nothing active"] == []
@@ -67,7 +67,7 @@ def test_interpreter_gives_numbas_bits_and_reports() -> None:
 @pytest.mark.gpu
 def test_gpu_gives_numbas_bits(cases: ModuleType) -> None:
     data = cases.ticket_bytes()
-    assert cases.told(data) == EVERY_WAY
+    assert cases.features(data) == EVERY_WAY
     for dtype in cases.DTYPES:
         assert cases.differing(data, "cuda", dtype) == []
     assert cases.differing(cases.ticket_bytes("huffman"), "cuda", "bfloat16") == []
@@ -105,11 +105,11 @@ def test_gpu_loads_a_network(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
-        state = pabzip.load_state_dict(data, device="cuda")
+        state = pabzip.load_file(data, device="cuda")
         end.record()
         torch.cuda.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)
-    for name, expected in pabzip.load_state_dict(data).items():
+    for name, expected in pabzip.load_file(data).items():
         assert torch.equal(state[name].cpu(), expected), name
     with capsys.disabled():
         middle, best = statistics.median(seconds), min(seconds)
@@ -150,8 +150,7 @@ def test_compiles_for_hopper(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     constants = {} if dtype is None else {"DTYPE": getattr(tl, dtype)}
     signature = dict(argument.split() for argument in SIGNATURES[kernel].split(", "))
-    home = triton_decode_kernels
-    source = ASTSource(getattr(home, kernel), signature, constants)
+    source = ASTSource(getattr(triton_decode_kernels, kernel), signature, constants)
     options = {"enable_fp_fusion": False, "num_warps": 1 if kernel == "decode_kernel" else 4}
     ptx = triton.compile(source, GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     assert not re.search(r"\b(fma|add|sub)(\.\w+)*\.f(16|32|64|16x2)\b", ptx)

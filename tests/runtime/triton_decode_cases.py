@@ -1,4 +1,4 @@
-"""What the decoding kernels are asked in the tests; a script answers under the interpreter.
+"""Cases for the decoding kernels; run as a script it answers under the interpreter.
 
 ``TRITON_INTERPRET`` counts only if it is set before triton is imported, hence a process of its own.
 Prints one JSON object of what was found.
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pabzip.errors import FormatError
 from pabzip.formats.coder import Coded
 from pabzip.formats.context import geometry as layout
-from pabzip.formats.context.coder import ContextDecoder
-from pabzip.runtime.cuda_decode import launch
-from pabzip.runtime.cuda_state import read_tensors, send
+from pabzip.formats.context.decoder import ContextDecoder
+from pabzip.runtime.cuda_state import launch, read_tensors, send
 from pabzip.runtime.decode_tables import CodedTensor, decode_tables
-from pabzip.seeds import InitSpec, cuda, magnitudes
+from pabzip.seeds import InitSpec, magnitudes
+from pabzip.seeds.triton_kernels import KINDS
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 
 SEED = 2**63 + 12345
@@ -85,8 +85,8 @@ def ticket_bytes(coder: str = "context") -> bytes:
     return out.getvalue()
 
 
-def told(data: bytes) -> set[str]:
-    """Return the ways of telling masks and signs that a file uses, and what it splits into."""
+def features(data: bytes) -> set[str]:
+    """Return how a file codes masks and signs, and whether it has chunks and groups."""
     found = set()
     with Ticket.open(data) as ticket:
         for name, coded in _coded(ticket):
@@ -113,7 +113,7 @@ def differing(
 
 
 def _same(ticket: Ticket, name: str, made: torch.Tensor, dtype: str | None) -> bool:
-    """Tell whether a tensor is that of the CPU, in shape, type and bits."""
+    """Return whether a tensor is that of the CPU, in shape, type and bits."""
     if name == "brain":
         exact = torch.from_numpy(ticket.dense(name).values.view(np.int16)).view(torch.bfloat16)
     else:
@@ -138,7 +138,7 @@ def disagreements(device: str) -> tuple[list[str], list[str]]:
 
 
 def _damaged() -> Iterator[tuple[str, str, Coded]]:
-    """Yield tensors whose payload, or what is told of it, is wrong."""
+    """Yield tensors whose payload, or the description of it, is wrong."""
     random = np.random.default_rng(3)
     data = ticket_bytes()
     for name in ("threshold", "few flips"):
@@ -183,7 +183,7 @@ def _on_device(name: str, coded: Coded, device: str) -> str:
     spec = coded.entry.spec
     description = _decoder(coded).descriptions[name]
     out = torch.zeros(coded.entry.count, device=device)
-    kind = cuda.KINDS[spec.distribution]
+    kind = KINDS[spec.distribution]
     job = CodedTensor(name, spec, kind, description, coded.payload, out.data_ptr())
     try:
         tables = decode_tables([job])
@@ -214,7 +214,7 @@ if __name__ == "__main__":
     context = ticket_bytes()
     differ, reports = disagreements("cpu")
     answer: dict[str, Any] = {
-        "told": sorted(told(context)),
+        "features": sorted(features(context)),
         "differing": [differing(context, "cpu", dtype) for dtype in DTYPES],
         "double": differing(context, "cpu", "float64", ("one", "steps", "bias")),
         "nothing active": differing(context, "cpu", None, ("empty",)),

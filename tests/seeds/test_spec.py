@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from pabzip.errors import SeedError
 from pabzip.seeds import DISTRIBUTIONS, SCHEMES, InitSpec, check_seed, scheme_spec
-from pabzip.seeds.spec import fans
+from pabzip.seeds.spec import check_backend, fans
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1, np.uint64(2**64 - 1), np.int8(3)])
@@ -140,3 +142,34 @@ def test_schemes_refused(arguments: dict[str, Any], message: str) -> None:
     full: dict[str, Any] = {"scheme": "kaiming_normal", "shape": (4, 4), "stream": 0} | arguments
     with pytest.raises(SeedError, match=message):
         scheme_spec(**full)
+
+
+@pytest.mark.parametrize("entries", [["normal", "uniform"], [*DISTRIBUTIONS, "laplace"]])
+def test_a_backend_serves_every_distribution_and_no_other(entries: list[str]) -> None:
+    message = f"numpy backend: expected .* normal, uniform, signed_constant, found {entries[0]}"
+    with pytest.raises(SeedError, match=message):
+        check_backend("numpy", dict.fromkeys(entries, 0))
+
+
+@pytest.mark.parametrize("module", ["reference", "kernels", "triton_kernels"])
+def test_no_backend_loads_without_a_distribution(module: str) -> None:
+    """In a process where one more distribution is declared than the backends have."""
+    pytest.importorskip("triton" if module == "triton_kernels" else "numba")
+    code = (
+        "from pabzip.seeds import spec\n"
+        "spec.DISTRIBUTIONS += ('laplace',)\n"
+        f"import importlib, sys; sys.modules.pop('pabzip.seeds.{module}', None)\n"
+        f"importlib.import_module('pabzip.seeds.{module}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "SeedError" in done.stderr
+    assert "backend: expected an entry for each of normal, uniform" in done.stderr
+
+
+def test_kernels_refuse_a_kind_that_they_do_not_know() -> None:
+    from pabzip.seeds.kernels import KINDS, word_magnitudes
+
+    words = np.zeros(4, dtype=np.uint32)
+    table = np.zeros((3, 2048), dtype=np.uint32)
+    with pytest.raises(ValueError, match="expected one of KINDS"):
+        word_magnitudes(len(KINDS), words, table, np.empty_like(words))

@@ -1,4 +1,4 @@
-"""What the Triton kernel is asked in the tests; run as a script it answers under the interpreter.
+"""Cases for the Triton kernel; run as a script it answers under the interpreter.
 
 ``TRITON_INTERPRET`` counts only if it is set before triton is imported, hence a process of its own.
 Prints one JSON object: the name of each case and the SHA-256 of the bytes that the kernel made.

@@ -9,7 +9,7 @@ from torch import nn
 import pabzip
 from pabzip.checkpoint import save_checkpoint
 from pabzip.errors import PackError, SearchError, SeedError
-from pabzip.train import Recipe
+from pabzip.train import Recipe, to_dict
 from pabzip.train.file_size import ExpectedBytes, sign_bits
 
 
@@ -19,7 +19,7 @@ def ticket(arch="resnet20", options=None, keep_ratio=0.3):
     net = pabzip.init_(pabzip.models.build(arch, options, dense_seed=1), 3)
     options = net.pabzip_arch[1]
     shape = (options["in_channels"], options["image_size"], options["image_size"])
-    return net, pabzip.search.synflow(net, keep_ratio, shape, 5)
+    return net, pabzip.search.synflow(net, keep_ratio, input_shape=shape, iterations=5)
 
 
 def train_a_little(net, flips):
@@ -70,7 +70,10 @@ def test_the_header_of_a_checkpoint(tmp_path):
     train_a_little(net, 0.2)
     results = {"data": "digits", "method": "pab-bop", "keep_ratio": 0.1, "epochs": 20}
     save_checkpoint(
-        net, tmp_path / "m.pt", recipe=recipe, results={**results, "test_accuracy": 1 / 3}
+        net,
+        tmp_path / "m.pt",
+        settings=to_dict(recipe),
+        results={**results, "test_accuracy": 1 / 3},
     )
     size = pabzip.pack(tmp_path / "m.pt", tmp_path / "m.pabz")["bytes"]
     assert expected.bytes() == pytest.approx(size, rel=0.01)

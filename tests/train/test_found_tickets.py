@@ -9,7 +9,7 @@ import pabzip
 from pabzip import data
 from pabzip.checkpoint import load_checkpoint, network_from_checkpoint, save_checkpoint
 from pabzip.errors import CheckpointError, RecipeError
-from pabzip.train import Recipe, SearchRecipe, build_network, estimate_costs
+from pabzip.train import Recipe, SearchRecipe, build_network, estimate_costs, to_dict
 from pabzip.train.found_tickets import apply_ticket, find_ticket
 from pabzip.train.pruning import search_masks
 
@@ -133,7 +133,7 @@ def test_a_trained_ticket_is_refused(recipe, splits, found, tmp_path):
     name, weight = next(iter(pabzip.init.seeded_parameters(net).items()))
     with torch.no_grad():
         weight.view(-1)[int(weight.view(-1).nonzero()[0])].neg_()
-    save_checkpoint(net, tmp_path / "trained.pt", recipe=recipe)
+    save_checkpoint(net, tmp_path / "trained.pt", settings=to_dict(recipe))
     with pytest.raises(
         CheckpointError, match=rf"{name}: expected survivors as the seed .* found 1"
     ):

@@ -39,7 +39,7 @@ def ticket() -> nn.Module:
         nn.Linear(12, 3),
     )
     pabzip.init_(net, 5, skip=["9"])
-    synflow(net, 0.5, (3, 8, 8), 5)
+    synflow(net, 0.5, input_shape=(3, 8, 8), iterations=5)
     return net
 
 

@@ -79,7 +79,7 @@ def test_snip_sees_the_samples_that_the_seed_chooses(splits):
     inputs = splits.train.normalize(splits.train.images[torch.from_numpy(order)])
     labels = splits.train.labels[torch.from_numpy(order)]
     batches = [(inputs[part], labels[part]) for part in np.array_split(np.arange(21), 3)]
-    expected = search.snip(other, 0.4, batches)
+    expected = search.snip(other, 0.4, example_inputs=batches)
     found = search_masks(net, recipe, splits)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -98,7 +98,13 @@ def test_synflow_is_told_everything(splits, precision):
     seen = []
     found = search_masks(net, recipe, splits, on_iteration=lambda *at: seen.append(at))
     expected = search.synflow(
-        other, 0.4, (1, 8, 8), 3, dtype=getattr(torch, precision), schedule="linear", scope="layer"
+        other,
+        0.4,
+        input_shape=(1, 8, 8),
+        iterations=3,
+        dtype=getattr(torch, precision),
+        schedule="linear",
+        scope="layer",
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert all(torch.equal(found[name], expected[name]) for name in expected)

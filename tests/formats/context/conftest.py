@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from pabzip.formats.context import Context
-from pabzip.formats.entries import SeededEntry
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.seeds import InitSpec, magnitudes
 
 SEED = 2**63 + 29

@@ -16,9 +16,9 @@ from pabzip.errors import FormatError, LimitError
 from pabzip.formats.coder import run_tasks
 from pabzip.formats.context import Context
 from pabzip.formats.context import side_stream as contexts
-from pabzip.formats.context.side_information import Exchange
+from pabzip.formats.context.side_information import SideInformation
 from pabzip.formats.context.side_stream import SideStream
-from pabzip.formats.entries import SeededEntry
+from pabzip.formats.seeded import SeededEntry
 from pabzip.seeds import InitSpec
 from pabzip.ticket import Ticket
 
@@ -257,7 +257,7 @@ def test_sign_mode_three_and_chance_zero() -> None:
         two(stream, 1, contexts.MODE)
         stream.plain(0, 16)
 
-    assert "expected a way to tell signs, found 3" in refuse((4, 6), 24, three)
+    assert "expected a sign mode of 0 to 2, found 3" in refuse((4, 6), 24, three)
     assert "expected a probability above 0" in refuse((4, 6), 3, zero)
 
 
@@ -343,8 +343,8 @@ def test_many_groups_decode_fast_and_flat(seed: int) -> None:
         two(stream, 0, contexts.MODE)
         two(stream, 0, contexts.SIGNS)
         stream.number(0, contexts.CODED_BYTES)
-        stream.numbers(np.zeros(15, np.int64), contexts.BYTES_CHANGE, 15)
-        stream.numbers(np.zeros(15, np.int64), contexts.SURVIVORS, 15)
+        for base in [contexts.BYTES_CHANGE] * 15 + [contexts.SURVIVORS] * 15:
+            stream.number(0, base)
 
     side = written(write)
     entry = SeededEntry("w", shape, SPEC, 1 << 20)
@@ -403,4 +403,4 @@ def test_a_writer_is_held_to_the_same_rules(make: Any, encode: Any) -> None:
     told = next(iter(Context().decoder(0, one.entries, one.side).descriptions.values()))  # type: ignore[attr-defined]
     told.coded_bytes = told.coded_bytes + 400
     with pytest.raises(FormatError, match="expected a chunk's size"):
-        Exchange().tensor((9, 9), int(told.survivors.sum()), told)
+        SideInformation().tensor((9, 9), int(told.survivors.sum()), told)

@@ -12,11 +12,12 @@ import pytest
 from pabzip.errors import FormatError
 from pabzip.formats.coder import run_tasks
 from pabzip.formats.context import geometry as layouts
-from pabzip.formats.context.fit import describe
+from pabzip.formats.context.decoder import chunk_tasks
+from pabzip.formats.context.encoder import describe
 from pabzip.formats.context.geometry import PIECE, ActiveBlock, ActivePlan, Layout, next_piece
 from pabzip.formats.context.model import MaskMode
-from pabzip.formats.context.payload import chunk_tasks, encode_chunk
-from pabzip.formats.context.side_information import Exchange
+from pabzip.formats.context.payload import encode_chunk
+from pabzip.formats.context.side_information import SideInformation
 from pabzip.seeds import InitSpec, magnitudes, weights
 from pabzip.seeds.cpu import generator_arguments
 from pabzip.seeds.kernels import picked_magnitudes
@@ -55,8 +56,7 @@ def test_pieces_reach_beyond_2_to_the_32() -> None:
     row, place, seen, added = 0, 0, [], []
     while True:
         count, row, place = next_piece(
-            plan.rows, plan.group, plan.places, plan.starts, plan.width,
-            row_offsets, place_offsets, row, place, len(plan.rows), element, offsets,
+            plan, row_offsets, place_offsets, row, place, len(plan.rows), element, offsets,
         )  # fmt: skip
         if not count:
             break
@@ -93,9 +93,9 @@ def test_a_chunk_beyond_2_to_the_32(
     told.coded_bytes = np.array([len(coded) for coded, _, _ in chunks])
     told.survivors = np.array([kept for _, _, kept in chunks])
     survivors = int(told.survivors.sum())
-    writer = Exchange()
+    writer = SideInformation()
     writer.tensor((ROWS, WIDTH), survivors, told)
-    read = Exchange(writer.stream.getvalue()).tensor((ROWS, WIDTH), survivors)
+    read = SideInformation(writer.stream.getvalue()).tensor((ROWS, WIDTH), survivors)
     payload = b"".join(coded + signs for coded, signs, _ in chunks)
 
     none: Any = np.zeros(0, np.int8)

@@ -10,7 +10,7 @@ import pytest
 
 from pabzip.formats.context import Context
 from pabzip.formats.huffman import Huffman
-from pabzip.formats.tensors import SeededTensor
+from pabzip.formats.seeded import SeededTensor
 
 SHAPE = (1000, 1000)
 COUNT = 10**6

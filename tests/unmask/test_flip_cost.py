@@ -1,4 +1,4 @@
-"""Rate-aware Bop against a plain numpy statement of its rule, step by step."""
+"""Bop with a cost of flips against a plain numpy statement of its rule, step by step."""
 
 import math
 import pickle
@@ -16,29 +16,29 @@ from pabzip.unmask import Bop
 from pabzip.unmask.bop_update import price, seed_signs, update
 
 
-def numpy_rate_aware(weights, home, gradients, rate, threshold, cost, start):
+def numpy_priced(weights, initial, gradients, rate, threshold, cost, start):
     """Yield weights and flips after each gradient, by the rule in words, weight by weight.
 
-    A flip of w lowers the loss by about 2 |w| times what the average asks for. A weight at home
-    leaves where that, less what ``threshold`` stands for, pays for the bits; one that is away
-    returns unless staying does.
+    A flip of w lowers the loss by about 2 |w| times what the average asks for. A weight that has
+    its initial sign flips where that, less what ``threshold`` stands for, pays for the bits; one
+    that is flipped returns unless staying does.
     """
     w = weights.astype(np.float64)
     average = np.zeros_like(w)
     for step, gradient in enumerate(gradients):
         gamma = 1.0 if step == 0 and start == "first-gradient" else rate
         average = (1 - gamma) * average + gamma * gradient.astype(np.float64)
-        alive = w != 0
-        away = alive & (np.sign(w) != home)
-        at_home = alive & ~away
-        left, stayed = int(away.sum()), int(at_home.sum())
+        survives = w != 0
+        flipped = survives & (np.sign(w) != initial)
+        others = survives & ~flipped
+        left, stayed = int(flipped.sum()), int(others.sum())
         bits = max(math.log2((stayed + 0.5) / (left + 0.5)), 0.0)
         asks = average * np.sign(w)  # how strongly the gradient wants the other sign
         margin = cost * bits / (2 * np.maximum(np.abs(w), 1e-30))
-        leaves = at_home & (asks >= threshold + margin)
-        returns = away & (asks >= threshold - margin)
+        leaves = others & (asks >= threshold + margin)
+        returns = flipped & (asks >= threshold - margin)
         w = np.where(leaves | returns, -w, w)
-        yield w, int((leaves | returns).sum()), int((alive & (np.sign(w) != home)).sum())
+        yield w, int((leaves | returns).sum()), int((survives & (np.sign(w) != initial)).sum())
 
 
 def random_problem(seed, steps=12, size=600):
@@ -50,8 +50,8 @@ def random_problem(seed, steps=12, size=600):
     return weights, (drift + noise).astype(np.float32)
 
 
-def total_away(net, signs):
-    """Return how many survivors are not at home."""
+def total_flipped(net, signs):
+    """Return how many survivors do not have their initial sign."""
     weights = pabzip.seeded_parameters(net)
     return sum(int((w.detach().sign() * signs[name] < 0).sum()) for name, w in weights.items())
 
@@ -63,7 +63,7 @@ def test_every_step_matches_numpy(start, cost, rate, threshold):
     weights, gradients = random_problem(1)
     parameter = nn.Parameter(torch.from_numpy(weights.copy()))
     bop = Bop([parameter], rate, threshold, start, flip_cost=cost)
-    expected = numpy_rate_aware(weights, np.sign(weights), gradients, rate, threshold, cost, start)
+    expected = numpy_priced(weights, np.sign(weights), gradients, rate, threshold, cost, start)
     seen, back = 0, 0
     for gradient, (w, flips, away) in zip(gradients, expected, strict=True):
         parameter.grad = torch.from_numpy(gradient.copy())
@@ -76,7 +76,7 @@ def test_every_step_matches_numpy(start, cost, rate, threshold):
         assert seen > 0
 
 
-def test_weights_go_home_when_the_gradient_no_longer_speaks():
+def test_weights_return_when_the_gradient_no_longer_speaks():
     parameter = nn.Parameter(torch.ones(64))
     bop = Bop([parameter], 1.0, 1e-3, flip_cost=2e-3)
     gradient = torch.zeros(64)
@@ -124,7 +124,7 @@ def test_no_cost_is_plain_bop_to_the_bit(start):
         assert torch.equal(one, tiny)
         assert torch.equal(plain.flips, nearly.flips)
     assert set(plain.state[one]) == set(priced.state[two]) == {"moving_average"}
-    assert nearly.state[tiny]["home"].dtype == torch.int8
+    assert nearly.state[tiny]["initial_sign"].dtype == torch.int8
 
 
 def test_a_higher_cost_flips_fewer():
@@ -147,17 +147,17 @@ def test_still_averages_settle():
     # With averages that stand still, all moves after the first go one way, and they end.
     weights, gradients = random_problem(5, steps=1, size=5000)
     for begin in (0.0, 0.5):
-        home = np.sign(weights).astype(np.int8)
+        initial = np.sign(weights).astype(np.int8)
         chosen = np.random.default_rng(0).random(5000) < begin
         parameter = nn.Parameter(torch.from_numpy(np.where(chosen, -weights, weights)))
         bop = Bop([parameter], 1.0, 1e-5, flip_cost=4e-5)
-        bop.state[parameter]["home"] = torch.from_numpy(home)
+        bop.state[parameter]["initial_sign"] = torch.from_numpy(initial)
         moves = []
         for _ in range(60):
-            before = int((parameter.detach().sign() * torch.from_numpy(home) < 0).sum())
+            before = int((parameter.detach().sign() * torch.from_numpy(initial) < 0).sum())
             parameter.grad = torch.from_numpy(gradients[0].copy())
             bop.step()
-            after = int((parameter.detach().sign() * torch.from_numpy(home) < 0).sum())
+            after = int((parameter.detach().sign() * torch.from_numpy(initial) < 0).sum())
             assert not moves or abs(after - before) == int(bop.flips)
             moves.append(after - before)
         assert moves[-1] == 0
@@ -190,7 +190,7 @@ def test_magnitudes_never_change_and_zeros_stay_positive(seed, rate, threshold, 
 @pytest.mark.parametrize("threshold", [0.0, 1e-5])
 def test_the_kernel_and_the_lists_agree_to_the_bit(cost, threshold):
     weights, gradients = random_problem(6, size=1003)
-    homes = torch.from_numpy(np.sign(weights).astype(np.int8))
+    signs = torch.from_numpy(np.sign(weights).astype(np.int8))
     every = torch.from_numpy(weights).repeat_interleave(2)
     fast = torch.from_numpy(weights.copy())
     slow = every.clone()[::2]  # not contiguous: left to the lists
@@ -199,7 +199,7 @@ def test_the_kernel_and_the_lists_agree_to_the_bit(cost, threshold):
         counts = []
         for w, mean in ((fast, means[0]), (slow, means[1])):
             counts += update(
-                [w], [mean], [torch.from_numpy(gradient)], [homes] if cost else None,
+                [w], [mean], [torch.from_numpy(gradient)], [signs] if cost else None,
                 rate=0.2, threshold=threshold, flip_cost=cost,
             )  # fmt: skip
         assert torch.equal(fast, slow)
@@ -277,7 +277,7 @@ def test_the_seed_knows_the_signs_of_a_network_that_has_flipped_some():
     bop.step()
     assert int(bop.flips) == 16
     assert torch.equal(net[0].weight, drawn["0.weight"])
-    assert total_away(net, signs) == 0
+    assert total_flipped(net, signs) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -288,7 +288,7 @@ def test_state_round_trip_goes_on_bit_for_bit(dtype, tmp_path):
     for gradient in gradients[:6]:
         one.grad = torch.from_numpy(gradient).to(dtype)
         bop.step()
-    assert (bop.state[one]["home"] * one.detach().sign() < 0).any()
+    assert (bop.state[one]["initial_sign"] * one.detach().sign() < 0).any()
     for way in ("pickle", "torch"):
         two = nn.Parameter(one.detach().clone())
         other = Bop([two])
@@ -298,7 +298,7 @@ def test_state_round_trip_goes_on_bit_for_bit(dtype, tmp_path):
             torch.save(bop.state_dict(), tmp_path / "bop.pt")
             other.load_state_dict(torch.load(tmp_path / "bop.pt", weights_only=True))
         assert other.param_groups[0]["flip_cost"] == 1e-5
-        assert other.state[two]["home"].dtype == torch.int8
+        assert other.state[two]["initial_sign"].dtype == torch.int8
         reference = nn.Parameter(one.detach().clone())
         plain = Bop([reference])
         plain.load_state_dict(bop.state_dict())

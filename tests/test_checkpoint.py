@@ -36,7 +36,9 @@ class Own(nn.Module):
 
 def content(tmp_path: Path, net: nn.Module | None = None) -> dict[str, Any]:
     """What a good checkpoint holds, to be spoilt."""
-    save_checkpoint(net or small(), tmp_path / "good.pt", recipe=Recipe(), results={"epochs": 3})
+    save_checkpoint(
+        net or small(), tmp_path / "good.pt", settings=to_dict(Recipe()), results={"epochs": 3}
+    )
     return torch.load(tmp_path / "good.pt", weights_only=True)
 
 
@@ -52,12 +54,12 @@ def same(first: Any, second: Any) -> bool:
 def test_there_and_back(tmp_path: Path) -> None:
     net, file = small(), tmp_path / "model.pt"
     results = {"data": "digits", "test_accuracy": 0.5, "seconds": 1.0, "output": "model.pt"}
-    pabzip.save_checkpoint(net, file, recipe=Recipe(epochs=3), results=results)
+    pabzip.save_checkpoint(net, file, settings=to_dict(Recipe(epochs=3)), results=results)
     found = pabzip.load_checkpoint(file)
     assert (found.arch, found.arch_options) == net.pabzip_arch
     assert found.seeding == pabzip.seeding(net)
     assert (found.seed, found.init) == (5, pabzip.seeding(net).specs)
-    assert found.recipe == to_dict(Recipe(epochs=3))
+    assert found.settings == to_dict(Recipe(epochs=3))
     assert found.results == results
     assert found.metadata() == {"data": "digits", "test_accuracy": 0.5}
     assert same(found.state_dict, net.state_dict())

@@ -64,14 +64,16 @@ def batches():
 
 
 SEARCHES = {
-    "synflow": lambda net, keep, **how: synflow(net, keep, SHAPE, 3, **how),
+    "synflow": lambda net, keep, **how: synflow(net, keep, input_shape=SHAPE, iterations=3, **how),
     "synflow-float32": lambda net, keep, **how: synflow(
-        net, keep, SHAPE, 3, dtype=torch.float32, **how
+        net, keep, input_shape=SHAPE, iterations=3, dtype=torch.float32, **how
     ),
-    "snip": lambda net, keep, **how: snip(net, keep, batches(), 2, **how),
-    "grasp": lambda net, keep, **how: grasp(net, keep, batches(), 2, **how),
-    "magnitude": lambda net, keep, **how: magnitude(net, keep, SHAPE, **how),
-    "random": lambda net, keep, **how: random(net, keep, SHAPE, **how),
+    "snip": lambda net, keep, **how: snip(net, keep, example_inputs=batches(), iterations=2, **how),
+    "grasp": lambda net, keep, **how: grasp(
+        net, keep, example_inputs=batches(), iterations=2, **how
+    ),
+    "magnitude": lambda net, keep, **how: magnitude(net, keep, input_shape=SHAPE, **how),
+    "random": lambda net, keep, **how: random(net, keep, input_shape=SHAPE, **how),
 }
 
 

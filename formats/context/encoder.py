@@ -1,0 +1,269 @@
+"""The encoder of the `context` coder: compare ways to code each tensor, and take the cheapest.
+
+Nothing here is part of the format: any choice gives a file that decodes to the same codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.formats.coder import OnTensor
+from pabzip.formats.context.fit import SLOPES, SOFT_SLOPES, bucket_counts, fit_factors
+from pabzip.formats.context.geometry import (
+    ActiveBlock,
+    ActivePlan,
+    Layout,
+    find_active,
+    gather_active,
+)
+from pabzip.formats.context.model import (
+    COUNT,
+    ONE,
+    SCALE,
+    SIGNS_CODED,
+    SIGNS_KEPT,
+    SIGNS_PLAIN,
+    UNITS,
+    Description,
+    Factors,
+    MaskMode,
+    scale_index,
+)
+from pabzip.formats.context.payload import encode_chunk
+from pabzip.formats.context.side_information import SideInformation
+from pabzip.formats.seeded import SeededTensor
+from pabzip.seeds import InitSpec
+from pabzip.seeds.cpu import generator_arguments
+from pabzip.seeds.generation import thread_count
+
+_SMALL = 100_000  # active weights: below, the coarser unit may pay
+_LOOSE = 0.25  # of the order-0 bits: a mask that costs more may fit better with softer slopes
+_LEAST_GAIN = 0.995  # coded signs must at least save this to be worth their time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """A tensor as one layout sees it.
+
+    Attributes:
+        plan: its active weights.
+        levels: int16, of each.
+        codes: int8, of each.
+        description: how its codes are stored, but for the chunks.
+        bits: about how many bits the mask and all that predicts it take.
+    """
+
+    plan: ActivePlan
+    levels: NDArray[np.int16]
+    codes: NDArray[np.int8]
+    description: Description
+    bits: float
+
+
+def encode_tensors(
+    seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None = None
+) -> tuple[list[bytes], bytes]:
+    """Encode the tensors of one file.
+
+    Args:
+        seed: the file's seed.
+        tensors: those that this coder is to hold, in the order of the file.
+        on_tensor: called with the name of each tensor that is done, from the thread that did it.
+
+    Returns:
+        One payload a tensor, and the side stream.
+    """
+    if not tensors:
+        return [], b""
+    rows_before = [None, *(tensor.shape[0] for tensor in tensors[:-1])]
+
+    def encode(index: int) -> tuple[Description, bytes]:
+        tensor = tensors[index]
+        done = encode_tensor(seed, tensor.spec, tensor.codes, rows_before=rows_before[index])
+        if on_tensor is not None:
+            on_tensor(tensor.name)
+        return done
+
+    # The largest first, so that no thread is left with one at the end.
+    order = sorted(range(len(tensors)), key=lambda index: -tensors[index].codes.size)
+    with ThreadPoolExecutor(thread_count(None), thread_name_prefix="pabzip-encode") as pool:
+        encoded = dict(zip(order, pool.map(encode, order), strict=True))
+    information = SideInformation()
+    for index, tensor in enumerate(tensors):
+        description = encoded[index][0]
+        information.tensor(tensor.shape, int(description.survivors.sum()), description)
+    return [encoded[index][1] for index in range(len(tensors))], information.stream.getvalue()
+
+
+def encode_tensor(
+    seed: int, spec: InitSpec, codes: NDArray[np.int8], *, rows_before: int | None = None
+) -> tuple[Description, bytes]:
+    """Encode one tensor: what the side stream must say of it, and its payload.
+
+    Args:
+        seed: the file's seed.
+        spec: the tensor's init spec.
+        codes: int8, the shape of the tensor, values 0, +1 and -1.
+        rows_before: output channels of the tensor before it in the file, if there is one.
+    """
+    flat = np.ascontiguousarray(codes).reshape(-1)
+    seen = [_see(seed, spec, flat, layout) for layout in layouts(codes.shape, rows_before)]
+    best = min(seen, key=lambda one: one.bits)
+    description, plan = best.description, best.plan
+    predictor = description.predictor(plan)
+    chunks = [
+        encode_chunk(plan, predictor, best.levels, best.codes, begin, end)
+        for begin, end in description.active.chunks
+    ]
+    description.coded_bytes = np.array([len(coded) for coded, _, _ in chunks], dtype=np.int64)
+    description.survivors = np.array([count for _, _, count in chunks], dtype=np.int64)
+    return description, b"".join(coded + signs for coded, signs, _ in chunks)
+
+
+def _see(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout) -> _Seen:
+    """Choose how to store a tensor's codes under one layout."""
+    active = find_active(flat, layout)
+    plan = ActivePlan.of(active)
+    levels = np.zeros(active.count(), dtype=np.int16)
+    codes = np.zeros(active.count(), dtype=np.int8)
+    if not active.count():
+        return _Seen(plan, levels, codes, Description(active), 0.0)
+    gather_active(*generator_arguments(seed, spec), plan, flat, levels, codes)
+    description, bits = describe(active, plan, levels, codes)
+    for flags in (active.row_active, active.column_active):
+        bits += 0 if flags.all() else len(flags)
+    return _Seen(plan, levels, codes, description, bits)
+
+
+def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]:
+    """Yield how a tensor may be seen, the plain way first.
+
+    Args:
+        shape: of the tensor.
+        rows_before: output channels of the tensor before it. A Linear whose inputs are a multiple
+            of them may follow a flatten; a convolution with fewer inputs may be grouped.
+    """
+    plain = Layout.of_shape(shape)
+    yield plain
+    if rows_before is None or len(shape) < 2:
+        return
+    if plain.positions == 1 and 1 < rows_before < plain.columns:
+        if plain.columns % rows_before == 0:
+            yield Layout(plain.rows, rows_before, plain.columns // rows_before)
+    elif 1 < plain.columns < rows_before and rows_before % plain.columns == 0:
+        groups = rows_before // plain.columns
+        if plain.rows % groups == 0:
+            yield Layout(plain.rows, plain.columns, plain.positions, groups)
+
+
+def describe(
+    active: ActiveBlock, plan: ActivePlan, levels: NDArray[np.int16], codes: NDArray[np.int8]
+) -> tuple[Description, float]:
+    """Choose how to store the codes of an active block.
+
+    Args:
+        active: the block; at least one weight survives.
+        plan: the same, laid out.
+        levels: int16, of each active weight.
+        codes: int8, of each active weight.
+
+    Returns:
+        The description, but for its chunks, and about how many bits mask and factors take.
+    """
+    description = Description(active)
+    mask = codes != 0
+    survivors = int(np.count_nonzero(mask))
+    _choose_signs(description, int(np.count_nonzero(codes < 0)), survivors)
+    if survivors == len(codes):
+        return description, 0.0
+    even = _entropy(survivors, len(codes))
+    best = even
+    description.mask = MaskMode.EVEN
+    description.chance = min(max(round(ONE * survivors / len(codes)), 1), ONE - 1)
+    for mode, factors, extra in _predictions(plan, levels, mask, even):
+        counts = bucket_counts(plan, levels, mask, factors)
+        first, last, indices, bits = _table(counts)
+        if bits + extra < best:
+            best = bits + extra
+            description.mask, description.factors = mode, factors
+            description.first, description.last, description.indices = first, last, indices
+    return description, best
+
+
+def _predictions(
+    plan: ActivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_], even: float
+) -> Iterator[tuple[MaskMode, Factors, float]]:
+    """Yield ways to predict a mask, each with about the bits that its numbers take."""
+    threshold = _threshold(levels, mask)
+    zeros = np.zeros(int(plan.column[-1]) + 1, dtype=np.int32)
+    positions = np.zeros(int(plan.position.max()) + 1, dtype=np.int32)
+    rows = np.full(len(plan.rows), -threshold, dtype=np.int32)
+    yield MaskMode.THRESHOLD, Factors(1, rows, zeros, positions), 24
+    least = 2.0 * (len(plan.rows) + len(zeros))
+    if least > even:
+        return  # two bits a factor is less than any fit will need
+    for unit in UNITS if len(levels) < _SMALL else UNITS[:1]:
+        factors = fit_factors(plan, levels, mask, unit, SLOPES)
+        bits = _factor_bits(factors)
+        yield MaskMode.FACTORS, factors, bits
+        if _table(bucket_counts(plan, levels, mask, factors))[3] > _LOOSE * even:
+            factors = fit_factors(plan, levels, mask, unit, SOFT_SLOPES)
+            yield MaskMode.FACTORS, factors, _factor_bits(factors)
+
+
+def _threshold(levels: NDArray[np.int16], mask: NDArray[np.bool_]) -> int:
+    """Return the level that splits pruned from surviving weights with the fewest mistakes."""
+    size = int(levels.max()) + 2
+    kept = np.bincount(levels[mask], minlength=size)
+    pruned = np.bincount(levels[~mask], minlength=size)
+    mistakes = np.cumsum(kept) - np.cumsum(pruned)  # of a threshold just above each level
+    return int(np.argmin(mistakes)) + 1
+
+
+def _table(counts: NDArray[np.int64]) -> tuple[int, int, NDArray[np.int64], float]:
+    """Return the uncertain buckets, the index of each one's probability, and the bits it takes."""
+    surviving, pruned = np.flatnonzero(counts[:, 1]), np.flatnonzero(counts[:, 0])
+    first = int(surviving[0]) if len(surviving) else COUNT
+    last = max(first, int(pruned[-1]) + 1 if len(pruned) else 0)
+    total = counts.sum(axis=1)
+    indices = [scale_index(int(counts[b, 1]), int(total[b])) for b in range(first, last)]
+    chance = SCALE[indices] / ONE if indices else np.zeros(0)
+    ones, zeros = counts[first:last, 1], counts[first:last, 0]
+    bits = -(ones * np.log2(chance) + zeros * np.log2(1 - chance)).sum()
+    return first, last, np.array(indices, dtype=np.int64), float(bits) + 10 + 7 * (last - first)
+
+
+def _choose_signs(description: Description, flipped: int, survivors: int) -> None:
+    """Choose how flips are stored: not at all, as plain bits, or coded."""
+    if flipped == 0:
+        description.signs = SIGNS_KEPT
+        return
+    index = scale_index(flipped, survivors)
+    chance = SCALE[index] / ONE
+    coded = -(flipped * np.log2(chance) + (survivors - flipped) * np.log2(1 - chance)) + 7
+    if coded < _LEAST_GAIN * survivors:
+        description.signs, description.flip_index = SIGNS_CODED, index
+    else:
+        description.signs = SIGNS_PLAIN
+
+
+def _factor_bits(factors: Factors) -> float:
+    """Return about how many bits factors take in the side stream."""
+    bits = 0.0
+    for values in (factors.rows, factors.columns, factors.positions):
+        spread = np.abs(values - np.median(values)).mean()
+        bits += len(values) * (np.log2(1 + spread) + 2)
+    return float(bits)
+
+
+def _entropy(ones: int, count: int) -> float:
+    """Return the bits of ``count`` independent bits, ``ones`` of which are 1."""
+    if ones in (0, count):
+        return 0.0
+    share = ones / count
+    return float(-count * (share * np.log2(share) + (1 - share) * np.log2(1 - share)))

@@ -1,0 +1,165 @@
+"""The seam between the container and the kinds of tensors: what every kind says of itself.
+
+A kind of tensor is two classes in a module of its own: the tensor in memory, and its entry in a
+header. Container, writer, reader, validator, digest and report ask them, and know no kind by name;
+`pabzip.formats.entries.KINDS` lists the kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pabzip.formats.dense import DenseEntry, DenseTensor
+    from pabzip.formats.entries import Entry, StoredEntry, StoredTensor, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How the codes of one seeded tensor are kept: the coder's name, and bytes of its payload."""
+
+    coder: str
+    length: int
+
+
+class EntryKind(Protocol):
+    """What a header says of one tensor."""
+
+    kind: ClassVar[str]
+    """What reports call the kind."""
+
+    row_lengths: ClassVar[tuple[int, ...]]
+    """How many values a row of this kind may have in a header; no two kinds share a length."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the network's state."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape as a loader hands it out."""
+
+    @property
+    def dtype(self) -> str:
+        """Torch's name of the element type that a loader hands out."""
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of the tensor as a loader hands it out."""
+
+    @property
+    def survivors(self) -> int | None:
+        """Number of codes that are not 0; None for a tensor without codes."""
+
+    @property
+    def target(self) -> str | None:
+        """Name of the earlier tensor that this one is a second name of; None for a tensor."""
+
+    @property
+    def original(self) -> StoredEntry:
+        """The entry that says all but the name: this one, or that of the target."""
+
+    @property
+    def parts(self) -> Sequence[DenseEntry]:
+        """What the dense sections hold of the tensor, in order; each has the tensor's name."""
+
+    def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
+        """Check every rule of the kind that does not depend on how the tensor is coded.
+
+        Args:
+            place: where the tensor is, for messages.
+            earlier: the entries before it, by name.
+
+        Raises:
+            FormatError: the first rule that is broken.
+        """
+
+    def to_row(self, coding: Coding | None) -> list[Any]:
+        """Return the tensor's row of the header, as JSON values."""
+
+    @classmethod
+    def from_row(
+        cls, place: str, row: list[Any], earlier: Mapping[str, Entry]
+    ) -> tuple[Entry, Coding | None] | None:
+        """Return the entry and the coding of a row, whose values may be of any JSON type.
+
+        The row has one of `row_lengths`. None says that it has not the form of this kind; `check`
+        holds the rest of the rules.
+
+        Raises:
+            FormatError: the row cannot be an entry.
+        """
+
+    def tensor(self, codes: NDArray[np.int8] | None, parts: Sequence[DenseTensor]) -> Tensor:
+        """Return the tensor that a file holds.
+
+        Args:
+            codes: int8, the tensor's shape, where the file has codes for it.
+            parts: the tensors of `parts`; their arrays may be kept.
+
+        Raises:
+            FormatError: a value is not allowed.
+        """
+
+
+class TensorKind(Protocol):
+    """A tensor in memory."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the network's state."""
+
+    def tidy(self, place: str) -> Tensor:
+        """Return the tensor with little-endian, C-contiguous arrays of the types it must have.
+
+        Raises:
+            FormatError: an array is of another type, or its values are not allowed.
+        """
+
+    def entry(self, earlier: Mapping[str, Entry]) -> Entry:
+        """Return what a header says of the tensor, given the entries before it, by name.
+
+        Raises:
+            FormatError: the tensor does not fit those before it.
+        """
+
+    def check_values(self) -> None:
+        """Check values whose rules need a checked entry.
+
+        Raises:
+            FormatError: a value is not allowed; the message names the tensor and the count.
+        """
+
+    @property
+    def parts(self) -> Sequence[DenseTensor]:
+        """What the dense sections hold of the tensor, in order: those of its entry's `parts`."""
+
+    def resolve(self, tensors: Mapping[str, Tensor]) -> StoredTensor:
+        """Return the tensor itself, or the target of a second name, under that name."""
+
+
+class StoredKind(TensorKind, Protocol):
+    """A tensor in memory that has elements of its own."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape as a loader hands it out."""
+
+    @property
+    def dtype(self) -> str:
+        """Torch's name of the element type that a loader hands out."""
+
+    def array(self, seed: int, *, backend: str, threads: int | None) -> NDArray[Any]:
+        """Return the tensor as an ordinary array; bfloat16 as float32 of the same values."""
+
+    def elements(self, seed: int, *, backend: str, threads: int | None) -> Iterator[NDArray[Any]]:
+        """Yield the elements that the digest takes: flat little-endian arrays, in order."""

@@ -1,0 +1,312 @@
+"""Seeded tensors: weights that a seed, an init spec, and one code a weight determine."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError, SeedError, shown
+from pabzip.formats.checks import as_array, check_integer, check_shape, tensor_place
+from pabzip.formats.dense import DenseEntry, DenseTensor
+from pabzip.formats.kind import Coding
+from pabzip.seeds import InitSpec, regenerate
+from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
+
+if TYPE_CHECKING:
+    from pabzip.formats.entries import Entry, Tensor
+
+SCALED_DISTRIBUTION = "signed_constant"
+"""The only distribution of a tensor whose rows have scales; its own scale is 1."""
+
+_RANGE = 1 << 22  # weights regenerated at a time, so that a large tensor needs no copy of itself
+
+
+@dataclass(frozen=True, slots=True)
+class SeededEntry:
+    """What a header says of a seeded tensor.
+
+    Its row is ``[name, shape, distribution, scale, stream, coder, survivors, bytes]``, with a 1
+    after these where its rows have scales.
+
+    Attributes:
+        name: the parameter's name in the network's state.
+        shape: its dimensions, at least one.
+        spec: how the base weights are drawn.
+        survivors: number of codes that are not 0.
+        scaled: whether each row along the first dimension has a scale. Dense sections hold these,
+            float32 (rows,), under the tensor's name.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    spec: InitSpec
+    survivors: int
+    scaled: bool = False
+
+    kind: ClassVar[str] = "seeded"
+    row_lengths: ClassVar[tuple[int, ...]] = (8, 9)
+    dtype: ClassVar[str] = "float32"
+    target: ClassVar[None] = None
+
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of the regenerated float32 weights."""
+        return 4 * self.count
+
+    @property
+    def original(self) -> SeededEntry:
+        """The entry itself."""
+        return self
+
+    @property
+    def parts(self) -> tuple[DenseEntry, ...]:
+        """The scales of the rows, if there are any."""
+        if not self.scaled:
+            return ()
+        return (DenseEntry(self.name, self.shape[:1], "float32", "float32"),)
+
+    def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
+        """Check the shape, the survivors, and that the init spec suits scales of rows.
+
+        Raises:
+            FormatError: the first rule that is broken.
+        """
+        count = check_shape(place, self.shape, lowest_rank=1)
+        if not isinstance(self.spec, InitSpec):
+            raise FormatError(place, f"expected an InitSpec, found {type(self.spec).__name__}")
+        check_integer(place, "number of survivors", self.survivors, 0, count)
+        if self.scaled and (self.spec.distribution, self.spec.scale) != (SCALED_DISTRIBUTION, 1.0):
+            raise FormatError(
+                place,
+                f"expected {SCALED_DISTRIBUTION} of scale 1 where rows have scales, found "
+                f"{self.spec.distribution} of scale {self.spec.scale!r}",
+            )
+
+    def to_row(self, coding: Coding | None) -> list[Any]:
+        """Return the tensor's row; the scale is the bit pattern of a float32."""
+        assert coding is not None
+        return [
+            self.name,
+            list(self.shape),
+            self.spec.distribution,
+            struct.unpack("<I", struct.pack("<f", self.spec.scale))[0],
+            self.spec.stream,
+            coding.coder,
+            self.survivors,
+            coding.length,
+            *([1] if self.scaled else []),
+        ]
+
+    @classmethod
+    def from_row(
+        cls, place: str, row: list[Any], earlier: Mapping[str, Entry]
+    ) -> tuple[SeededEntry, Coding] | None:
+        """Return the entry and the coding of a row; None without a list for its shape.
+
+        Raises:
+            FormatError: the row has no init spec, or a ninth value that is not 1.
+        """
+        if not isinstance(row[1], list):
+            return None
+        scaled = len(row) == 9
+        if scaled and (type(row[8]) is not int or row[8] != 1):
+            raise FormatError(place, f"expected a 1 for scales of its rows, found {shown(row[8])}")
+        spec = _spec(place, *row[2:5])
+        entry = cls(row[0], tuple(row[1]), spec, survivors=row[6], scaled=scaled)
+        return entry, Coding(coder=row[5], length=row[7])
+
+    def tensor(self, codes: NDArray[np.int8] | None, parts: Sequence[DenseTensor]) -> SeededTensor:
+        """Return the tensor of these codes, and scales where its rows have them.
+
+        Raises:
+            FormatError: a scale is out of range.
+        """
+        assert codes is not None
+        scales = check_scales(self.name, parts[0].values) if parts else None
+        return SeededTensor(self.name, self.spec, codes, scales)
+
+
+def _spec(place: str, distribution: Any, scale: Any, stream: Any) -> InitSpec:
+    """Return a row's init spec."""
+    if type(scale) is not int or not 0 <= scale < 2**32:
+        raise FormatError(place, f"expected the scale's 32 bits, found {shown(scale)}")
+    if type(stream) is not int or not isinstance(distribution, str):
+        raise FormatError(
+            place, f"expected distribution and stream, found {shown([distribution, stream])}"
+        )
+    try:
+        return InitSpec(distribution, struct.unpack("<f", struct.pack("<I", scale))[0], stream)
+    except SeedError as error:
+        raise FormatError(place, f"{error}; if it comes from a newer pabzip, upgrade") from None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeededTensor:
+    """A weight that its seed, its init spec and one code a weight determine.
+
+    Attributes:
+        name: the parameter's name in the network's state.
+        spec: how the base weights are drawn.
+        codes: int8, C-contiguous, the shape of the weight: 0 pruned, +1 the seed's sign kept,
+            -1 flipped.
+        scales: None, or float32 (rows,), one for each row along the first dimension, which its
+            weights are multiplied by. Only with ``signed_constant`` of scale 1: the weights of
+            row r are then 0 and plus or minus ``scales[r]``.
+
+    Source: Peek-a-Boo, Appendix D (one code merges the mask and the sign flip).
+    """
+
+    name: str
+    spec: InitSpec
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32] | None = None
+
+    dtype: ClassVar[str] = "float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return self.codes.shape
+
+    @property
+    def parts(self) -> tuple[DenseTensor, ...]:
+        """The scales of the rows, if there are any."""
+        if self.scales is None:
+            return ()
+        return (DenseTensor(self.name, self.scales, "float32", "float32"),)
+
+    def tidy(self, place: str) -> SeededTensor:
+        """Return the tensor with little-endian, C-contiguous arrays.
+
+        Raises:
+            FormatError: codes other than 0, +1 and -1, arrays of another type, or scales out of
+                range or of another number than rows.
+        """
+        codes = as_array(place, self.codes, np.dtype(np.int8))
+        wrong = int(np.count_nonzero((codes < -1) | (codes > 1)))
+        if wrong:
+            raise FormatError(place, f"expected codes 0, +1 and -1, found {wrong} others")
+        if self.scales is None:
+            return replace(self, codes=codes)
+        scales = as_array(place, self.scales, np.dtype(np.float32))
+        if scales.shape != codes.shape[:1] or not scales.shape:
+            raise FormatError(
+                place,
+                f"expected one scale a row, shape {list(codes.shape[:1])}, found "
+                f"{list(scales.shape)}",
+            )
+        return replace(self, codes=codes, scales=check_scales(self.name, scales))
+
+    def entry(self, earlier: Mapping[str, Entry]) -> SeededEntry:
+        """Return what a header says of the tensor."""
+        survivors = int(np.count_nonzero(self.codes))
+        return SeededEntry(self.name, self.shape, self.spec, survivors, self.scales is not None)
+
+    def check_values(self) -> None:
+        """Check nothing more: `tidy` has checked codes and scales."""
+
+    def resolve(self, tensors: Mapping[str, Tensor]) -> SeededTensor:
+        """Return the tensor itself."""
+        return self
+
+    def array(
+        self, seed: int, *, backend: str = "numba", threads: int | None = None
+    ) -> NDArray[np.float32]:
+        """Return the regenerated weights, float32, in the tensor's shape."""
+        flat = regenerated(seed, self, backend=backend, threads=threads)
+        return flat.reshape(self.shape)
+
+    def elements(
+        self, seed: int, *, backend: str = "numba", threads: int | None = None
+    ) -> Iterator[NDArray[Any]]:
+        """Yield the regenerated weights as the digest takes them: flat and little-endian."""
+        for start in range(0, self.codes.size, _RANGE):
+            stop = start + _RANGE
+            part = regenerated(seed, self, start, stop, backend=backend, threads=threads)
+            yield part.astype("<f4", copy=False)
+
+
+def check_scales(name: str, scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scales, float32 (rows,), each within the range of an init spec's scale.
+
+    Raises:
+        FormatError: some are not; the message names the tensor and the count.
+    """
+    bad = int(np.count_nonzero(~((scales >= MIN_SCALE) & (scales <= MAX_SCALE))))  # NaN, too
+    if bad:
+        raise FormatError(
+            tensor_place(name), f"expected scales with 2**-64 <= scale <= 2**64, found {bad} others"
+        )
+    return scales
+
+
+def scale_rows(weights: NDArray[np.float32], scales: NDArray[np.float32] | None) -> None:
+    """Multiply each row by its scale, in place: float32 (rows, ...) by float32 (rows,).
+
+    Exact for weights of 0, +1 and -1; 0 stays +0.0.
+    """
+    if scales is not None:
+        weights *= scales.reshape(-1, *[1] * (weights.ndim - 1))
+
+
+def scale_range(
+    weights: NDArray[np.float32], scales: NDArray[np.float32], size: int, start: int
+) -> None:
+    """Multiply a range of weights by the scales of their rows, in place.
+
+    Args:
+        weights: successive ones of a tensor in row-major order, flat.
+        scales: of all rows of the tensor.
+        size: weights a row.
+        start: index of the first weight in the tensor.
+    """
+    row, within = divmod(start, size)
+    if within:  # the rest of a row
+        head = weights[: size - within]
+        head *= scales[row]
+        weights, row = weights[len(head) :], row + 1
+    whole = len(weights) // size
+    scale_rows(weights[: whole * size].reshape(whole, size), scales[row : row + whole])
+    tail = weights[whole * size :]
+    if len(tail):
+        tail *= scales[row + whole]
+
+
+def regenerated(
+    seed: int,
+    tensor: SeededTensor,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    backend: str = "numba",
+    threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Return the weights ``start`` to ``stop`` of a seeded tensor in row-major order.
+
+    Args:
+        seed: the ticket's seed.
+        tensor: with or without scales.
+        start: the first weight.
+        stop: the one after the last; None for the last weight's.
+        backend: of `pabzip.seeds.regenerate`; every backend gives the same bits.
+        threads: likewise.
+
+    Returns:
+        float32, flat.
+    """
+    codes = tensor.codes.reshape(-1)[start:stop]
+    weights = regenerate(seed, tensor.spec, codes, start=start, backend=backend, threads=threads)
+    if tensor.scales is not None:
+        scale_range(weights, tensor.scales, tensor.codes.size // tensor.scales.size, start)
+    return weights

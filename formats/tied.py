@@ -1,0 +1,189 @@
+"""Tied tensors: second names of earlier ones, as of a weight that two layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pabzip.errors import FormatError, shown
+from pabzip.formats.checks import is_variance, tensor_place
+from pabzip.formats.dense import DenseEntry, DenseTensor
+from pabzip.formats.kind import Coding
+
+if TYPE_CHECKING:
+    from pabzip.formats.entries import Entry, StoredEntry, StoredTensor, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TiedEntry:
+    """What a header says of a tied tensor, in the row ``[name, target]``.
+
+    Attributes:
+        name: the second name in the network's state.
+        original: the entry of the target, which says all else.
+    """
+
+    name: str
+    original: StoredEntry
+
+    kind: ClassVar[str] = "tied"
+    row_lengths: ClassVar[tuple[int, ...]] = (2,)
+    survivors: ClassVar[None] = None
+
+    @property
+    def target(self) -> str:
+        """Name of the earlier tensor."""
+        return self.original.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of both."""
+        return self.original.shape
+
+    @property
+    def dtype(self) -> str:
+        """The element type of both."""
+        return self.original.dtype
+
+    @property
+    def count(self) -> int:
+        """Number of elements; a loader hands them out a second time."""
+        return self.original.count
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of the tensor as a loader hands it out, in memory of its own."""
+        return self.original.loaded_bytes
+
+    @property
+    def parts(self) -> tuple[DenseEntry, ...]:
+        """Nothing: the target has all."""
+        return ()
+
+    def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
+        """Check that the target stands before the tensor, and may be its target.
+
+        Raises:
+            FormatError: the first rule that is broken.
+        """
+        if _target(self.name, self.target, earlier) != self.original:
+            raise FormatError(
+                place, f"expected it to be like {shown(self.target)}, found a difference"
+            )
+
+    def to_row(self, coding: Coding | None) -> list[Any]:
+        """Return the tensor's row."""
+        return [self.name, self.target]
+
+    @classmethod
+    def from_row(
+        cls, place: str, row: list[Any], earlier: Mapping[str, Entry]
+    ) -> tuple[TiedEntry, None] | None:
+        """Return the entry of a row; None where it is not two names.
+
+        Raises:
+            FormatError: the target cannot be one.
+        """
+        if not all(isinstance(name, str) for name in row):
+            return None
+        return cls(row[0], _target(row[0], row[1], earlier)), None
+
+    def tensor(self, codes: NDArray[np.int8] | None, parts: Sequence[DenseTensor]) -> TiedTensor:
+        """Return the two names."""
+        return TiedTensor(self.name, self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class TiedTensor:
+    """A second name of an earlier tensor, as of a weight that two layers share.
+
+    Attributes:
+        name: the second name in the network's state.
+        target: name of an earlier tensor that is not tied itself.
+    """
+
+    name: str
+    target: str
+
+    @property
+    def parts(self) -> tuple[DenseTensor, ...]:
+        """Nothing: the target has all."""
+        return ()
+
+    def tidy(self, place: str) -> TiedTensor:
+        """Return the tensor itself, which has no array."""
+        return self
+
+    def entry(self, earlier: Mapping[str, Entry]) -> TiedEntry:
+        """Return what a header says of the tensor.
+
+        Raises:
+            FormatError: the target cannot be one.
+        """
+        return TiedEntry(self.name, _target(self.name, self.target, earlier))
+
+    def check_values(self) -> None:
+        """Check nothing: the target has all values."""
+
+    def resolve(self, tensors: Mapping[str, Tensor]) -> StoredTensor:
+        """Return the target, under the tied name.
+
+        Raises:
+            KeyError: no tensor of the target's name that is not tied itself.
+        """
+        target = tensors[self.target]
+        if isinstance(target, TiedTensor):  # no checked ticket holds one
+            raise KeyError(f"{self.name}: expected {self.target} to be no tied tensor itself")
+        return replace(target, name=self.name)
+
+
+def _target(name: str, target: object, earlier: Mapping[str, Entry]) -> StoredEntry:
+    """Return the entry of the tensor that a tied one is a second name of.
+
+    Args:
+        name: of the tied tensor.
+        target: what it names.
+        earlier: the entries before it, by name.
+
+    Raises:
+        FormatError: the target is no earlier tensor, or tied itself; or the tied tensor is a
+            variance by its name, and the target is not.
+    """
+    place = tensor_place(name)
+    found = earlier.get(target) if isinstance(target, str) else None
+    if found is None:
+        raise FormatError(
+            place, f"expected it tied to an earlier tensor, found it tied to {shown(target)}"
+        )
+    if found.target is not None:
+        raise FormatError(
+            place,
+            f"expected it tied to a tensor of its own, found {shown(target)}, which is tied to "
+            f"{shown(found.target)}",
+        )
+    if isinstance(name, str) and is_variance(name) and not is_variance(found.name):
+        raise FormatError(place, f"expected a variance tied to one, found {shown(target)}")
+    return found.original
+
+
+def resolved(tensors: Mapping[str, Tensor]) -> Iterator[StoredTensor]:
+    """Yield every tensor of a ticket, in order: of a tied one the target, under the tied name.
+
+    Args:
+        tensors: by name; may be lazy, and is asked for one tensor at a time.
+    """
+    for name in tensors:
+        yield resolve(tensors, name)
+
+
+def resolve(tensors: Mapping[str, Tensor], name: str) -> StoredTensor:
+    """Return one tensor of a ticket; of a tied one the target, under the tied name.
+
+    Raises:
+        KeyError: no tensor of this name.
+    """
+    return tensors[name].resolve(tensors)
