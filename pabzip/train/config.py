@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, field_validator, model_validator
 
 from pabzip.errors import RecipeError
-from pabzip.models import names
 from pabzip.registry import DATASETS, METHODS, NETWORKS, SEARCHES, constant
 from pabzip.seeds import SCHEMES
 from pabzip.train.methods import (
@@ -54,22 +53,6 @@ Table = Mapping[str, Any]
 _Section = TypeVar("_Section", bound=Section)
 
 _IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_SEARCHES = ("synflow", "snip", "grasp", "magnitude", "random", "layerwise-random")
-
-
-def _searches() -> tuple[str, ...]:
-    """Return the names of all searches, users' too."""
-    return tuple(dict.fromkeys((*_SEARCHES, *SEARCHES)))
-
-
-def _networks() -> tuple[str, ...]:
-    """Return the names of all architectures, users' too."""
-    return tuple(dict.fromkeys((*names(), *NETWORKS)))
-
-
-def _datasets() -> str:
-    """Say which data there is."""
-    return f"one of {', '.join(DATASETS)}, or a folder" if DATASETS.names else "a non-empty text"
 
 
 class SearchRecipe(Section, table="search"):
@@ -80,7 +63,7 @@ class SearchRecipe(Section, table="search"):
     """
 
     method: str = setting(
-        "synflow", "What scores the weights.", flag="--search-method", choices=_searches
+        "synflow", "What scores the weights.", flag="--search-method", choices=lambda: SEARCHES
     )
     iterations: int | None = setting(
         None,
@@ -141,10 +124,11 @@ class SearchRecipe(Section, table="search"):
                 f"search.shots: expected at most {self.epoch + 1}, one for each of the epochs 0 to "
                 f"search.epoch = {self.epoch}, found {self.shots}; raise search.epoch"
             )
-        if self.ratios and self.method != "layerwise-random":
+        own = [name for name in SEARCHES if "ratios" in SEARCHES.facts(name).get("takes", ())]
+        if self.ratios and self.method not in own:
             raise RecipeError(
                 f"search.ratios: expected none for search.method = {self.method!r}, found "
-                f"{len(self.ratios)}; they are for layerwise-random"
+                f"{len(self.ratios)}; they are for {', '.join(own)}"
             )
         return self
 
@@ -156,8 +140,8 @@ class SearchRecipe(Section, table="search"):
 
 def _published(method: object) -> int:
     """Return how many pruning steps a search was published with."""
-    rounds = SEARCHES.facts(method).get("rounds") if method in SEARCHES else None  # type: ignore[arg-type]
-    return rounds or (100 if method == "synflow" else 1)
+    facts = SEARCHES.facts(method) if isinstance(method, str) and method in SEARCHES else {}
+    return int(facts.get("rounds", 1))
 
 
 class Recipe(MethodSections):
@@ -180,7 +164,7 @@ class Recipe(MethodSections):
         "lenet-300-100",
         "Network, such as resnet18 (--list-settings names all), or your own module:callable.",
         flag="--arch",
-        expected=lambda: f"one of {', '.join(_networks())}, or your own module:callable",
+        expected=lambda: f"one of {', '.join(NETWORKS)}, or your own module:callable",
     )
     arch_options: Mapping[str, Any] = setting(
         {},
@@ -192,7 +176,7 @@ class Recipe(MethodSections):
         "digits",
         "Dataset, such as digits (built in) or cifar10, or a folder of images.",
         flag="--data",
-        expected=_datasets,
+        expected=lambda: f"one of {', '.join(DATASETS)}, or a folder",
     )
     data_root: str | None = setting(
         None, "Folder of downloaded datasets.", flag="--data-root", place=True
@@ -267,7 +251,7 @@ class Recipe(MethodSections):
     @classmethod
     def _buildable(cls, arch: str) -> str:
         """Refuse what is neither registered nor of the form ``module:callable``."""
-        if arch not in _networks() and not _IMPORTABLE.fullmatch(arch):
+        if arch not in NETWORKS and not _IMPORTABLE.fullmatch(arch):
             raise ValueError(arch)
         return arch
 
