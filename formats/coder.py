@@ -100,7 +100,7 @@ class Coder(Protocol):
         tensors: Sequence[SeededTensor],
         on_tensor: OnTensor | None = None,
     ) -> tuple[list[bytes], bytes]:
-        """Return one payload a tensor, and the side stream (empty where nothing is shared).
+        """Return one payload per tensor, and the side stream (empty where nothing is shared).
 
         ``on_tensor`` is told the name of each tensor that is done, from any thread.
         """

@@ -21,7 +21,7 @@ class CodedTensors:
 
     Attributes:
         coders: name of the coder of each tensor.
-        payloads: one a tensor.
+        payloads: one per tensor.
         side: the side stream; empty for none.
     """
 

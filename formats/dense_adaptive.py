@@ -354,7 +354,7 @@ class _Model:
         return len(floating)
 
     def _kind(self, entry: DenseEntry) -> _Kind:
-        """Return the kind of a tensor; when there are many, the rest share one a type."""
+        """Return the kind of a tensor; when there are many, the rest share one per type."""
         key = (entry.stored, entry.name.rpartition(".")[2], len(entry.shape) > 1)
         if key not in self._kinds and len(self._kinds) >= _OWN_KINDS:
             key = (entry.stored, "", False)

@@ -76,7 +76,7 @@ def encode_tensors(
         on_tensor: called with the name of each tensor that is done, from the thread that did it.
 
     Returns:
-        One payload a tensor, and the side stream.
+        One payload per tensor, and the side stream.
     """
     if not tensors:
         return [], b""
@@ -206,7 +206,7 @@ def _predictions(
     yield MaskMode.THRESHOLD, Factors(1, rows, zeros, positions), 24
     least = 2.0 * (len(plan.rows) + len(zeros))
     if least > even:
-        return  # two bits a factor is less than any fit will need
+        return  # two bits per factor is less than any fit will need
     for unit in UNITS if len(levels) < _SMALL else UNITS[:1]:
         factors = fit_factors(plan, levels, mask, unit, SLOPES)
         bits = _factor_bits(factors)

@@ -15,12 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.formats.context.geometry import ActivePlan
-from pabzip.formats.context.model import (
-    BUCKET_OF,
-    COUNT,
-    REACH,
-    Factors,
-)
+from pabzip.formats.context.model import BUCKET_OF, COUNT, REACH, Factors
 from pabzip.seeds.compiled import compiled
 
 _SHIFTS = 9  # candidates a factor: -4 to +4 units
@@ -163,7 +158,7 @@ def fit_factors(
         plan: the tensor's active weights.
         levels: int16, the level of each active weight.
         mask: bool, whether each active weight survives.
-        unit: levels a unit that row and column factors are rounded to.
+        unit: levels per unit that row and column factors are rounded to.
         slopes: of the logistic curve, one stage each.
 
     Returns:

@@ -26,7 +26,7 @@ from pabzip.seeds.compiled import compiled
 from pabzip.seeds.kernels import leading_zeros, picked_magnitudes
 
 STEPS = 256
-"""Levels an octave."""
+"""Levels per octave."""
 
 
 def _fractions() -> np.ndarray:
