@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never a part of one.
+"""Atomic writes: a file is the old one or the new one, never a part of one.
 
 A temporary beside the target takes the target's name only when it is complete and on disk. It is
 called ``.<target's name>.<process>.<random>.pabzip-tmp``, and its writer holds a lock on it; the

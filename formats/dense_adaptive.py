@@ -1,4 +1,4 @@
-"""The adaptive coder of dense tensors: bytes under probabilities that learn.
+"""The `adaptive` encoding of dense tensors: a range coder whose probabilities follow the data.
 
 Encoding and decoding are one function, so that they cannot drift apart: a writer's elements are
 passed through, a reader's are filled in.

@@ -106,7 +106,7 @@ tensor's part of the side stream); the survivors' signs; dense values; the heade
 def breakdown(header: Header, header_bytes: int, side: bytes) -> list[dict[str, Any]]:
     """Return how the bytes of a file split, as JSON values.
 
-    Mask and signs that share a byte, and tensors that share a section, are told apart to the
+    Mask and signs that share a byte, and tensors that share a section, are separated to the
     nearest byte; the sum over all rows and parts is the file's size exactly. Where signs are
     coded together with the mask, they count with the bits that their probability gives them.
 
