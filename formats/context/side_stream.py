@@ -24,6 +24,7 @@ from pabzip.formats.context.range_coder import (
     encode_bit,
     finish,
     start_decoding,
+    with_room,
 )
 from pabzip.seeds.compiled import compiled
 
@@ -260,12 +261,8 @@ class SideStream:
 
     def _make_room(self, bits: int) -> None:
         """Make sure that ``bits`` more bits fit in the buffer of a writer."""
-        data = self._coder.data
-        need = int(self._coder.state[POSITION]) + bits * _WORST_BYTES_A_BIT + 16
-        if need > len(data):
-            grown = np.zeros(max(need, 2 * len(data)), dtype=np.uint8)
-            grown[: len(data)] = data
-            self._coder = self._coder._replace(data=grown)
+        size = int(self._coder.state[POSITION]) + bits * _WORST_BYTES_A_BIT + 16
+        self._coder = self._coder._replace(data=with_room(self._coder.data, size))
 
 
 def fold(value: int) -> int:
