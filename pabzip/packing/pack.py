@@ -1,4 +1,4 @@
-"""Pack a network into a .pabz file: `pabzip.pack`.
+"""Pack a network into a .pabz file: `pabzip.pack` and `pabzip.save_file`.
 
 Packing is where exactness is enforced: each surviving weight must be plus or minus the magnitude
 that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
@@ -105,8 +105,8 @@ def pack(
 
     Args:
         source: a network drawn by `pabzip.init_`, a `Checkpoint`, or the path of a ``model.pt``.
-            One whose magnitudes were trained (`pabzip.train.config.Method.seeded`) names no seeded
-            weight, and all its tensors are stored dense; zeros cost little there too.
+            One whose magnitudes were trained names no seeded weight, and all its tensors are stored
+            dense; zeros cost little there too.
         target: path of the file to write, or a binary stream.
         coder: ``"auto"`` takes the smallest for each tensor, or a coder's name.
         dense_dtype: None keeps dense tensors lossless; ``"float16"`` or ``"bfloat16"`` stores the
@@ -188,8 +188,8 @@ def to_ticket(
 ) -> Ticket:
     """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`.
 
-    ``dense_dtype`` rounds nothing here: it says what `Ticket.save` will be told, so that a folded
-    network is checked as it will load.
+    ``dense_dtype`` rounds nothing here: it is what `Ticket.save` is going to be given, so that a
+    folded network is checked as it will load.
     """
     require("torch", extra="torch", purpose="packing a network")
     import torch
@@ -204,15 +204,15 @@ def to_ticket(
         return _from_mapping(source, metadata or {}, fold_bn, ternary)
     checkpoint = source
     arch, options = checkpoint.arch, checkpoint.arch_options
-    state, told = checkpoint.state_dict, {**checkpoint.metadata(), **(metadata or {})}
+    state, metadata = checkpoint.state_dict, {**checkpoint.metadata(), **(metadata or {})}
     if fold_bn:
         from pabzip.packing.batchnorm import fold_checked, structure
 
         state = fold_checked(structure(arch, options), state, arch, options, dense_dtype)
-        told["folded"] = True
+        metadata = {**metadata, "folded": True}
     record = checkpoint.seeding
     return _from_state(
-        state, record, arch=arch, arch_options=options, metadata=told, ternary=ternary
+        state, record, arch=arch, arch_options=options, metadata=metadata, ternary=ternary
     )
 
 
@@ -239,7 +239,7 @@ def _from_mapping(
 def _from_network(
     net: nn.Module, metadata: Metadata, fold_bn: bool, dense_dtype: str | None, ternary: bool
 ) -> Ticket:
-    """Read a live network; a wrapper's ``module.`` prefix is dropped."""
+    """Read a network; a wrapper's ``module.`` prefix is dropped."""
     net = unwrap(net)
     try:
         record = seeding(net)

@@ -1,7 +1,7 @@
-"""Tied weights: parameters that share their memory are stored once.
+"""Tied weights: a weight that has several names is stored once.
 
-A state dict lists a shared weight once a name. Tensors are compared by their bits, not by their
-place in memory, so that ties outlive checkpoints and moves between devices.
+A state dict lists a shared weight under each of its names. Tensors are compared by their bits, not
+by their place in memory, so ties are found after checkpoints and moves between devices, too.
 """
 
 from __future__ import annotations
