@@ -1,4 +1,4 @@
-"""float16 graphs: converted, and checked for overflow.
+"""Convert ONNX graphs to float16, and check them for overflow.
 
 The graph is converted, not the network: batch norms have then been folded into the convolutions
 in float32, so each weight is rounded once, and small variances do not underflow.

@@ -1,4 +1,4 @@
-"""Fold batch norm into the weights before it, and check that the outputs stay the same.
+"""Fold batch norm to a scale and a shift a channel, and check that the outputs stay the same.
 
 In evaluation mode, batch norm is an affine map of each channel. Its four vectors are replaced by
 others of the same map: mean 0, variance 1, and all else in weight and bias. Two of the vectors are
