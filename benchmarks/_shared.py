@@ -22,8 +22,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 """Where result files go unless ``--results`` says otherwise."""
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that every benchmark takes."""
+def parser(description: str | None, *, cache: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that every benchmark takes.
+
+    Args:
+        description: of the benchmark.
+        cache: add ``--cache``: SynFlow's masks take minutes to find, so they are kept.
+    """
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -32,20 +37,31 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument("--quick", action="store_true", help="a small, rough run of every part")
     result.add_argument("--json", action="store_true", help="print the JSON, not the table")
     result.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
+    if cache:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "pabzip" / "benchmarks"
+        result.add_argument("--cache", type=Path, default=folder, help="folder of found masks")
     return result
 
 
-def cache_argument(target: argparse.ArgumentParser) -> None:
-    """Add ``--cache``: masks take minutes to find, so they are kept."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "pabzip" / "benchmarks"
+def clock_arguments(target: argparse.ArgumentParser, threads: int) -> None:
+    """Add ``--threads`` and ``--clock``.
+
+    Args:
+        target: where to.
+        threads: of torch by default.
+    """
+    target.add_argument("--threads", type=int, default=threads, help="of torch")
     target.add_argument(
-        "--cache", type=Path, default=folder, help="folder of found masks", metavar="DIR"
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: the process's own time, for one thread where others compute as well",
     )
 
 
 class Progress:
-    """One line on stderr that says what is being done; elsewhere than on a terminal, a line a step.
+    """A line on stderr that says what is being done; where that is no terminal, a line per step.
 
     Args:
         total: number of steps.
@@ -64,14 +80,18 @@ class Progress:
             sys.stderr.write(f"\r\x1b[2K{self._line()}")
             sys.stderr.flush()
 
-    def done(self) -> None:
-        """Count one step as done."""
+    def done(self, what: str | None = None) -> None:
+        """Count one step as done; ``what`` says what came of it."""
         self._count += 1
+        if what is not None:
+            self.step(what)
         if not sys.stderr.isatty():
             print(self._line(), file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        """Clear the line."""
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[2K")
 
@@ -87,11 +107,7 @@ def interleaved(
     *,
     clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict[str, float]:
-    """Time several things as `turns` does.
-
-    Returns:
-        The median of each, seconds.
-    """
+    """Return the median seconds of each of several things, timed as `turns` does."""
     taken = turns(runs, repeats, clock=clock)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
@@ -144,6 +160,13 @@ def wall_clock(run: Callable[[], object]) -> float:
     return took
 
 
+def cpu_clock(run: Callable[[], object]) -> float:
+    """Return the seconds that this process computes in one call, on all its threads."""
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Let torch use ``count`` threads, and as many as before afterwards."""
@@ -178,29 +201,34 @@ def machine(*packages: str, gpu: str | None = None) -> dict[str, Any]:
 def finish(
     name: str,
     arguments: argparse.Namespace,
-    result: Mapping[str, Any],
+    title: str,
     table: str,
-    *,
+    result: Mapping[str, Any],
+    *packages: str,
     gpu: str | None = None,
 ) -> None:
-    """Write the JSON file, and print the table or the JSON.
+    """Write the JSON file, with the machine in front, and print the table or the JSON.
 
     Args:
         name: of the benchmark.
         arguments: as `parser` gives them. A quick run writes a file of its own.
-        result: JSON values.
+        title: above the table.
         table: for people.
+        result: JSON values.
+        *packages: as for `machine`.
         gpu: name of the GPU that was used; it becomes part of the file's name.
     """
+    facts = machine(*packages, gpu=gpu)
     parts = [name]
     if gpu is not None:
         parts.append(re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-"))
     if arguments.quick:
         parts.append("quick")
     arguments.results.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    text = json.dumps({"machine": facts, **result}, indent=1, allow_nan=False) + "\n"
     (arguments.results / f"{'-'.join(parts)}.json").write_text(text, encoding="utf-8")
-    print(text if arguments.json else table, end="")
+    where = gpu or f"{facts['cpu']}, {facts['cores']} cores"
+    print(text if arguments.json else f"{title} ({where}, {facts['date']})\n\n{table}", end="")
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -220,12 +248,6 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return line(lines[0]) + line(dashes) + "".join(line(cells) for cells in lines[1:])
-
-
-def heading(title: str, facts: Mapping[str, Any]) -> str:
-    """Return the line above a table: what it shows and where it ran."""
-    where = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores"
-    return f"{title} ({where}, {facts['date']})\n\n"
 
 
 def times(value: float) -> str:

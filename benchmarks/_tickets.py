@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ SEED = 3
 """Of every network here."""
 
 Masks = dict[str, NDArray[np.bool_]]
+Codes = dict[str, NDArray[np.int8]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,11 @@ def synflow_masks(
     file = cache_folder / f"{name}.npz"
     if not file.exists():
         found = pabzip.search.synflow(
-            network.build(), keep_ratio, (3, 32, 32), iterations, on_iteration=on_iteration
+            network.build(),
+            keep_ratio,
+            input_shape=(3, 32, 32),
+            iterations=iterations,
+            on_iteration=on_iteration,
         )
         cache_folder.mkdir(parents=True, exist_ok=True)
         partial = cache_folder / f"{name}.{os.getpid()}.npz"
@@ -120,7 +125,7 @@ def random_masks(network: Network, keep_ratio: float) -> Masks:
     return {name: rng.random(shape) < keep_ratio for name, shape in shapes.items()}
 
 
-def with_signs(masks: Masks, flips: float = 0.5) -> dict[str, NDArray[np.int8]]:
+def with_signs(masks: Masks, flips: float = 0.5) -> Codes:
     """Return codes: a share ``flips`` of the survivors, drawn at random, has its sign flipped."""
     rng = np.random.default_rng(SEED + 1)
     return {
@@ -129,7 +134,7 @@ def with_signs(masks: Masks, flips: float = 0.5) -> dict[str, NDArray[np.int8]]:
     }
 
 
-def trained(network: Network, codes: Mapping[str, NDArray[np.int8]]) -> nn.Module:
+def trained(network: Network, codes: Codes) -> nn.Module:
     """Return a network with these codes, and batch norm as it is after some training.
 
     Its batch-norm values are drawn about those of a trained network: full mantissas, which is what
@@ -156,7 +161,7 @@ def trained(network: Network, codes: Mapping[str, NDArray[np.int8]]) -> nn.Modul
     return net.eval()
 
 
-def ticket_of(seeding: Seeding, codes: Mapping[str, NDArray[np.int8]]) -> Ticket:
+def ticket_of(seeding: Seeding, codes: Codes) -> Ticket:
     """Return a ticket of these codes alone, no dense tensors."""
     tensors = [SeededTensor(name, seeding.specs[name], held) for name, held in codes.items()]
     return Ticket(seed=seeding.seed, tensors=tensors)

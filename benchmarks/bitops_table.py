@@ -6,17 +6,16 @@ of WideResNet-28-10 take minutes each and are found in fewer iterations.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import Progress, cache_argument, finish, heading, machine, markdown, parser
+from _shared import Progress, finish, markdown, parser
 from _tickets import Network, synflow_masks
 
-from pabzip.train import LayerCost, PsgRecipe, layer_costs, method_costs
+from pabzip.train import PsgRecipe, layer_costs, method_costs
 
 SHAPE = (3, 32, 32)
 WIDE = Network("wideresnet28", options=(("late_stride", True),))
@@ -80,71 +79,39 @@ def counted(row: Row, cache: Path) -> dict[str, float]:
     # Edge-popup keeps a fraction of each layer in the forward pass; the paper counts both backward
     # products as dense.
     popup = sum(0.1 * cost.forward + cost.input_gradient + cost.weight_gradient for cost in dense)
-    return {**{name: total(layers) for name, layers in costs.items()}, "edge-popup": popup}
-
-
-def total(costs: list[LayerCost]) -> float:
-    """Return the operations of all layers."""
-    return sum(cost.total for cost in costs)
-
-
-def chosen_rows(arguments: argparse.Namespace) -> list[Row]:
-    """Return the rows that the arguments leave.
-
-    Raises:
-        SystemExit: there is none.
-    """
-    every = rows(quick=arguments.quick)
-    found = [
-        row
-        for row in every
-        if arguments.arch in (None, row.network.arch)
-        and arguments.keep_ratio in (None, row.keep_ratio)
-    ]
-    if not found:
-        has = ", ".join(f"{row.network.arch} at {row.keep_ratio:g}" for row in every)
-        raise SystemExit(f"bitops_table: no such row; the tables have {has}")
-    return found
+    totals = {name: float(sum(cost.total for cost in layers)) for name, layers in costs.items()}
+    return {**totals, "edge-popup": popup}
 
 
 def measured(chosen: Sequence[Row], cache: Path) -> list[dict[str, Any]]:
     """Return one case a printed number."""
     cases: list[dict[str, Any]] = []
-    progress = Progress(len(chosen))
-    for row in chosen:
-        progress.step(f"{row.network}, keep {row.keep_ratio:g}")
-        ours = counted(row, cache)
-        for method, printed in row.printed.items():
-            cases.append(
-                {
-                    "table": row.table,
-                    "network": str(row.network),
-                    "keep_ratio": row.keep_ratio,
-                    "search_iterations": row.iterations,
-                    "bits": list(row.bits),
-                    "method": method,
-                    "ours": ours[method],
-                    "paper": printed * 1e12,
-                    "ratio": ours[method] / (printed * 1e12),
-                }
-            )
-        progress.done()
-    progress.close()
+    with Progress(len(chosen)) as progress:
+        for row in chosen:
+            progress.step(f"{row.network}, keep {row.keep_ratio:g}")
+            ours = counted(row, cache)
+            for method, printed in row.printed.items():
+                cases.append(
+                    {
+                        "table": row.table,
+                        "network": str(row.network),
+                        "keep_ratio": row.keep_ratio,
+                        "search_iterations": row.iterations,
+                        "bits": list(row.bits),
+                        "method": method,
+                        "ours": ours[method],
+                        "paper": printed * 1e12,
+                        "ratio": ours[method] / (printed * 1e12),
+                    }
+                )
+            progress.done()
     return cases
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(cases: Sequence[dict[str, Any]]) -> str:
     """Return the Markdown table."""
-    columns = (
-        "table",
-        "network",
-        "keep",
-        "method",
-        "bits",
-        "ours, Tr",
-        "paper, Tr",
-        "ours / paper",
-    )
+    columns = ["table", "network", "keep", "method", "bits"]
+    columns += ["ours, Tr", "paper, Tr", "ours / paper"]
     lines = [
         [
             case["table"],
@@ -156,22 +123,27 @@ def table(result: Mapping[str, Any]) -> str:
             f"{case['paper'] / 1e12:.2f}",
             f"{case['ratio']:.3f}",
         ]
-        for case in result["cases"]
+        for case in cases
     ]
-    title = "Bit operations of one training step of one sample"
-    return heading(title, result["machine"]) + markdown(columns, lines)
+    return markdown(columns, lines)
 
 
 def main() -> None:
     """Run the benchmark."""
-    arguments_of = parser(__doc__)
-    cache_argument(arguments_of)
-    arguments = arguments_of.parse_args()
-    result = {
-        "machine": machine("torch"),
-        "cases": measured(chosen_rows(arguments), arguments.cache),
-    }
-    finish("bitops_table", arguments, result, table(result))
+    arguments = parser(__doc__, cache=True).parse_args()
+    every = rows(quick=arguments.quick)
+    chosen = [
+        row
+        for row in every
+        if arguments.arch in (None, row.network.arch)
+        and arguments.keep_ratio in (None, row.keep_ratio)
+    ]
+    if not chosen:
+        has = ", ".join(f"{row.network.arch} at {row.keep_ratio:g}" for row in every)
+        raise SystemExit(f"bitops_table: no such row; the tables have {has}")
+    cases = measured(chosen, arguments.cache)
+    title = "Bit operations of one training step of one sample"
+    finish("bitops_table", arguments, title, table(cases), {"cases": cases}, "torch")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Iterator, Sequence
+import lzma
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from _compressors import COMPRESSORS, Codes, forms, mask_entropy, sign_entropy
-from _shared import Progress, cache_argument, finish, heading, kibibytes, machine, markdown, parser
+import brotli
+import numpy as np
+import zstandard
+from _shared import Progress, finish, kibibytes, markdown, parser
 from _tickets import (
+    Codes,
     Masks,
     Network,
     magnitude_masks,
@@ -26,14 +30,30 @@ from _tickets import (
     ticket_of,
     with_signs,
 )
+from numpy.typing import NDArray
 
 from pabzip.formats import AUTO, CODERS
+from pabzip.seeds import pack_codes
 
 FEW_FLIPS = 0.1
 """Share of flipped signs in the case that has few."""
 
 DENSITIES = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99)
 """Keep ratios of the random masks."""
+
+
+def _zstd(data: bytes) -> bytes:
+    """Compress by level 19 with long-distance matching, in a window of 128 MiB."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=27, enable_ldm=True)
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
+
+
+COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
+    "zstd -19 --long": _zstd,
+    "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
+    "brotli 11": lambda data: bytes(brotli.compress(data, quality=11, lgwin=24)),
+}
+"""General compressors at their strongest, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +81,17 @@ class Case:
 
 def main() -> None:
     """Run the benchmark."""
-    line = parser(__doc__)
-    cache_argument(line)
-    arguments = line.parse_args()
+    arguments = parser(__doc__, cache=True).parse_args()
     cases = list(_cases(arguments))
-    progress = Progress(len(cases))
     rows = []
-    for case in cases:
-        rows.append(_measure(case, _masks(case, arguments, progress), progress))
-        progress.done()
-    progress.close()
-    facts = machine("torch", "zstandard", "brotli")
-    table = heading("Bytes of the codes, in KiB", facts) + _table(rows)
-    finish("codec_size", arguments, {"machine": facts, "cases": rows}, table)
+    with Progress(len(cases)) as progress:
+        for case in cases:
+            rows.append(_measure(case, _masks(case, arguments, progress), progress))
+            progress.done()
+    finish(
+        "codec_size", arguments, "Bytes of the codes, in KiB", _table(rows), {"cases": rows},
+        "torch", "zstandard", "brotli",
+    )  # fmt: skip
 
 
 def _cases(arguments: argparse.Namespace) -> Iterator[Case]:
@@ -117,6 +135,7 @@ def _measure(case: Case, masks: Masks, progress: Progress) -> dict[str, Any]:
     for name, compress in COMPRESSORS.items():
         progress.step(f"{case.title}: {name}")
         peers[name] = {form: len(compress(data)) for form, data in forms(codes).items()}
+    best = min(size for sizes in peers.values() for size in sizes.values())
     survivors = sum(int(mask.sum()) for mask in masks.values())
     signs = sign_entropy(codes)
     limits = {"signs": signs, "order-0 + signs": mask_entropy(codes) + signs}
@@ -139,7 +158,7 @@ def _measure(case: Case, masks: Masks, progress: Progress) -> dict[str, Any]:
         "limits": limits,
         "ratios": {
             "huffman / auto": ours["huffman"] / ours[AUTO],
-            "best peer / auto": _best(peers) / ours[AUTO],
+            "best peer / auto": best / ours[AUTO],
             **{f"auto / {name}": ours[AUTO] / limit for name, limit in limits.items() if limit},
         },
     }
@@ -149,11 +168,6 @@ def _codes_bytes(network: Network, codes: Codes, coder: str) -> int:
     """Return what a file of these codes spends on them."""
     info = ticket_of(seeding_of(network)[0], codes).save(io.BytesIO(), coder=coder)
     return int(info["codes_bytes"])
-
-
-def _best(peers: dict[str, dict[str, int]]) -> int:
-    """Return the smallest size of any compressor on any form."""
-    return min(size for sizes in peers.values() for size in sizes.values())
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
@@ -179,6 +193,44 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
                 "entropy of the signs.\n"
             )
     return markdown(columns, cells) + "".join(notes)
+
+
+def forms(codes: Codes) -> dict[str, bytes]:
+    """Return all codes of a network, one tensor after the other, in each form."""
+    flat = np.concatenate([held.reshape(-1) for held in codes.values()])
+    return {
+        "2-bit": pack_codes(flat).tobytes(),
+        "base-3": _base3(flat),
+        "bitmap": np.packbits(flat != 0).tobytes() + np.packbits(flat[flat != 0] < 0).tobytes(),
+    }
+
+
+def mask_entropy(codes: Codes) -> float:
+    """Return the bytes of the mask by its density alone, each tensor with its own."""
+    return sum(entropy(int(np.count_nonzero(held)), held.size) for held in codes.values()) / 8
+
+
+def sign_entropy(codes: Codes) -> float:
+    """Return the bytes of the survivors' signs by the share that is flipped."""
+    survivors = sum(int(np.count_nonzero(held)) for held in codes.values())
+    flipped = sum(int(np.count_nonzero(held < 0)) for held in codes.values())
+    return entropy(flipped, survivors) / 8
+
+
+def entropy(ones: int, count: int) -> float:
+    """Return the bits of ``count`` independent bits, ``ones`` of which are 1."""
+    if ones in (0, count):
+        return 0.0
+    share = ones / count
+    return float(-count * (share * np.log2(share) + (1 - share) * np.log2(1 - share)))
+
+
+def _base3(codes: NDArray[np.int8]) -> bytes:
+    """Return five codes a byte."""
+    padded = np.zeros(-(-codes.size // 5) * 5, dtype=np.uint8)
+    padded[: codes.size] = codes % 3
+    digits = padded.reshape(-1, 5)
+    return (digits @ np.array([1, 3, 9, 27, 81], dtype=np.uint8)).astype(np.uint8).tobytes()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ All runs of one row take turns on the same number of threads. The cold rows star
 
 from __future__ import annotations
 
-import argparse
 import io
-import math
 import subprocess
 import sys
 import tempfile
@@ -23,15 +21,11 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 import zstandard
-from _files import Files
 from _shared import (
     Progress,
-    cache_argument,
     finish,
-    heading,
     interleaved,
     kibibytes,
-    machine,
     markdown,
     parser,
     times,
@@ -51,31 +45,62 @@ COLD_TORCH = (
 Runs = dict[str, Callable[[], object]]
 
 
+class Files:
+    """One network in every form that is compared, written to a folder of its own."""
+
+    def __init__(self, net: nn.Module, folder: Path):
+        self.net = net
+        self.ticket, self.checkpoint = folder / "model.pabz", folder / "model.pt"
+        self.plain, self.compressed = folder / "model.safetensors", folder / "model.zst"
+        self.target = folder / "written.safetensors"
+        self.info = pabzip.pack(net, self.ticket)
+        self.packed = self.ticket.read_bytes()
+        state = net.state_dict()
+        torch.save(state, self.checkpoint)
+        safetensors.torch.save_file(state, self.plain)
+        self.compressed.write_bytes(
+            zstandard.ZstdCompressor(level=19, threads=-1).compress(self.plain.read_bytes())
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many bytes each form takes."""
+        files = (self.ticket, self.checkpoint, self.plain, self.compressed)
+        names = ("pabzip", "torch.load", "safetensors", "safetensors + zstd")
+        return {name: file.stat().st_size for name, file in zip(names, files, strict=True)}
+
+
 def main() -> None:
     """Run the benchmark."""
-    line = parser(__doc__)
-    cache_argument(line)
+    line = parser(__doc__, cache=True)
     line.add_argument("--repeats", type=int, default=15, help="timed runs of each; fewer cold ones")
     arguments = line.parse_args()
     if arguments.quick:
         arguments.repeats = 1
     network, keep_ratio = Network.of(arguments), arguments.keep_ratio or 0.1
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        progress = Progress(len(THREADS) + 4 + torch.cuda.is_available())
-        files = _files(network, keep_ratio, arguments, Path(folder), progress)
+    steps = len(THREADS) + 4 + torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder, Progress(steps) as progress:
+        masks = synflow_masks(
+            network,
+            keep_ratio,
+            arguments.cache,
+            iterations=5 if arguments.quick else 100,
+            on_iteration=lambda at, of: progress.step(f"SynFlow, {at} of {of}"),
+        )
+        progress.step("writing files")
+        files = Files(trained(network, with_signs(masks)), Path(folder))
+        progress.done()
         for what, threads, repeats, runs in _plan(files, arguments.repeats):
             progress.step(what)
             with torch_threads(threads):
                 medians = interleaved(runs, repeats)
             progress.done()
-            rows.append(_row(what, threads, medians))
-        progress.close()
-        sizes = files.bytes()
+            ratios = {f"pabzip / {n}": medians["pabzip"] / s for n, s in medians.items()}
+            del ratios["pabzip / pabzip"]
+            rows.append({"what": what, "threads": threads, "seconds": medians, "ratios": ratios})
+        sizes = files.sizes()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    facts = machine("torch", "safetensors", "zstandard", gpu=gpu)
     result = {
-        "machine": facts,
         "arch": network.arch,
         "width": network.width,
         "keep_ratio": keep_ratio,
@@ -83,30 +108,11 @@ def main() -> None:
         "bytes": sizes,
         "rows": rows,
     }
-    title = heading(f"{network}, SynFlow, keep {keep_ratio:g}: seconds", facts)
+    title = f"{network}, SynFlow, keep {keep_ratio:g}: seconds"
     shown = ", ".join(f"{name} {kibibytes(size)} KiB" for name, size in sizes.items())
-    finish("codec_speed", arguments, result, f"{title}{_table(rows)}\nFiles: {shown}.\n", gpu=gpu)
-
-
-def _files(
-    network: Network,
-    keep_ratio: float,
-    arguments: argparse.Namespace,
-    folder: Path,
-    progress: Progress,
-) -> Files:
-    """Find the ticket and write every form of it."""
-    masks = synflow_masks(
-        network,
-        keep_ratio,
-        arguments.cache,
-        iterations=5 if arguments.quick else 100,
-        on_iteration=lambda at, of: progress.step(f"SynFlow, {at} of {of}"),
-    )
-    progress.step("writing files")
-    files = Files(trained(network, with_signs(masks)), folder)
-    progress.done()
-    return files
+    table = f"{_table(rows)}\nFiles: {shown}.\n"
+    packages = ("torch", "safetensors", "zstandard")
+    finish("codec_speed", arguments, title, table, result, *packages, gpu=gpu)
 
 
 def _plan(files: Files, repeats: int) -> Iterator[tuple[str, int, int, Runs]]:
@@ -208,19 +214,6 @@ def _gpu(files: Files) -> Runs:
     }
 
 
-def _row(what: str, threads: int, medians: dict[str, float]) -> dict[str, Any]:
-    """Return one row of the result."""
-    ours = medians["pabzip"]
-    return {
-        "what": what,
-        "threads": threads,
-        "seconds": medians,
-        "ratios": {
-            f"pabzip / {name}": ours / took for name, took in medians.items() if took != ours
-        },
-    }
-
-
 def _table(rows: list[dict[str, Any]]) -> str:
     """Return the table for people: seconds, and how many times as long ours takes in brackets."""
     names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
@@ -228,13 +221,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         line = [row["what"], str(row["threads"])]
         for name in names:
-            took = row["seconds"].get(name, math.nan)
-            if name == "pabzip":
-                line.append(times(took))
-            elif name in row["seconds"]:
-                line.append(f"{times(took)} ({row['seconds']['pabzip'] / took:.2f})")
-            else:
-                line.append("")
+            shown = times(row["seconds"][name]) if name in row["seconds"] else ""
+            ratio = row["ratios"].get(f"pabzip / {name}")
+            line.append(shown if ratio is None else f"{shown} ({ratio:.2f})")
         cells.append(line)
     note = "\nIn brackets: our time as a multiple of the other's.\n"
     return markdown(["what", "threads", *names], cells) + note

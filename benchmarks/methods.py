@@ -11,37 +11,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _runs import in_parallel, pabzip
-from _shared import Progress, finish, heading, kibibytes, machine, markdown, parser
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One row of the table: a method with the flags that set it apart."""
-
-    title: str
-    flags: tuple[str, ...]
+from _shared import Progress, finish, kibibytes, markdown, parser
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What is trained: the flags that all rows share, and the rows."""
+    """What is trained.
+
+    Attributes:
+        title: of the table.
+        flags: of `pabzip train`, for all rows.
+        rows: flags that set a row apart, by its title.
+    """
 
     title: str
-    flags: tuple[str, ...]
-    variants: tuple[Variant, ...]
-
-
-def _method(name: str, *flags: str, note: str = "") -> Variant:
-    """Return the row of a method."""
-    return Variant(f"{name}{note}", ("--method", name, *flags))
+    flags: str
+    rows: Mapping[str, str]
 
 
 # Ten epochs in place of the paper's two hundred, on a network of half its width: what fits an hour
@@ -49,10 +45,10 @@ def _method(name: str, *flags: str, note: str = "") -> Variant:
 # they do at adaptivity rates from 1e-4 up to the paper's 1e-3, even with an average from zero. The
 # rate falls where the learning rate falls: before, many flips do no harm; after, few are needed.
 _CLUTTERED = (
-    "--data cluttered-digits --arch resnet18 --arch-option width=32 --keep-ratio 0.5 --epochs 10 "
-    "--batch-size 64 --no-augment --precision bfloat16 --channels-last --learning-rate 0.05 "
-    "--milestones 6,9 --adaptivity-rate 3e-5 --threshold 1e-6 --bop-decay-every 6 "
-    "--bop-decay-ratio 0.2"
+    "--data cluttered-digits --arch resnet18 --set arch_options.width=32 --keep-ratio 0.5 "
+    "--epochs 10 --batch-size 64 --set augment=false --precision bfloat16 --set channels_last=true "
+    "--lr 0.05 --set sgd.milestones=[6,9] --adaptivity-rate 3e-5 --threshold 1e-6 "
+    "--set bop.decay_every=6 --set bop.decay_ratio=0.2"
 )
 
 METHODS = (
@@ -63,57 +59,60 @@ METHODS = (
 STUDIES = {
     "digits": Study(
         "Every method on the digits, ResNet-20 of width 8, keep 0.1",
-        ("--data", "digits"),
-        tuple(_method(name) for name in METHODS),
+        "--data digits",
+        {name: f"--method {name}" for name in METHODS},
     ),
     "cluttered-digits": Study(
         "Cluttered digits, ResNet-18 of width 32, keep 0.5, 10 epochs",
-        tuple(_CLUTTERED.split()),
-        (
-            _method("sgd"),
-            _method("pab-bop-psg", "--bop-start", "zero", note=", average starts at zero"),
-            _method("pab-bop-psg", "--bop-start", "first-gradient", note=", as published"),
-        ),
+        _CLUTTERED,
+        {
+            "sgd": "--method sgd",
+            "pab-bop-psg, average starts at zero": "--method pab-bop-psg --set bop.start=zero",
+            "pab-bop-psg, as published": "--method pab-bop-psg --set bop.start=first-gradient",
+        },
     ),
 }
 
-_QUICK = ("--epochs", "1", "--search-iterations", "3")
+_QUICK = "--epochs 1 --set search.iterations=3"
 
 
 def main() -> None:
     """Run the benchmark."""
     arguments = _arguments()
     study = STUDIES[arguments.study]
-    variants = [
-        variant
-        for variant in study.variants
-        if arguments.only is None or any(text in variant.title for text in arguments.only)
+    titles = [
+        title
+        for title in study.rows
+        if arguments.only is None or any(text in title for text in arguments.only)
     ]
-    flags = (*study.flags, *(_QUICK if arguments.quick else ()), *_chosen(arguments))
-    tasks = [(variant, seed) for variant in variants for seed in range(arguments.seeds)]
-    progress = Progress(len(tasks))
-    with tempfile.TemporaryDirectory() as scratch:
+    named = {"--arch": arguments.arch, "--keep-ratio": arguments.keep_ratio}
+    given = [str(part) for flag in named.items() if flag[1] is not None for part in flag]
+    quick = _QUICK.split() if arguments.quick else []
+    flags = [*study.flags.split(), *quick, *given, *arguments.flags]
+    tasks = [(title, seed) for title in titles for seed in range(arguments.seeds)]
+    with tempfile.TemporaryDirectory() as scratch, Progress(len(tasks)) as progress:
         folder = arguments.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
 
-        def work(task: tuple[Variant, int]) -> dict[str, Any]:
-            variant, seed = task
-            name = folder / f"{study.variants.index(variant)}-{seed}"
-            found = _run(name, (*flags, *variant.flags, "--seed", str(seed)), arguments.threads)
-            progress.step(f"{variant.title}, seed {seed}: {found['accuracy']:.2%}")
-            progress.done()
+        def work(task: tuple[str, int]) -> dict[str, Any]:
+            title, seed = task
+            name = folder / f"{list(study.rows).index(title)}-{seed}"
+            own = [*study.rows[title].split(), "--seed", str(seed)]
+            found = _run(name, [*flags, *own], arguments.threads)
+            progress.done(f"{title}, seed {seed}: {found['accuracy']:.2%}")
             return found
 
-        runs = in_parallel(work, tasks, arguments.jobs)
-    progress.close()
-    rows = [
-        _row(variant, [run for run, task in zip(runs, tasks, strict=True) if task[0] == variant])
-        for variant in variants
-    ]
-    facts = machine("torch")
-    result = {"machine": facts, "study": arguments.study, "flags": list(flags), "rows": rows}
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            runs = list(pool.map(work, tasks))
+    rows = []
+    for title in titles:
+        same = [run for run, task in zip(runs, tasks, strict=True) if task[0] == title]
+        keys = ("accuracy", "bytes", "bitops", "epochs", "seconds")
+        means = {key: statistics.fmean(run[key] for run in same) for key in keys}
+        rows.append({"method": title, "flags": study.rows[title].split(), **means, "runs": same})
+    result = {"study": arguments.study, "flags": flags, "rows": rows}
     name = "methods" if arguments.study == "digits" else f"methods-{arguments.study}"
-    finish(name, arguments, result, heading(study.title, facts) + _table(rows))
+    finish(name, arguments, study.title, _table(rows), result, "torch")
 
 
 def _arguments() -> argparse.Namespace:
@@ -135,13 +134,6 @@ def _arguments() -> argparse.Namespace:
     return result.parse_args()
 
 
-def _chosen(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Return the flags of `pabzip train` that the caller added; they win over the study's."""
-    named = {"--arch": arguments.arch, "--keep-ratio": arguments.keep_ratio}
-    given = [str(part) for flag in named.items() if flag[1] is not None for part in flag]
-    return (*given, *arguments.flags)
-
-
 def _run(name: Path, flags: Sequence[str], threads: int) -> dict[str, Any]:
     """Train, pack, verify and evaluate; return what a row needs."""
     checkpoint, ticket = name.with_suffix(".pt"), name.with_suffix(".pabz")
@@ -154,15 +146,9 @@ def _run(name: Path, flags: Sequence[str], threads: int) -> dict[str, Any]:
             f"{' '.join(flags)}: expected the file to be as accurate as training, "
             f"{trained['test_accuracy']}, found {tested['accuracy']}"
         )
-    return {
-        "accuracy": tested["accuracy"],
-        "bytes": packed["bytes"],
-        "bitops": trained["bitops"],
-        "epochs": trained["epochs"],
-        "seconds": trained["seconds"],
-        "survivors": trained["survivors"],
-        "weights": trained["weights"],
-    }
+    kept = ("bitops", "epochs", "seconds", "survivors", "weights")
+    numbers = {key: trained[key] for key in kept}
+    return {"accuracy": tested["accuracy"], "bytes": packed["bytes"], **numbers}
 
 
 def _trained(checkpoint: Path, flags: Sequence[str], threads: int) -> dict[str, Any]:
@@ -182,11 +168,23 @@ def _trained(checkpoint: Path, flags: Sequence[str], threads: int) -> dict[str, 
     return trained
 
 
-def _row(variant: Variant, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return one row: means over the seeds, and every run."""
-    keys = ("accuracy", "bytes", "bitops", "epochs", "seconds")
-    means = {key: statistics.fmean(run[key] for run in runs) for key in keys}
-    return {"method": variant.title, "flags": list(variant.flags), **means, "runs": list(runs)}
+def pabzip(*arguments: object, threads: int = 1) -> dict[str, Any]:
+    """Run one command with ``--json`` and return the object that it prints.
+
+    Args:
+        *arguments: of the command, its verb first.
+        threads: that torch may use; the result of a training run depends on it.
+
+    Raises:
+        RuntimeError: the command failed; the message is what it wrote to stderr.
+    """
+    command = [sys.executable, "-m", "pabzip.cli", *map(str, arguments), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[3:])}: {done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -20,12 +20,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _rate_aware_picture import PUBLISHED, RATE_AWARE, THRESHOLDS, draw
-from _shared import Progress, finish, heading, machine, markdown, parser
+import torch
+from _shared import Progress, finish, machine, markdown, parser
+
+import pabzip
+from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
+from pabzip.train import ExpectedBytes, default_recipe, train
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "rate-aware.png"
 TOLERANCE = 2.5 / 397
 """Accuracy that counts as equal: two of the 397 test images."""
+
+PUBLISHED = "Bop, start at first gradient"
+THRESHOLDS = "Bop, start at zero"
+RATE_AWARE = "rate-aware Bop"
+
+_STYLES = {
+    PUBLISHED: {"color": "#6b6b6b", "marker": "s", "linestyle": "none"},
+    THRESHOLDS: {"color": "#d1731f", "marker": "o", "linestyle": "-"},
+    RATE_AWARE: {"color": "#1b62b0", "marker": "D", "linestyle": "-"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +127,8 @@ def main() -> None:
     picture = arguments.picture or (None if arguments.quick else PICTURE)
     if picture is not None:
         draw(found, picture)
-    title = heading("Bytes against accuracy on the digits", facts)
-    finish("rate_aware", arguments, result, title + "\n".join(map(_table, found)))
+    title = "Bytes against accuracy on the digits"
+    finish("rate_aware", arguments, title, "\n".join(map(_table, found)), result, "torch")
 
 
 def _others(file: Path, networks: Sequence[Network]) -> list[dict[str, Any]]:
@@ -136,58 +150,45 @@ def _train_all(
         for seed in range(network.seeds)
         for point in network.points
     ]
-    progress = Progress(len(jobs))
     found: dict[str, list[dict[str, Any]]] = {network.arch: [] for network in networks}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with (
+        ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool,
+        Progress(len(jobs)) as progress,
+    ):
         waiting = {pool.submit(train_one, *job): job for job in jobs}
         for future in as_completed(waiting):
             arch, _, _, point, seed = waiting[future]
             run = future.result()
             found[arch].append(run)
-            progress.step(
+            progress.done(
                 f"{arch}, seed {seed}: {point.rule}, threshold {point.threshold:g}, flip cost "
                 f"{point.flip_cost:g}: {run['bytes']} bytes, {run['test_accuracy']:.2%}"
             )
-            progress.done()
-    progress.close()
     return found
-
-
-def _one_thread() -> None:
-    """Leave the other cores to the other workers."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def train_one(
     arch: str, epochs: int | None, keep_ratio: float | None, point: Point, seed: int
 ) -> dict[str, Any]:
     """Train, pack and measure one ticket."""
-    import pabzip
-    from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
-    from pabzip.train import ExpectedBytes, default_recipe, train
-
     recipe = default_recipe(arch)
     epochs = epochs or recipe.epochs
     part = epochs / recipe.epochs
     milestones = (max(1, round(at * part)) for at in recipe.sgd.milestones)
-    bop = dataclasses.replace(
-        recipe.bop,
+    bop = recipe.bop.replace(
         start=point.start,
         threshold=point.threshold,
         flip_cost=point.flip_cost,
         decay_every=max(1, round(recipe.bop.decay_every * part)),
     )
-    recipe = dataclasses.replace(
-        recipe,
+    recipe = recipe.replace(
         seed=seed,
         epochs=epochs,
         keep_ratio=keep_ratio or recipe.keep_ratio,
         device="cpu",
         bop=bop,
-        sgd=dataclasses.replace(recipe.sgd, milestones=tuple(sorted(set(milestones)))),
+        sgd=recipe.sgd.replace(milestones=tuple(sorted(set(milestones)))),
     )
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, file = Path(folder) / "model.pt", Path(folder) / "model.pabz"
@@ -215,11 +216,12 @@ def _summary(network: Network, runs: Sequence[dict[str, Any]]) -> dict[str, Any]
     """Return a network's runs, their means, and what is saved at equal accuracy."""
     points = []
     for point in network.points:
-        same = [run for run in runs if all(run[k] == v for k, v in _fields(point).items())]
+        settings = dataclasses.asdict(point)
+        same = [run for run in runs if settings.items() <= run.items()]
         measured = ("bytes", "sign_bytes", "flipped", "test_accuracy", "test_loss")
         means = {name: statistics.fmean(run[name] for run in same) for name in measured}
         spread = statistics.stdev(run["test_accuracy"] for run in same) if len(same) > 1 else 0.0
-        points.append({**_fields(point), **means, "test_accuracy_deviation": spread})
+        points.append({**settings, **means, "test_accuracy_deviation": spread})
     plain = [point for point in points if point["rule"] != RATE_AWARE]
     best = max(plain, key=lambda point: (point["test_accuracy"], -point["bytes"]))
     least = best["test_accuracy"] - TOLERANCE
@@ -242,11 +244,6 @@ def _summary(network: Network, runs: Sequence[dict[str, Any]]) -> dict[str, Any]
         "expected_bytes_error": max(abs(r["expected_bytes"] / r["bytes"] - 1) for r in runs),
         "runs": sorted(runs, key=lambda run: (run["seed"], run["bytes"])),
     }
-
-
-def _fields(point: Point) -> dict[str, Any]:
-    """Return a point's settings by name."""
-    return dataclasses.asdict(point)
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -274,6 +271,78 @@ def _table(found: dict[str, Any]) -> str:
             )
     lines.append(f"Expected bytes: off by {found['expected_bytes_error']:.2%} at most.\n")
     return "".join(lines)
+
+
+def draw(networks: Sequence[dict[str, Any]], target: Path) -> None:
+    """Draw test error against file size to a PNG, one panel a network.
+
+    Each point is a mean over seeds, with the deviation as a bar.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    figure = Figure(figsize=(5.4 * len(networks), 4.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, found in zip(
+        figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True
+    ):
+        for rule, style in _STYLES.items():
+            _curve(axes, [point for point in found["points"] if point["rule"] == rule], style, rule)
+        axes.axvline(found["bytes_without_signs"], color="#9a9a9a", linestyle=":", linewidth=1)
+        axes.annotate(
+            "no flips at all", (found["bytes_without_signs"], 1.0), (4, -4),
+            xycoords=("data", "axes fraction"), textcoords="offset points", va="top", fontsize=8,
+            color="#6b6b6b",
+        )  # fmt: skip
+        axes.set_yscale("log")
+        axes.margins(x=0.14)
+        bars = [(1 - p["test_accuracy"], p["test_accuracy_deviation"]) for p in found["points"]]
+        ticks = [0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8]
+        low = max(min(error - bar for error, bar in bars) * 0.9, 1e-3)
+        high = max(error + bar for error, bar in bars) * 1.1
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        ours = next(p for p in found["points"] if p["rule"] == RATE_AWARE)
+        told = f"{found['survivors']:,.0f} surviving weights, rate-aware at τ = "
+        axes.set_title(f"{found['arch']}\n{told}{_short(ours['threshold'])}", fontsize=10)
+        axes.set_xlabel("bytes of the .pabz file")
+        axes.grid(alpha=0.25, linewidth=0.6)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.axes[0].set_ylabel("test error on digits")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=160)
+
+
+def _curve(axes: Any, points: Sequence[dict[str, Any]], style: dict[str, Any], rule: str) -> None:
+    """Draw one rule's points, each labeled with what was turned."""
+    points = sorted(points, key=lambda point: point["bytes"])
+    axes.errorbar(
+        [point["bytes"] for point in points],
+        [1 - point["test_accuracy"] for point in points],
+        yerr=[point["test_accuracy_deviation"] for point in points],
+        label=rule, markersize=5, linewidth=1.5, elinewidth=0.8, capsize=2, **style,
+    )  # fmt: skip
+    side = -1 if rule == RATE_AWARE else 1
+    for at, point in enumerate(points):
+        name, value = ("λ", point["flip_cost"]) if point["flip_cost"] else ("τ", point["threshold"])
+        axes.annotate(
+            f"{name} = {_short(value)}", (point["bytes"], 1 - point["test_accuracy"]),
+            (7 * side, 3 if (len(points) - at) % 2 else -8), textcoords="offset points",
+            ha="left" if side > 0 else "right", fontsize=7, color=style["color"],
+        )  # fmt: skip
+
+
+def _short(value: float) -> str:
+    """Return a number as 1.2e-4."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,7 @@ import torch
 from _shared import (
     Progress,
     finish,
-    heading,
     interleaved,
-    machine,
     markdown,
     parser,
     times,
@@ -43,7 +42,7 @@ Run = Callable[[], object]
 
 
 def main() -> None:
-    """Run the benchmark."""
+    """Run the benchmark on the CPU and, where there is one, on the GPU."""
     line = parser(__doc__)
     line.add_argument("--elements", type=int, help="weights to draw; on the CPU all of --arch")
     line.add_argument("--repeats", type=int, default=15, help="timed runs of each")
@@ -61,10 +60,9 @@ def _on_cpu(arguments: argparse.Namespace) -> None:
     count = arguments.elements or sum(map(math.prod, shapes))
     codes = _codes(count, arguments.keep_ratio or 0.1)
     out, target = np.empty(count, np.float32), torch.empty(count)
-    progress = Progress(len(THREADS) * len(DISTRIBUTIONS))
     rows: list[dict[str, Any]] = []
-    for threads in THREADS:
-        for distribution in DISTRIBUTIONS:
+    with Progress(len(THREADS) * len(DISTRIBUTIONS)) as progress:
+        for threads, distribution in itertools.product(THREADS, DISTRIBUTIONS):
             progress.step(f"{distribution}, threads: {threads}")
             spec = InitSpec(distribution, SCALE, 0)
             runs: dict[str, Run] = {
@@ -91,22 +89,7 @@ def _on_cpu(arguments: argparse.Namespace) -> None:
                 }
             )
             progress.done()
-    progress.close()
-    facts = machine("torch")
-    names = ("weights", "regenerate", "torch")
-    columns = ["distribution", "threads", *names, "weights / torch", "regenerate / torch"]
-    cells = [
-        [
-            row["distribution"],
-            str(row["threads"]),
-            *(times(row["seconds"][name]) for name in names),
-            *(f"{ratio:.2f}" for ratio in row["ratios"].values()),
-        ]
-        for row in rows
-    ]
-    table = heading(f"Drawing {count:,} float32 weights", facts) + markdown(columns, cells)
-    result = {"machine": facts, "elements": count, "rows": rows}
-    finish("regenerate", arguments, result, table)
+    _report(arguments, count, rows, "threads", "seconds", times)
 
 
 def _on_cuda(arguments: argparse.Namespace) -> None:
@@ -114,14 +97,13 @@ def _on_cuda(arguments: argparse.Namespace) -> None:
     from pabzip.seeds import cuda
 
     count = arguments.elements or (2**22 if arguments.quick else CUDA_ELEMENTS)
-    device, gpu = torch.device("cuda"), torch.cuda.get_device_name()
+    device = torch.device("cuda")
     packed = torch.from_numpy(pack_codes(_codes(count, arguments.keep_ratio or 0.1))).to(device)
-    progress = Progress(len(DTYPES) * len(DISTRIBUTIONS))
     rows: list[dict[str, Any]] = []
-    for dtype in DTYPES:
-        target = torch.empty(count, dtype=dtype, device=device)
-        for distribution in DISTRIBUTIONS:
+    with Progress(len(DTYPES) * len(DISTRIBUTIONS)) as progress:
+        for dtype, distribution in itertools.product(DTYPES, DISTRIBUTIONS):
             progress.step(f"{distribution}, {dtype}")
+            target = torch.empty(count, dtype=dtype, device=device)
             spec = InitSpec(distribution, SCALE, 0)
             runs: dict[str, Run] = {
                 "regenerate": functools.partial(
@@ -145,34 +127,48 @@ def _on_cuda(arguments: argparse.Namespace) -> None:
                 }
             )
             progress.done()
-    progress.close()
-    facts = machine("torch", gpu=gpu)
-    names = ("regenerate", "torch", "fill")
-    columns = ["distribution", "dtype", *names, "regenerate / torch", "of write bandwidth"]
+    gpu = torch.cuda.get_device_name()
+    _report(
+        arguments, count, rows, "dtype", "bytes_per_second",
+        lambda value: f"{value / 1e9:,.0f} GB/s", gpu=gpu,
+    )  # fmt: skip
+
+
+def _report(
+    arguments: argparse.Namespace,
+    count: int,
+    rows: Sequence[Mapping[str, Any]],
+    setting: str,
+    measure: str,
+    shown: Callable[[float], str],
+    *,
+    gpu: str | None = None,
+) -> None:
+    """Write the file and print the table: a row a setting, its measure by name, the ratios."""
+    columns = ["distribution", setting, *rows[0][measure], *rows[0]["ratios"]]
     cells = [
         [
             row["distribution"],
-            row["dtype"],
-            *(f"{row['bytes_per_second'][name] / 1e9:,.0f} GB/s" for name in names),
-            f"{row['ratios']['regenerate / torch']:.2f}",
-            f"{row['ratios']['of write bandwidth']:.1%}",
+            str(row[setting]),
+            *(shown(value) for value in row[measure].values()),
+            *(f"{ratio:.2f}" for ratio in row["ratios"].values()),
         ]
         for row in rows
     ]
-    table = heading(f"Drawing {count:,} weights", facts) + markdown(columns, cells)
-    result = {"machine": facts, "elements": count, "rows": rows}
-    finish("regenerate", arguments, result, table, gpu=gpu)
+    title, result = f"Drawing {count:,} weights", {"elements": count, "rows": list(rows)}
+    finish("regenerate", arguments, title, markdown(columns, cells), result, "torch", gpu=gpu)
 
 
 def _cuda_clock(run: Run) -> float:
     """Return the seconds that one call takes on the GPU, from several queued back to back."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin, end = torch.Event("cuda", enable_timing=True), torch.Event("cuda", enable_timing=True)
     begin.record()
     for _ in range(CUDA_CALLS):
         run()
     end.record()
     end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3 / CUDA_CALLS
+    return begin.elapsed_time(end) / 1e3 / CUDA_CALLS
 
 
 def _torch_draw(distribution: str, target: torch.Tensor) -> Run:
@@ -185,11 +181,8 @@ def _torch_draw(distribution: str, target: torch.Tensor) -> Run:
 def _codes(count: int, keep_ratio: float) -> NDArray[np.int8]:
     """Return random codes."""
     rng = np.random.default_rng(SEED)
-    codes: NDArray[np.int8] = rng.integers(0, 2, count, dtype=np.int8)
-    codes *= 2
-    codes -= 1
-    codes *= rng.random(count, dtype=np.float32) < keep_ratio
-    return codes
+    signs = rng.choice(np.array([-1, 1], np.int8), count)
+    return signs * (rng.random(count, dtype=np.float32) < keep_ratio)
 
 
 if __name__ == "__main__":

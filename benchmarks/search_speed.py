@@ -7,18 +7,26 @@ fraction of its survivors that survive there too.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
-import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
-from _published_synflow import published_synflow
-from _shared import Progress, finish, heading, machine, markdown, parser, times, torch_threads
+from _shared import (
+    Progress,
+    clock_arguments,
+    cpu_clock,
+    finish,
+    markdown,
+    parser,
+    times,
+    torch_threads,
+    turns,
+    wall_clock,
+)
 from _tickets import Network
-from torch import Tensor
+from torch import Tensor, nn
 
 import pabzip
 from pabzip.search import synflow
@@ -35,24 +43,29 @@ def main() -> None:
     line = parser(__doc__)
     line.add_argument("--iterations", type=int, default=100, help="rounds of a search")
     line.add_argument("--turns", type=int, default=3, help="timed searches of each kind")
-    line.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
-    line.add_argument(
-        "--clock",
-        choices=("wall", "cpu"),
-        default="wall",
-        help="cpu: the process's own time, for one thread where others compute as well",
-    )
+    clock_arguments(line, threads=torch.get_num_threads())
     arguments = line.parse_args()
     network = Network.of(arguments)
     keep_ratio = arguments.keep_ratio or 0.1
     if arguments.quick:
         arguments.iterations, arguments.turns = 5, 1
-    with torch_threads(arguments.threads):
-        seconds, masks = _measure(network, keep_ratio, arguments)
+    masks: dict[str, Masks] = {}
+
+    def find(name: str, search: Callable[..., Masks], dtype: torch.dtype) -> None:
+        masks[name] = search(network.build(), keep_ratio, arguments.iterations, dtype)
+
+    runs = {
+        f"{whose} {name}": functools.partial(find, f"{whose} {name}", search, dtype)
+        for whose, search in (("pabzip", our_synflow), ("published", published_synflow))
+        for name, dtype in DTYPES.items()
+    }
+    clock = cpu_clock if arguments.clock == "cpu" else wall_clock
+    with torch_threads(arguments.threads), Progress(arguments.turns + 1) as progress:
+        progress.step("all searches in turns")
+        seconds = turns(runs, arguments.turns, clock=clock, on_turn=progress.done)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    facts = machine("torch")
+    shared = {name: _shared(masks[OURS], found) for name, found in masks.items()}
     result = {
-        "machine": facts,
         "network": str(network),
         "weights": sum(mask.numel() for mask in masks[OURS].values()),
         "keep_ratio": keep_ratio,
@@ -64,60 +77,63 @@ def main() -> None:
         "fastest": {name: min(taken) for name, taken in seconds.items()},
         "published_over_ours": medians["published float64"] / medians[OURS],
         "published_over_fast": medians["published float64"] / medians[FAST],
-        "mask_shared": {name: _entries(masks[OURS], found) for name, found in masks.items()},
-        "survivors_shared": {name: _survivors(masks[OURS], found) for name, found in masks.items()},
+        "mask_shared": {name: entries for name, (entries, _) in shared.items()},
+        "survivors_shared": {name: survivors for name, (_, survivors) in shared.items()},
     }
     what = f"SynFlow, {network}, {arguments.iterations} iterations, {arguments.threads} threads"
-    finish("search_speed", arguments, result, f"{heading(what, facts)}{_table(result)}")
+    finish("search_speed", arguments, what, _table(result), result, "torch")
 
 
-def _measure(
-    network: Network, keep_ratio: float, arguments: argparse.Namespace
-) -> tuple[dict[str, list[float]], dict[str, Masks]]:
-    """Return the seconds of every search, and the mask that each kind finds."""
-    kinds = {
-        **{f"pabzip {name}": functools.partial(_ours, dtype) for name, dtype in DTYPES.items()},
-        **{f"published {name}": functools.partial(_peer, dtype) for name, dtype in DTYPES.items()},
-    }
-    now = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    masks: dict[str, Masks] = {}
-    progress = Progress(len(kinds) * arguments.turns)
-    for find in kinds.values():
-        find(network, keep_ratio, 2)  # warms up
-    for _ in range(arguments.turns):
-        for name, find in kinds.items():
-            progress.step(name)
-            begin = now()
-            masks[name] = find(network, keep_ratio, arguments.iterations)
-            seconds[name].append(now() - begin)
-            progress.done()
-    progress.close()
-    return seconds, masks
-
-
-def _ours(dtype: torch.dtype, network: Network, keep_ratio: float, iterations: int) -> Masks:
+def our_synflow(
+    net: nn.Module, keep_ratio: float, iterations: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """Search by pabzip."""
-    return synflow(network.build(), keep_ratio, INPUT_SHAPE, iterations, dtype=dtype)
+    return synflow(net, keep_ratio, input_shape=INPUT_SHAPE, iterations=iterations, dtype=dtype)
 
 
-def _peer(dtype: torch.dtype, network: Network, keep_ratio: float, iterations: int) -> Masks:
-    """Search as published."""
-    net = network.build()
+def published_synflow(
+    net: nn.Module, keep_ratio: float, iterations: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Search as published: torch's own gradients, one sort of all scores a round.
+
+    Each round takes the absolute value of all state, the gradient of the summed outputs for an
+    input of ones, and puts the signs back; then one threshold over the scores of all weights,
+    pruned ones among them, masks what is not above it. Source: Tanaka et al. 2020, Algorithm 1, and
+    the structure of the code published with it.
+    """
     weights = pabzip.seeded_parameters(net)
-    return published_synflow(net, weights, keep_ratio, INPUT_SHAPE, iterations, dtype)
+    net.eval().to(dtype)
+    masks = {name: torch.ones_like(weight) for name, weight in weights.items()}
+    ones = torch.ones(1, *INPUT_SHAPE, dtype=dtype)
+    for iteration in range(1, iterations + 1):
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.mul_(masks[name])
+            signs = {name: torch.sign(value) for name, value in net.state_dict().items()}
+            for value in net.state_dict().values():
+                value.abs_()
+        net(ones).sum().backward()
+        scores = {}
+        with torch.no_grad():
+            for name, weight in weights.items():
+                scores[name] = (cast(Tensor, weight.grad) * weight).abs()
+            for name, value in net.state_dict().items():
+                value.mul_(signs[name])
+        net.zero_grad()
+        together = torch.cat([score.flatten() for score in scores.values()])
+        pruned = len(together) - round(keep_ratio ** (iteration / iterations) * len(together))
+        if pruned:
+            threshold = torch.kthvalue(together, pruned).values
+            masks = {name: (score > threshold).to(dtype) for name, score in scores.items()}
+    return {name: mask.bool() for name, mask in masks.items()}
 
 
-def _entries(one: Masks, other: Masks) -> float:
-    """Return the fraction of the entries that agree."""
-    same = sum(int((one[name] == other[name]).sum()) for name in one)
-    return same / sum(mask.numel() for mask in one.values())
-
-
-def _survivors(one: Masks, other: Masks) -> float:
-    """Return the fraction of the survivors of ``one`` that survive in ``other``."""
-    both = sum(int((one[name] & other[name]).sum()) for name in one)
-    return both / sum(int(mask.sum()) for mask in one.values())
+def _shared(one: Masks, other: Masks) -> tuple[float, float]:
+    """Return the fractions of all entries and of the survivors of ``one`` that are so in both."""
+    same = sum(int((mask == other[name]).sum()) for name, mask in one.items())
+    both = sum(int((mask & other[name]).sum()) for name, mask in one.items())
+    survivors = sum(int(mask.sum()) for mask in one.values())
+    return same / sum(mask.numel() for mask in one.values()), both / survivors
 
 
 def _table(result: Mapping[str, Any]) -> str:

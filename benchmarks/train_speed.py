@@ -11,18 +11,20 @@ a slow moment, which hits neighbors alike, does not count.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MethodType
+from typing import Any
 
 import torch
-from _published_psg import apply_published_psg
+import torch.nn.functional as F
 from _shared import (
     Progress,
+    clock_arguments,
+    cpu_clock,
     finish,
-    heading,
-    machine,
     markdown,
     parser,
     times,
@@ -37,11 +39,11 @@ from pabzip.search import apply_masks, synflow
 from pabzip.train.build import pick_device, seed_network
 from pabzip.train.config import Recipe
 from pabzip.train.distributed import World
-from pabzip.train.methods import Optimizers
+from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
 from pabzip.train.run_state import Meter
 from pabzip.train.step import BatchGradients
-from pabzip.unmask import PsgConfig, apply_psg
+from pabzip.unmask import PsgConfig, apply_psg, quantize
 
 DENSE, BOP, PSG, PUBLISHED = "dense SGD", "Bop", "Bop with PSG", "Bop with PSG as published"
 ITERATIONS = 5  # of SynFlow; the time of a step does not depend on how good the ticket is
@@ -53,13 +55,7 @@ def main() -> None:
     line.add_argument("--width", type=int, help="width of the network; its own by default")
     line.add_argument("--batch-size", type=int, default=32, help="images a step")
     line.add_argument("--turns", type=int, default=15, help="timed steps of each")
-    line.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
-    line.add_argument(
-        "--clock",
-        choices=("wall", "cpu"),
-        default="wall",
-        help="cpu: the process's own time, for one thread where others compute as well",
-    )
+    clock_arguments(line, threads=torch.get_num_threads())
     line.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<number>")
     arguments = line.parse_args()
     arguments.arch = arguments.arch or "resnet18"
@@ -68,8 +64,7 @@ def main() -> None:
         arguments.width, arguments.batch_size, arguments.turns = 8, 4, 3
     device = pick_device(arguments.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    progress = Progress(arguments.turns + 2)
-    with torch_threads(arguments.threads):
+    with torch_threads(arguments.threads), Progress(arguments.turns + 2) as progress:
         progress.step("searching a ticket")
         steps = _steps(arguments, device)
         progress.done()
@@ -77,10 +72,7 @@ def main() -> None:
         seconds = turns(
             steps, arguments.turns, clock=_clock(arguments.clock, device), on_turn=progress.done
         )
-    progress.close()
-    facts = machine("torch", gpu=gpu)
     result = {
-        "machine": facts,
         "arch": arguments.arch,
         "width": arguments.width,
         "batch_size": arguments.batch_size,
@@ -95,8 +87,8 @@ def main() -> None:
         "fastest": {name: min(taken) for name, taken in seconds.items()},
     }
     what = f"{arguments.arch}, batch {arguments.batch_size}, {arguments.threads} threads"
-    title = heading(f"{what}: one training step", facts)
-    finish("train_speed", arguments, result, f"{title}{_table(seconds)}", gpu=gpu)
+    title = f"{what}: one training step"
+    finish("train_speed", arguments, title, _table(seconds), result, "torch", gpu=gpu)
 
 
 def _steps(arguments: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], None]]:
@@ -124,7 +116,9 @@ def _steps(arguments: argparse.Namespace, device: torch.device) -> dict[str, Cal
     def ticket() -> nn.Module:
         net = network()
         if not masks:
-            masks.update(synflow(net, recipe.keep_ratio, shape[1:], ITERATIONS))
+            masks.update(
+                synflow(net, recipe.keep_ratio, input_shape=shape[1:], iterations=ITERATIONS)
+            )
         apply_masks(net, masks)
         return net
 
@@ -163,22 +157,19 @@ def _step(
 def _clock(name: str, device: torch.device) -> Callable[[Callable[[], object]], float]:
     """Return a clock; it waits for a GPU to finish before and after."""
     if name == "cpu":
-        return _cpu_clock
+        return cpu_clock
     if device.type != "cuda":
         return wall_clock
 
     def clock(run: Callable[[], object]) -> float:
+        def waiting() -> None:
+            run()
+            torch.cuda.synchronize(device)
+
         torch.cuda.synchronize(device)
-        return wall_clock(lambda: (run(), torch.cuda.synchronize(device)))
+        return wall_clock(waiting)
 
     return clock
-
-
-def _cpu_clock(run: Callable[[], object]) -> float:
-    """Return the seconds that this process computes in one call, on all its threads."""
-    begin = time.process_time()
-    run()
-    return time.process_time() - begin
 
 
 def _ratio(seconds: Mapping[str, list[float]], one: str, other: str) -> float:
@@ -193,6 +184,74 @@ def _table(seconds: Mapping[str, list[float]]) -> str:
         cells = [times(statistics.median(taken)), times(min(taken))]
         rows.append([name, *cells, f"{_ratio(seconds, name, DENSE):.2f}"])
     return markdown(["step", "median", "fastest", "ratio"], rows)
+
+
+class _Weights(torch.autograd.Function):
+    """The weight twice, exact and quantized; backward keeps the predicted gradient where large."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, config: PsgConfig) -> tuple[Tensor, Tensor]:
+        ctx.threshold = config.threshold
+        return weight.view_as(weight), quantize(weight, config.weight_bits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        _, predicted = gradients
+        size = predicted.abs()
+        return predicted * (size >= ctx.threshold * size.max()), None
+
+
+class _Inputs(torch.autograd.Function):
+    """The input twice, exact and quantized; the predicted gradient alone goes on."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, config: PsgConfig) -> tuple[Tensor, Tensor]:
+        return inputs.view_as(inputs), quantize(inputs, config.input_bits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[1], None
+
+
+class _Outputs(torch.autograd.Function):
+    """The exact output; its gradient goes to the exact layer, and quantized to the other."""
+
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, predicted: Tensor, config: PsgConfig) -> Tensor:
+        ctx.bits = config.gradient_bits
+        return exact.view_as(exact)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        return gradients[0], quantize(gradients[0], ctx.bits), None
+
+
+def apply_published_psg(net: nn.Module, config: PsgConfig) -> None:
+    """Let every convolution of ``net`` run twice from now on, as PSG was published to run.
+
+    The layer computes an exact and a quantized output and hands on the exact one. Its output
+    gradient goes back through both, which makes an exact and a predicted gradient of weight and
+    input; small predicted weight gradients are removed. Our quantizer stands in for the published
+    one, which takes more passes, so this is the least that the published way costs.
+
+    Source: Wang et al. 2019, Section 3.3, and the structure of the code published with Peek-a-Boo.
+    """
+
+    def twice(layer: nn.Conv2d, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        convolve = functools.partial(
+            F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation,
+            groups=layer.groups,
+        )  # fmt: skip
+        exact_input, rough_input = _Inputs.apply(inputs, config)
+        exact_weight, rough_weight = _Weights.apply(weight, config)
+        exact = convolve(exact_input, exact_weight, bias)
+        rough = convolve(rough_input, rough_weight, bias)
+        output: Tensor = _Outputs.apply(exact, rough, config)
+        return output
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            setattr(module, "_conv_forward", MethodType(twice, module))  # noqa: B010
 
 
 if __name__ == "__main__":

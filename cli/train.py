@@ -6,320 +6,74 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pabzip._optional import require
 from pabzip.cli._files import STANDARD, check_output, is_stream
-from pabzip.cli._options import (
-    arch_options_option,
-    output_option,
-    parse_options,
-    reporting,
-    search_bar,
+from pabzip.cli._options import output_option, reporting, search_bar
+from pabzip.cli._output import Reporter, short, to_json
+from pabzip.cli._settings import (
+    MORE,
+    GroupedCommand,
+    first_process,
+    given,
+    grouped,
+    import_packages,
+    remark,
+    remark_unused,
+    settings_options,
+    show_settings,
 )
-from pabzip.cli._output import Reporter, one_line, short, to_json, write_text
-from pabzip.formats.registry import ARCHITECTURES
-from pabzip.seeds import SCHEMES
-from pabzip.train.callbacks import Observer
-from pabzip.train.config import (
-    BEHAVIORS,
-    CLASSIFIERS,
-    METHODS,
-    PRECISIONS,
-    SCHEDULES,
-    SCOPES,
-    SEARCH_PRECISIONS,
-    SEARCHES,
-    STARTS,
-    Recipe,
-    method_of,
-)
-from pabzip.train.cost import StepCosts
-from pabzip.train.recipes import find_recipe
-from pabzip.train.resume import progress_path
+from pabzip.train.config import to_dict
+from pabzip.train.recipes import find_recipe, published_recipes, read_recipe, recipe_file
 
 if TYPE_CHECKING:
+    from pabzip.train.callbacks import Observer
     from pabzip.train.config import Recipe
+    from pabzip.train.cost import StepCosts
+
+_SAVE_EVERY = "10min"
+_EXAMPLES = """\
+\b
+Examples:
+  pabzip train
+  pabzip train --data cifar10 --download -o resnet18.pt
+  pabzip train --recipe table1-resnet18-pab-bop-psg --data-root ~/data --device cuda
+  pabzip train --method pab-latent --epochs 20 --set latent.lr=0.05 --set sgd.milestones=[10,15]
+  pabzip train --arch mynets:Tiny --set arch_options.width=32
+"""
 
 
-class CostRemark(Observer):
-    """Writes a line before the first step and after each later search.
+def _cost_remark(*, layers: bool) -> Observer:
+    """Return an observer that writes a line before the first step and after each later search.
 
     Args:
         layers: add a line for each layer.
     """
+    from tqdm import tqdm
 
-    def __init__(self, *, layers: bool):
-        self._layers = layers
+    from pabzip.train.callbacks import Observer
 
-    def counted(self, costs: StepCosts) -> None:
-        """Write the line, past a progress bar if there is one."""
-        from tqdm import tqdm
-
-        lines = [
-            f"pabzip: from epoch {costs.epoch} on {costs.survivors:,} of {costs.weights:,} weights "
-            f"train, at {short(costs.bitops)} bit operations a step and sample"
-        ]
-        if self._layers:
-            lines += [
-                f"  {layer.name}: {short(layer.total)}, {layer.kept:.2%} kept"
-                for layer in costs.layers
+    class CostRemark(Observer):
+        def counted(self, costs: StepCosts) -> None:
+            """Write the line, past a progress bar if there is one."""
+            lines = [
+                f"pabzip: from epoch {costs.epoch} on {costs.survivors:,} of {costs.weights:,} "
+                f"weights train, at {short(costs.bitops)} bit operations a step and sample"
             ]
-        tqdm.write("\n".join(lines), file=sys.stderr)
+            if layers:
+                lines += [
+                    f"  {layer.name}: {short(layer.total)}, {layer.kept:.2%} kept"
+                    for layer in costs.layers
+                ]
+            tqdm.write("\n".join(lines), file=sys.stderr)
 
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def milestones(text: str) -> tuple[int, ...]:
-    """Read epochs, comma-separated: ``80,120``; their order and range are the recipe's to check.
-
-    Raises:
-        click.BadParameter: they are none.
-    """
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not a list of epochs; expected such as 80,120"
-        ) from None
-
-
-def ratios(text: str) -> dict[str, float]:
-    """Read numbers by name, comma-separated: ``conv1.weight=0.5,fc.weight=0.1``.
-
-    Raises:
-        click.BadParameter: they are none, or a name comes twice.
-    """
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        name, sign, number = part.strip().rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            sign = ""
-        if not sign or not name or name in found:
-            raise click.BadParameter(
-                f"{text!r} is not a list of different names with a number each; expected such as "
-                "conv1.weight=0.5,fc.weight=0.1"
-            )
-        found[name] = value
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One flag.
-
-    Attributes:
-        name: as typed; ``--on/--off`` for a value that is true or false.
-        key: the recipe's key, dotted for those in a table.
-        type: of the value, as click takes it; None for one that is true or false.
-        help: what the value does.
-    """
-
-    name: str
-    key: str
-    type: Any
-    help: str
-
-    @property
-    def parameter(self) -> str:
-        """The name under which click hands the value over."""
-        return f"recipe_{self.key.replace('.', '__')}"
-
-
-FLAGS = (
-    Flag(
-        "--data",
-        "data",
-        click.STRING,
-        "Dataset, such as digits (embedded) or cifar10, or a folder.",
-    ),
-    Flag("--data-root", "data_root", click.STRING, "Folder that holds the dataset."),
-    Flag(
-        "--augment/--no-augment",
-        "augment",
-        None,
-        "Crop training images, and mirror them where that fits.",
-    ),
-    Flag("--seed", "seed", click.INT, "Decides all of the run; 0 to 2^64 - 1."),
-    Flag("--scheme", "scheme", click.Choice(SCHEMES), "How seeded weights are drawn."),
-    Flag(
-        "--classifier",
-        "classifier",
-        click.Choice(CLASSIFIERS),
-        "The last Linear layer of a convolutional network: trained, or drawn from the seed too.",
-    ),
-    Flag("--method", "method", click.Choice(METHODS), "What is trained, and how."),
-    Flag("--keep-ratio", "keep_ratio", click.FLOAT, "Fraction of the weights that survive."),
-    Flag("--epochs", "epochs", click.INT, "Passes over the training images."),
-    Flag("--batch-size", "batch_size", click.INT, "Images a step."),
-    Flag("--shards", "shards", click.INT, "Parts of a batch; 0: one for each process."),
-    Flag("--device", "device", click.STRING, "auto, cpu, cuda or cuda:<number>."),
-    Flag("--drop-ratio", "drop_ratio", click.FLOAT, "Fraction of the steps that are left out."),
-    Flag("--precision", "precision", click.Choice(PRECISIONS), "Of forward and backward."),
-    Flag(
-        "--channels-last/--channels-first",
-        "channels_last",
-        None,
-        "How images and convolutions lie in memory.",
-    ),
-    Flag("--search-method", "search.method", click.Choice(SEARCHES), "Search: scores weights."),
-    Flag(
-        "--search-iterations",
-        "search.iterations",
-        click.INT,
-        "Search: steps of the schedule; 100 with SynFlow, else 1.",
-    ),
-    Flag(
-        "--search-schedule",
-        "search.schedule",
-        click.Choice(SCHEDULES),
-        "Search: how the kept fraction falls over the steps.",
-    ),
-    Flag(
-        "--search-scope",
-        "search.scope",
-        click.Choice(SCOPES),
-        "Search: one threshold for all weights, or one a layer.",
-    ),
-    Flag("--search-epoch", "search.epoch", click.INT, "Search: epoch after which the last is."),
-    Flag("--search-shots", "search.shots", click.INT, "Search: how many, over these epochs."),
-    Flag(
-        "--search-precision",
-        "search.precision",
-        click.Choice(SEARCH_PRECISIONS),
-        "Search: in which SynFlow computes.",
-    ),
-    Flag("--search-samples", "search.samples", click.INT, "Search: images for snip and grasp."),
-    Flag(
-        "--search-ratios",
-        "search.ratios",
-        ratios,
-        "Search: what layerwise-random keeps, such as conv1.weight=0.5,fc.weight=0.1.",
-    ),
-    Flag("--adaptivity-rate", "bop.adaptivity_rate", click.FLOAT, "Bop: weight of a gradient."),
-    Flag("--threshold", "bop.threshold", click.FLOAT, "Bop: average that flips a sign."),
-    Flag("--bop-start", "bop.start", click.Choice(STARTS), "Bop: where the average begins."),
-    Flag("--bop-decay-every", "bop.decay_every", click.INT, "Bop: epochs between decays."),
-    Flag("--bop-decay-ratio", "bop.decay_ratio", click.FLOAT, "Bop: factor of each decay."),
-    Flag("--flip-cost", "bop.flip_cost", click.FLOAT, "Bop: threshold a bit of the file."),
-    Flag("--latent-learning-rate", "latent.learning_rate", click.FLOAT, "Latent: step size."),
-    Flag("--latent-momentum", "latent.momentum", click.FLOAT, "Latent: momentum."),
-    Flag("--latent-weight-decay", "latent.weight_decay", click.FLOAT, "Latent: weight decay."),
-    Flag("--latent-start", "latent.start", click.FLOAT, "Latent: weights begin below this."),
-    Flag("--psg-input-bits", "psg.input_bits", click.INT, "PSG: bits of a layer's inputs."),
-    Flag("--psg-weight-bits", "psg.weight_bits", click.INT, "PSG: bits of the weights."),
-    Flag("--psg-gradient-bits", "psg.gradient_bits", click.INT, "PSG: bits of the gradients."),
-    Flag("--psg-threshold", "psg.threshold", click.FLOAT, "PSG: smaller is not trusted."),
-    Flag(
-        "--psg-adaptive/--psg-absolute",
-        "psg.adaptive",
-        None,
-        "PSG: the threshold is relative to each layer's largest gradient, or absolute.",
-    ),
-    Flag(
-        "--psg-behavior",
-        "psg.behavior",
-        click.Choice(BEHAVIORS),
-        "PSG: what becomes of gradients below the threshold.",
-    ),
-    Flag("--learning-rate", "sgd.learning_rate", click.FLOAT, "SGD: step size."),
-    Flag("--momentum", "sgd.momentum", click.FLOAT, "SGD: momentum."),
-    Flag("--weight-decay", "sgd.weight_decay", click.FLOAT, "SGD: weight decay."),
-    Flag("--milestones", "sgd.milestones", milestones, "Epochs after which step sizes decay."),
-    Flag("--learning-rate-decay", "sgd.decay", click.FLOAT, "Factor of each such decay."),
-    Flag("--signsgd-learning-rate", "signsgd.learning_rate", click.FLOAT, "SignSGD: step size."),
-    Flag("--signsgd-momentum", "signsgd.momentum", click.FLOAT, "SignSGD: momentum."),
-    Flag("--signsgd-weight-decay", "signsgd.weight_decay", click.FLOAT, "SignSGD: weight decay."),
-)
-"""Every value of a recipe but the architecture and its options, which are flags of their own."""
-
-
-def recipe_flags(command: Command) -> Command:
-    """Add `FLAGS`; the command receives them as keyword arguments that `overrides` reads."""
-    return some_recipe_flags(flag.key for flag in FLAGS)(command)
-
-
-def some_recipe_flags(keys: Iterable[str]) -> Callable[[Command], Command]:
-    """Add the flags of some of the recipe's keys, for a command that heeds no others."""
-    wanted = set(keys)
-
-    def add(command: Command) -> Command:
-        for flag in reversed(FLAGS):
-            if flag.key in wanted:
-                names = (flag.name, flag.parameter)
-                option = click.option(*names, type=flag.type, default=None, help=flag.help)
-                command = option(command)
-        return command
-
-    return add
-
-
-def overrides(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags that were given as the nested table that a recipe takes."""
-    table: dict[str, Any] = {}
-    for flag in FLAGS:
-        value = values.get(flag.parameter)
-        if value is None:
-            continue
-        section, _, key = flag.key.rpartition(".")
-        (table.setdefault(section, {}) if section else table)[key] = value
-    return table
-
-
-def unheeded(values: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """Return the names of the flags that were given and that the recipe's method does not use."""
-    method = method_of(recipe)
-    searches = method.masked or method.short
-    heeded = {
-        "bop": method.rule == "bop",
-        "latent": method.rule == "latent",
-        "signsgd": method.rule == "signsgd",
-        "psg": method.psg or method.short,
-        "search": searches,
-        "keep_ratio": searches,
-    }
-    return [
-        flag.name
-        for flag in FLAGS
-        if values.get(flag.parameter) is not None and not heeded.get(flag.key.split(".")[0], True)
-    ]
-
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_SAVE_EVERY = "10min"
-
-_OPTIONS = (
-    click.option("--log", metavar="FILE.jsonl", help="Write one JSON object an epoch."),
-    click.option("--curves", metavar="FILE.png", help="Draw loss, accuracy, flips and bytes."),
-    click.option("--tensorboard", metavar="DIR", help="Write event files for TensorBoard."),
-    click.option(
-        "--save-every",
-        metavar="WHEN",
-        help="Save the state beside the output: 10min, 500steps, 1epoch, several with commas, or "
-        f"never. [{_SAVE_EVERY}]",
-    ),
-    click.option(
-        "--search-only", is_flag=True, help="Write the ticket that the search finds, untrained."
-    ),
-    click.option("--ticket", metavar="FILE.pt", help="Train such a ticket instead of searching."),
-    click.option("--resume", is_flag=True, help="Continue from the saved state, if there is one."),
-)
-
-
-def run_flags(command: Command) -> Command:
-    """Add the flags; the command receives them as keyword arguments that `RunFlags` holds."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return CostRemark()
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,8 +105,10 @@ class RunFlags:
 
         Raises:
             OSError: an output is in the way, or an unfinished run's state.
-            click.UsageError: an output is ``-``.
+            click.UsageError: an output is ``-``, or flags contradict each other.
         """
+        from pabzip.train.resume import progress_path
+
         if STANDARD in (self.output, self.log, self.curves, self.tensorboard):
             raise click.UsageError("a training run writes files; name them, '-' will not do")
         if self.curves is not None and not self.curves.lower().endswith(".png"):
@@ -381,8 +137,8 @@ class RunFlags:
             )
 
     def _check_search_only(self) -> None:
-        """Refuse flags that a search would not heed."""
-        given = {
+        """Refuse flags that a search alone has no use for."""
+        unusable = {
             "--log": self.log,
             "--curves": self.curves,
             "--tensorboard": self.tensorboard,
@@ -390,7 +146,7 @@ class RunFlags:
             "--ticket": self.ticket,
             "--resume": self.resume or None,
         }
-        for flag, value in given.items():
+        for flag, value in unusable.items():
             if value is not None:
                 raise click.UsageError(f"{flag} is for training, which --search-only leaves out")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -407,12 +163,11 @@ class RunFlags:
 
     def observers(self, reporter: Reporter) -> list[Observer]:
         """Return those that were asked for."""
-        from pabzip.cli.train import CostRemark
         from pabzip.train.callbacks import Curves, ProgressBar, TensorBoard
 
         found: list[Observer] = [ProgressBar()] if reporter.progress else []
         if reporter.progress or (reporter.verbose and not reporter.quiet):
-            found.append(CostRemark(layers=reporter.verbose > 0))
+            found.append(_cost_remark(layers=reporter.verbose > 0))
         if self.tensorboard is not None:
             found.append(TensorBoard(self.tensorboard))
         if self.curves is not None:
@@ -420,8 +175,10 @@ class RunFlags:
         return found
 
     @contextmanager
-    def told(self, reporter: Reporter) -> Iterator[None]:
+    def remarks(self, reporter: Reporter) -> Iterator[None]:
         """Show warnings as one line each, and after Ctrl-C how to continue."""
+        from pabzip.train.resume import progress_path
+
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = lambda message, *_: remark(reporter, str(message))
@@ -434,22 +191,9 @@ class RunFlags:
                 raise
 
 
-def first_process() -> bool:
-    """Whether this process is the one of torchrun's that reports, or the only one."""
-    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
-
-
-def remark(reporter: Reporter, text: str) -> None:
-    """Write a remark to stderr, unless quiet was asked for."""
-    if not reporter.quiet and first_process():
-        write_text(f"pabzip: {one_line(text)}\n", to_stderr=True)
-
-
 def show_recipes(reporter: Reporter) -> None:
     """Write name and meaning of every published recipe."""
     from rich.table import Table
-
-    from pabzip.train.recipes import published_recipes
 
     found = published_recipes()
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -461,29 +205,47 @@ def show_recipes(reporter: Reporter) -> None:
     reporter.result({"recipes": values}, table, "Run one with: pabzip train --recipe NAME")
 
 
-_NAMES = ", ".join(name for name in ARCHITECTURES if name != "custom")
+_RUN, _OUTPUT = "The run", "Output and help"
 
 
-@click.command("train")
-@click.option(
+@click.command("train", cls=GroupedCommand, epilog=_EXAMPLES)
+@settings_options()
+@grouped(
+    MORE,
     "--recipe",
-    "recipe_file",
+    "recipe_name",
     metavar="NAME|FILE.toml",
-    help="A recipe; flags win over it, and what neither names follows the defaults.",
+    help="Start from a recipe: one of --list-recipes, or a file of yours (FILE.toml#ROW for one of "
+    "its rows). Flags win over it.",
 )
-@click.option("--list-recipes", is_flag=True, help="List the recipes that come with pabzip.")
-@click.option("--arch", metavar="NAME", help=f"One of {_NAMES}, or your own module:callable.")
-@arch_options_option
-@recipe_flags
-@click.option("--download", is_flag=True, help="Fetch the dataset where it is missing.")
-@run_flags
+@grouped(MORE, "--list-recipes", is_flag=True, help="List the recipes that come with pabzip.")
+@grouped(
+    MORE, "--list-settings", is_flag=True, help="List all settings, with the values they have."
+)
+@grouped(_RUN, "--download", is_flag=True, help="Fetch the dataset where it is missing.")
+@grouped(
+    _RUN, "--search-only", is_flag=True, help="Write the ticket that the search finds, untrained."
+)
+@grouped(_RUN, "--ticket", metavar="FILE.pt", help="Train such a ticket instead of searching.")
+@grouped(
+    _RUN,
+    "--save-every",
+    metavar="WHEN",
+    help="Save the state beside the output: 10min, 500steps, 1epoch, several with commas, or "
+    f"never. [{_SAVE_EVERY}]",
+)
+@grouped(_RUN, "--resume", is_flag=True, help="Continue from the saved state, if there is one.")
 @output_option("model.pt", stdout=False)
+@grouped(_OUTPUT, "--log", metavar="FILE.jsonl", help="Write one JSON object an epoch.")
+@grouped(_OUTPUT, "--curves", metavar="FILE.png", help="Draw loss, accuracy, flips and bytes.")
+@grouped(_OUTPUT, "--tensorboard", metavar="DIR", help="Write event files for TensorBoard.")
 @reporting
 def command(
-    recipe_file: str | None,
+    assignments: tuple[str, ...],
+    packages: tuple[str, ...],
+    recipe_name: str | None,
     list_recipes: bool,
-    arch: str | None,
-    arch_options: tuple[str, ...],
+    list_settings: bool,
     download: bool,
     log: str | None,
     curves: str | None,
@@ -507,28 +269,26 @@ def command(
     if list_recipes:
         show_recipes(reporter)
         return
-    if recipe_file is not None:
-        recipe_file = os.fspath(find_recipe(recipe_file))
+    import_packages(packages)
+    path = None if recipe_name is None else find_recipe(recipe_name)
+    values, keys = given(flags, assignments)
+    recipe = read_recipe(path, values)
+    if list_settings:
+        show_settings(reporter, recipe)
+        return
+    require("torch", extra="train", purpose="pabzip train")
     target = output or ("found.pt" if search_only else "model.pt")
     run = RunFlags(target, log, curves, tensorboard, save_every, resume, search_only, ticket)
-    run.check(force=force, inputs=[] if recipe_file is None else [recipe_file])
-    options = parse_options(arch_options)
-    from pabzip.train.config import read_recipe, to_dict
-
-    recipe = read_recipe(
-        recipe_file, {"arch": arch, "arch_options": options or None, **overrides(flags)}
-    )
-    for name in unheeded(flags, recipe):
-        remark(reporter, f"{name}: method {recipe.method} has no use for it")
+    run.check(force=force, inputs=[] if path is None else [recipe_file(path)])
+    remark_unused(reporter, recipe, keys)
     reporter.detail(f"recipe: {to_json(to_dict(recipe))}")
-    require("torch", extra="train", purpose="pabzip train")
     if search_only:
-        with run.told(reporter):
+        with run.remarks(reporter):
             _search(recipe, target, download, reporter)
         return
     from pabzip.train.trainer import train
 
-    with run.told(reporter):
+    with run.remarks(reporter):
         result = train(
             recipe,
             output=target,

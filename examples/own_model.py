@@ -37,7 +37,8 @@ class DigitReader(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (N, 10) of images (N, 1, 8, 8)."""
-        return self.classifier(self.features(images).flatten(1))
+        logits: torch.Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
 
 
 def main(path: Path) -> None:
@@ -55,9 +56,8 @@ def main(path: Path) -> None:
     dense = [value for name, value in net.named_parameters() if name not in seeded]
     bop = Bop(net, adaptivity_rate=1e-2, threshold=1e-4)
     sgd = torch.optim.SGD(dense, lr=0.05, momentum=0.9)
+    decay = torch.optim.lr_scheduler.StepLR(bop, 3, gamma=0.5)  # of the adaptivity rate
     for epoch in range(12):
-        for group in bop.param_groups:
-            group["adaptivity_rate"] = 1e-2 * 0.5 ** (epoch // 3)
         net.train()
         for images, labels in batches(digits.train, 64, shuffle_seed=7, epoch=epoch):
             bop.zero_grad()
@@ -65,6 +65,7 @@ def main(path: Path) -> None:
             nn.functional.cross_entropy(net(images), labels).backward()
             bop.step()
             sgd.step()
+        decay.step()
     trained = evaluate(net, digits.test)
 
     # 4. Pack. Refused unless every surviving weight is its seed's magnitude, bit for bit.

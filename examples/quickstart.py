@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import pabzip
+from pabzip.data import batches
 from pabzip.export import export_ticket
 from pabzip.runtime.onnx_session import open_onnx, session_logits
 from pabzip.train import ProgressBar, default_recipe, evaluate, train
@@ -51,9 +52,10 @@ def main(folder: Path) -> None:
     print(f"checked  {found.accuracy:.2%} of {found.samples} test digits, as in training")
 
     export_ticket(ticket, exported)
-    logits = session_logits(open_onnx(exported))(test.inputs().numpy())
+    inputs = torch.cat([images for images, _ in batches(test, 128)])
+    logits = session_logits(open_onnx(exported))(inputs.numpy())
     with torch.no_grad():
-        expected = net(test.inputs()).numpy()
+        expected = net(inputs).numpy()
     same = int((logits.argmax(1) == expected.argmax(1)).sum())
     difference = float(np.abs(logits - expected).max())
     assert same == len(test)

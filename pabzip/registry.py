@@ -19,13 +19,14 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pabzip.errors import ArchitectureError, DataError, PabzError, PackError, RecipeError
 
 Registered = TypeVar("Registered")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,7 @@ class Registry(Generic[Registered]):
         """What pabzip's modules register, read from their text."""
         found: dict[str, Registration[Registered]] = {}
         for package in self._packages:
-            spec = importlib.util.find_spec(package)  # finds the package without importing it
-            assert spec is not None
-            assert spec.submodule_search_locations is not None
-            for file in sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.py")):
+            for file in sorted(_folder(package).glob("*.py")):
                 for name, facts in _decorations(file.read_text("utf-8"), self._decorator):
                     found[name] = Registration(name, facts, f"{package}.{file.stem}")
         return found
@@ -83,6 +81,9 @@ class Registry(Generic[Registered]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def facts(self, name: str) -> Mapping[str, Any]:
         """Return what is said beside a name; imports nothing.
@@ -106,8 +107,12 @@ class Registry(Generic[Registered]):
         assert found is not None
         return found
 
-    def check(self, name: object) -> None:
+    def check(self, name: object, *, also: str = "") -> None:
         """Refuse a name that nothing is registered under.
+
+        Args:
+            name: the name.
+            also: what else the caller would take, for the message.
 
         Raises:
             PabzError: the registry's own error class; the message lists all names, the nearest
@@ -117,11 +122,10 @@ class Registry(Generic[Registered]):
             return
         near = difflib.get_close_matches(name, self.names, n=1) if isinstance(name, str) else []
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise self._error(
-            f"{self._what}: expected one of {', '.join(self.names)}, found {name!r}{hint}"
-        )
+        expected = ", ".join(self.names) + (f", or {also}" if also else "")
+        raise self._error(f"{self._what}: expected one of {expected}, found {name!r}{hint}")
 
-    def register(self, name: str, **facts: Any) -> Callable[[Registered], Registered]:
+    def register(self, name: str, **facts: Any) -> Callable[[_Value], _Value]:
         """Return a decorator that registers what it is put on, and leaves it as it is.
 
         Args:
@@ -132,7 +136,7 @@ class Registry(Generic[Registered]):
             PabzError: the name is taken by another module (the registry's own error class).
         """
 
-        def add(value: Registered) -> Registered:
+        def add(value: _Value) -> _Value:
             module = getattr(value, "__module__", "")
             taken = self._own.get(name) or self._declared.get(name)
             if taken is not None and taken.module != module:
@@ -140,10 +144,18 @@ class Registry(Generic[Registered]):
                     f"{self._what}: expected a name that is free, found {name!r}, which "
                     f"{taken.module} has registered; choose another"
                 )
-            self._own[name] = Registration(name, facts, module, value)
+            self._own[name] = Registration(name, facts, module, cast(Registered, value))
             return value
 
         return add
+
+
+def _folder(package: str) -> Path:
+    """Return the folder of a package without importing it."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _decorations(text: str, decorator: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -180,3 +192,21 @@ register_dataset = DATASETS.register
 register_network = NETWORKS.register
 register_callback = CALLBACKS.register
 register_coder = CODERS.register
+
+
+@cache
+def constant(package: str, module: str, name: str) -> tuple[str, ...]:
+    """Return a tuple of names that a module of pabzip holds, without importing it.
+
+    Args:
+        package: such as ``"pabzip.search"``.
+        module: in it, such as ``"schedule"``.
+        name: of a tuple of texts, or of a table whose keys are wanted, such as ``"SCHEDULES"``.
+    """
+    for node in ast.parse((_folder(package) / f"{module}.py").read_text("utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if name in {getattr(target, "id", None) for target in targets}:
+            value: Any = getattr(node, "value", None)
+            entries: list[Any] = value.keys if isinstance(value, ast.Dict) else value.elts
+            return tuple(ast.literal_eval(entry) for entry in entries)
+    raise LookupError(f"{package}.{module} has no {name}")

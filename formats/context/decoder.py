@@ -32,34 +32,28 @@ class ContextDecoder:
 
     def __init__(self, seed: int, entries: Sequence[SeededEntry], side: bytes):
         self._seed = seed
-        told = read_descriptions(side, entries)
-        self.descriptions: dict[str, Description] = {
-            entry.name: description for entry, description in zip(entries, told, strict=True)
-        }
+        names = (entry.name for entry in entries)
+        self.descriptions: dict[str, Description] = dict(
+            zip(names, read_descriptions(side, entries), strict=True)
+        )
 
     def codes(self, entry: SeededEntry, payload: Payload, out: NDArray[np.int8]) -> list[Task]:
         """Return the work that writes codes to ``out``, one piece a chunk."""
-        return self._tasks(entry, payload, out, np.zeros(0, dtype=np.float32))
+        no_weights = np.zeros(0, dtype=np.float32)
+        return chunk_tasks(
+            self.descriptions[entry.name], payload, self._seed, entry.spec, out, no_weights
+        )
 
     def weights(self, entry: SeededEntry, payload: Payload, out: NDArray[np.float32]) -> list[Task]:
         """Return the work that writes weights to ``out``, one piece a chunk."""
-        return self._tasks(entry, payload, np.zeros(0, dtype=np.int8), out)
-
-    def _tasks(
-        self,
-        entry: SeededEntry,
-        payload: Payload,
-        codes: NDArray[np.int8],
-        weights: NDArray[np.float32],
-    ) -> list[Task]:
-        """Return the work of one tensor."""
+        no_codes = np.zeros(0, dtype=np.int8)
         return chunk_tasks(
-            self.descriptions[entry.name], payload, self._seed, entry.spec, codes, weights
+            self.descriptions[entry.name], payload, self._seed, entry.spec, no_codes, out
         )
 
 
 def chunk_tasks(
-    told: Description,
+    description: Description,
     payload: Payload,
     seed: int,
     spec: InitSpec,
@@ -69,7 +63,7 @@ def chunk_tasks(
     """Return the work that decodes one tensor, one piece a chunk.
 
     Args:
-        told: what the side stream tells of the tensor.
+        description: what the side stream says of the tensor.
         payload: its section.
         seed: the file's seed.
         spec: the tensor's init spec.
@@ -80,30 +74,19 @@ def chunk_tasks(
         FormatError: the payload's length is not what the side stream says; the work raises it
             where a chunk does not decode.
     """
-    spans = told.spans(len(payload))
-    plan = ActivePlan.of(told.active)
-    predictor = told.predictor(plan)
+    plan = ActivePlan.of(description.active)
+    model = description.predictor(plan)
     data = np.frombuffer(payload, dtype=np.uint8)
     generator = (*generator_arguments(seed, spec), spec.factor)
-    rows = (plan.rows, plan.group, plan.places, plan.starts, plan.width)
-    model = (
-        predictor.scored, predictor.row_offsets, predictor.place_offsets,
-        predictor.first, predictor.last, predictor.chances,
-        predictor.signs, np.uint32(predictor.flip_chance),
-    )  # fmt: skip
 
-    def task(span: ChunkSpan) -> Task:
+    def task(chunk: ChunkSpan) -> Task:
         """Bind one chunk."""
 
         def run() -> None:
-            status = decode_chunk(
-                *generator, *rows, span.begin, span.end, *model,
-                data, span.coded_begin, span.coded_end, span.sign_end, span.survivors,
-                codes, weights,
-            )  # fmt: skip
+            status = decode_chunk(*generator, plan, model, data, chunk, codes, weights)
             if status != FINE:
                 raise FormatError("codes", PROBLEMS[status])
 
         return run
 
-    return [task(span) for span in spans]
+    return [task(chunk) for chunk in description.spans(len(payload))]

@@ -54,14 +54,14 @@ class _Seen:
         plan: its active weights.
         levels: int16, of each.
         codes: int8, of each.
-        told: how its codes are told, but for the chunks.
-        bits: about how many bits the mask and all that tells it take.
+        description: how its codes are stored, but for the chunks.
+        bits: about how many bits the mask and all that predicts it take.
     """
 
     plan: ActivePlan
     levels: NDArray[np.int16]
     codes: NDArray[np.int8]
-    told: Description
+    description: Description
     bits: float
 
 
@@ -73,7 +73,7 @@ def encode_tensors(
     Args:
         seed: the file's seed.
         tensors: those that this coder is to hold, in the order of the file.
-        on_tensor: told the name of each tensor that is done, from the thread that did it.
+        on_tensor: called with the name of each tensor that is done, from the thread that did it.
 
     Returns:
         One payload a tensor, and the side stream.
@@ -95,15 +95,15 @@ def encode_tensors(
         encoded = dict(zip(order, pool.map(encode, order), strict=True))
     information = SideInformation()
     for index, tensor in enumerate(tensors):
-        told = encoded[index][0]
-        information.tensor(tensor.shape, int(told.survivors.sum()), told)
+        description = encoded[index][0]
+        information.tensor(tensor.shape, int(description.survivors.sum()), description)
     return [encoded[index][1] for index in range(len(tensors))], information.stream.getvalue()
 
 
 def encode_tensor(
     seed: int, spec: InitSpec, codes: NDArray[np.int8], *, rows_before: int | None = None
 ) -> tuple[Description, bytes]:
-    """Encode one tensor: what the side stream must tell of it, and its payload.
+    """Encode one tensor: what the side stream must say of it, and its payload.
 
     Args:
         seed: the file's seed.
@@ -114,33 +114,30 @@ def encode_tensor(
     flat = np.ascontiguousarray(codes).reshape(-1)
     seen = [_see(seed, spec, flat, layout) for layout in layouts(codes.shape, rows_before)]
     best = min(seen, key=lambda one: one.bits)
-    told, plan = best.told, best.plan
-    predictor = told.predictor(plan)
+    description, plan = best.description, best.plan
+    predictor = description.predictor(plan)
     chunks = [
         encode_chunk(plan, predictor, best.levels, best.codes, begin, end)
-        for begin, end in told.active.chunks
+        for begin, end in description.active.chunks
     ]
-    told.coded_bytes = np.array([len(coded) for coded, _, _ in chunks], dtype=np.int64)
-    told.survivors = np.array([count for _, _, count in chunks], dtype=np.int64)
-    return told, b"".join(coded + signs for coded, signs, _ in chunks)
+    description.coded_bytes = np.array([len(coded) for coded, _, _ in chunks], dtype=np.int64)
+    description.survivors = np.array([count for _, _, count in chunks], dtype=np.int64)
+    return description, b"".join(coded + signs for coded, signs, _ in chunks)
 
 
 def _see(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout) -> _Seen:
-    """Choose how a tensor's codes are told under one layout."""
+    """Choose how to store a tensor's codes under one layout."""
     active = find_active(flat, layout)
     plan = ActivePlan.of(active)
-    levels = np.zeros(plan.count, dtype=np.int16)
-    codes = np.zeros(plan.count, dtype=np.int8)
-    if not plan.count:
+    levels = np.zeros(active.count(), dtype=np.int16)
+    codes = np.zeros(active.count(), dtype=np.int8)
+    if not active.count():
         return _Seen(plan, levels, codes, Description(active), 0.0)
-    gather_active(
-        *generator_arguments(seed, spec), plan.rows, plan.group, plan.places, plan.starts,
-        plan.width, flat, levels, codes,
-    )  # fmt: skip
-    told, bits = describe(active, plan, levels, codes)
+    gather_active(*generator_arguments(seed, spec), plan, flat, levels, codes)
+    description, bits = describe(active, plan, levels, codes)
     for flags in (active.row_active, active.column_active):
         bits += 0 if flags.all() else len(flags)
-    return _Seen(plan, levels, codes, told, bits)
+    return _Seen(plan, levels, codes, description, bits)
 
 
 def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]:
@@ -167,7 +164,7 @@ def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]
 def describe(
     active: ActiveBlock, plan: ActivePlan, levels: NDArray[np.int16], codes: NDArray[np.int8]
 ) -> tuple[Description, float]:
-    """Choose how to tell the codes of an active block.
+    """Choose how to store the codes of an active block.
 
     Args:
         active: the block; at least one weight survives.
@@ -178,24 +175,24 @@ def describe(
     Returns:
         The description, but for its chunks, and about how many bits mask and factors take.
     """
-    told = Description(active)
+    description = Description(active)
     mask = codes != 0
     survivors = int(np.count_nonzero(mask))
-    _choose_signs(told, int(np.count_nonzero(codes < 0)), survivors)
+    _choose_signs(description, int(np.count_nonzero(codes < 0)), survivors)
     if survivors == len(codes):
-        return told, 0.0
+        return description, 0.0
     even = _entropy(survivors, len(codes))
     best = even
-    told.mask = MaskMode.EVEN
-    told.chance = min(max(round(ONE * survivors / len(codes)), 1), ONE - 1)
+    description.mask = MaskMode.EVEN
+    description.chance = min(max(round(ONE * survivors / len(codes)), 1), ONE - 1)
     for mode, factors, extra in _predictions(plan, levels, mask, even):
         counts = bucket_counts(plan, levels, mask, factors)
         first, last, indices, bits = _table(counts)
         if bits + extra < best:
             best = bits + extra
-            told.mask, told.factors = mode, factors
-            told.first, told.last, told.indices = first, last, indices
-    return told, best
+            description.mask, description.factors = mode, factors
+            description.first, description.last, description.indices = first, last, indices
+    return description, best
 
 
 def _predictions(
@@ -241,18 +238,18 @@ def _table(counts: NDArray[np.int64]) -> tuple[int, int, NDArray[np.int64], floa
     return first, last, np.array(indices, dtype=np.int64), float(bits) + 10 + 7 * (last - first)
 
 
-def _choose_signs(told: Description, flipped: int, survivors: int) -> None:
-    """Choose how flips are told: not at all, as plain bits, or coded."""
+def _choose_signs(description: Description, flipped: int, survivors: int) -> None:
+    """Choose how flips are stored: not at all, as plain bits, or coded."""
     if flipped == 0:
-        told.signs = SIGNS_KEPT
+        description.signs = SIGNS_KEPT
         return
     index = scale_index(flipped, survivors)
     chance = SCALE[index] / ONE
     coded = -(flipped * np.log2(chance) + (survivors - flipped) * np.log2(1 - chance)) + 7
     if coded < _LEAST_GAIN * survivors:
-        told.signs, told.flip_index = SIGNS_CODED, index
+        description.signs, description.flip_index = SIGNS_CODED, index
     else:
-        told.signs = SIGNS_PLAIN
+        description.signs = SIGNS_PLAIN
 
 
 def _factor_bits(factors: Factors) -> float:

@@ -31,17 +31,13 @@ def bucket_counts(
 ) -> NDArray[np.int64]:
     """Return how many active weights fall in each bucket, (30, 2): pruned and surviving."""
     counts = np.zeros((COUNT, 2), dtype=np.int64)
-    _count(
-        plan.group, plan.starts, levels, mask,
-        factors.row_offsets(), factors.place_offsets(plan), counts,
-    )  # fmt: skip
+    _count(plan, levels, mask, factors.row_offsets(), factors.place_offsets(plan), counts)
     return counts
 
 
 @compiled
 def _count(
-    group: NDArray[np.int64],
-    starts: NDArray[np.int64],
+    plan: ActivePlan,
     levels: NDArray[np.int16],
     mask: NDArray[np.bool_],
     row_offsets: NDArray[np.int32],
@@ -52,7 +48,8 @@ def _count(
     done = 0
     for row in range(len(row_offsets)):
         base = row_offsets[row]
-        for place in range(starts[group[row]], starts[group[row] + 1]):
+        group = plan.group[row]
+        for place in range(plan.starts[group], plan.starts[group + 1]):
             score = levels[done] + base + place_offsets[place]
             score = min(max(score, -REACH - 1), REACH)
             counts[BUCKET_OF[score + REACH + 1], np.int64(mask[done])] += 1
@@ -81,8 +78,8 @@ def descend(
         values = factors.rows if by_row else factors.columns
         cost = np.zeros((len(values), _SHIFTS), dtype=np.float32)
         _shift_costs(
-            plan.group, plan.starts, plan.column, levels, mask, factors.row_offsets(),
-            factors.place_offsets(plan), factors.unit, costs, by_row, cost,
+            plan, levels, mask, factors.row_offsets(), factors.place_offsets(plan),
+            factors.unit, costs, by_row, cost,
         )  # fmt: skip
         candidates = values[:, None] + np.arange(_SHIFTS) - _SHIFTS // 2
         total = cost + _factor_costs(values, candidates)
@@ -104,9 +101,7 @@ def _factor_costs(values: NDArray[np.int32], candidates: NDArray[np.int64]) -> N
 
 @compiled
 def _shift_costs(
-    group: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    column: NDArray[np.int64],
+    plan: ActivePlan,
     levels: NDArray[np.int16],
     mask: NDArray[np.bool_],
     row_offsets: NDArray[np.int32],
@@ -122,13 +117,14 @@ def _shift_costs(
     done = 0
     for row in range(len(row_offsets)):
         base = row_offsets[row]
-        for place in range(starts[group[row]], starts[group[row] + 1]):
+        group = plan.group[row]
+        for place in range(plan.starts[group], plan.starts[group + 1]):
             score = levels[done] + base + place_offsets[place]
             kept = np.int64(mask[done])
             done += 1
             if (score > far and kept == 1) or (score < -far and kept == 0):
                 continue
-            target = row if by_row else column[place]
+            target = row if by_row else plan.column[place]
             for shift in range(_SHIFTS):
                 moved = score + (shift - half) * unit
                 moved = min(max(moved, -REACH - 1), REACH)
@@ -198,10 +194,7 @@ def _newton(
         for _ in range(_SWEEPS_A_SLOPE):
             offsets = (columns[plan.column] + positions[plan.position]).astype(np.float32)
             gradient, curvature = np.zeros(len(offsets)), np.zeros(len(offsets))
-            _sweep(
-                plan.group, plan.starts, levels, mask, np.float32(steepness), offsets,
-                rows, gradient, curvature,
-            )  # fmt: skip
+            _sweep(plan, levels, mask, np.float32(steepness), offsets, rows, gradient, curvature)
             columns += _steps(plan.column, gradient, curvature, len(columns), steepness)
             positions += _steps(plan.position, gradient, curvature, len(positions), steepness)
     shift = float(np.median(columns))
@@ -242,8 +235,7 @@ def _steps(
 
 @compiled
 def _sweep(
-    group: NDArray[np.int64],
-    starts: NDArray[np.int64],
+    plan: ActivePlan,
     levels: NDArray[np.int16],
     mask: NDArray[np.bool_],
     steepness: np.float32,
@@ -255,7 +247,7 @@ def _sweep(
     """Take a Newton step in every row; add up gradient and curvature of every place."""
     done = 0
     for row in range(len(rows)):
-        first, last = starts[group[row]], starts[group[row] + 1]
+        first, last = plan.starts[plan.group[row]], plan.starts[plan.group[row] + 1]
         base = np.float32(rows[row])
         total, bend = np.float32(0), np.float32(0)
         for place in range(first, last):

@@ -8,8 +8,8 @@ A weight of shape (outputs, inputs, kernel...) is seen as ``rows`` of ``columns`
 ``positions``. In a grouped convolution the rows fall into equal groups that each see columns of
 their own; a Linear after a flatten is a convolution whose positions are the flattened places.
 
-Compiled code walks an active block through flat arrays: the places of a row that are active (one
-list a group), and for each active row its number and its group. `ActivePlan` holds them.
+Compiled code walks an active block through the flat arrays of `ActivePlan`: the places of a row
+that are active (one list a group), and for each active row its number and its group.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,11 @@ class ActiveBlock:
     row_active: NDArray[np.bool_]
     column_active: NDArray[np.bool_]
 
+    @classmethod
+    def none(cls, layout: Layout) -> ActiveBlock:
+        """Return the block of a tensor without survivors."""
+        return cls(layout, np.zeros(layout.rows, bool), np.zeros(layout.all_columns, bool))
+
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """The active rows, ascending."""
@@ -165,9 +171,8 @@ PIECE = 2048
 _REACH = 1 << 33  # elements: two of one piece lie closer together, so their blocks fit in 32 bits
 
 
-@dataclass(frozen=True, slots=True)
-class ActivePlan:
-    """An active block as flat arrays.
+class ActivePlan(NamedTuple):
+    """An active block as flat arrays, as compiled code takes it.
 
     Attributes:
         width: weights in a whole row.
@@ -207,23 +212,10 @@ class ActivePlan:
             ends=active.ends,
         )
 
-    @property
-    def count(self) -> int:
-        """Number of active weights."""
-        return int(self.ends[-1]) if len(self.ends) else 0
-
-    def elements_before(self, row: int) -> int:
-        """Number of active weights in the active rows before the one with index ``row``."""
-        return int(self.ends[row - 1]) if row else 0
-
 
 @compiled
 def next_piece(
-    rows: NDArray[np.int64],
-    group: NDArray[np.int64],
-    places: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    width: int,
+    plan: ActivePlan,
     row_offsets: NDArray[np.int32],
     place_offsets: NDArray[np.int32],
     row: int,
@@ -238,11 +230,12 @@ def next_piece(
     Returns how many, and the row and place (within the row's group) to go on from. The loops over
     a run of places are plain, so that they become vector instructions.
     """
-    count = 0
+    places, count = plan.places, 0
     while row < end:
-        first = starts[group[row]] + place
-        base = rows[row] * width
-        run = min(PIECE - count, starts[group[row] + 1] - first)
+        group = plan.group[row]
+        first = plan.starts[group] + place
+        base = plan.rows[row] * plan.width
+        run = min(PIECE - count, plan.starts[group + 1] - first)
         origin = element[0] if count else base + places[first]
         while run > 0 and base + places[first + run - 1] - origin >= _REACH:
             run //= 2
@@ -252,7 +245,7 @@ def next_piece(
             offsets[count + step] = row_offsets[row] + place_offsets[first + step]
         count += run
         place += run
-        if first + run < starts[group[row] + 1]:
+        if first + run < plan.starts[group + 1]:
             return count, row, place
         row += 1
         place = 0
@@ -265,18 +258,14 @@ def gather_active(
     stream: np.uint32,
     kind: int,
     table: NDArray[np.uint32],
-    rows: NDArray[np.int64],
-    group: NDArray[np.int64],
-    places: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    width: int,
+    plan: ActivePlan,
     codes: NDArray[np.int8],
     levels: NDArray[np.int16],
     active_codes: NDArray[np.int8],
 ) -> None:
     """Write the level and the code of every active weight, in coding order."""
-    no_row_offsets = np.zeros(len(rows), dtype=np.int32)
-    no_place_offsets = np.zeros(len(places), dtype=np.int32)
+    no_row_offsets = np.zeros(len(plan.rows), dtype=np.int32)
+    no_place_offsets = np.zeros(len(plan.places), dtype=np.int32)
     element = np.empty(PIECE, dtype=np.int64)
     offsets = np.empty(PIECE, dtype=np.int32)
     words = np.empty(PIECE, dtype=np.uint32)
@@ -284,9 +273,8 @@ def gather_active(
     row, place, done = 0, 0, 0
     while True:
         count, row, place = next_piece(
-            rows, group, places, starts, width, no_row_offsets, no_place_offsets,
-            row, place, len(rows), element, offsets,
-        )  # fmt: skip
+            plan, no_row_offsets, no_place_offsets, row, place, len(plan.rows), element, offsets
+        )
         if count == 0:
             return
         picked_magnitudes(key, stream, kind, table, element[:count], words, magnitudes)

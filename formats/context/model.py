@@ -98,6 +98,12 @@ class Factors:
     columns: NDArray[np.int32]
     positions: NDArray[np.int32]
 
+    @classmethod
+    def zeros(cls, active: ActiveBlock) -> Factors:
+        """Return factors that add nothing."""
+        counts = (len(active.rows), int(active.column_active.sum()), active.layout.positions)
+        return cls(UNITS[0], *(np.zeros(count, dtype=np.int32) for count in counts))
+
     def row_offsets(self) -> NDArray[np.int32]:
         """Return what each active row adds, in levels."""
         return self.rows * np.int32(self.unit)
@@ -109,12 +115,11 @@ class Factors:
 
 
 SIGNS_KEPT, SIGNS_PLAIN, SIGNS_CODED = range(3)
-"""How flips are told: there are none; one plain bit a survivor; range-coded with the mask."""
+"""How flips are stored: there are none; one plain bit a survivor; range-coded with the mask."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Predictor:
-    """What tells the mask of a tensor's active weights, as the compiled code takes it.
+class Predictor(NamedTuple):
+    """What predicts the mask of a tensor's active weights, as compiled code takes it.
 
     Attributes:
         scored: whether buckets follow from scores; otherwise every weight is in bucket 0.
@@ -143,7 +148,7 @@ def sign_bytes(signs: int, survivors: int) -> int:
 
 
 class MaskMode(enum.IntEnum):
-    """How the mask of the active weights is told."""
+    """How the mask of the active weights is coded."""
 
     ALL = 0
     """Every active weight survives."""
@@ -181,8 +186,8 @@ class Description:
 
     Attributes:
         active: the rows and columns that hold survivors.
-        mask: how the mask of the active weights is told.
-        signs: how the flips of the survivors are told.
+        mask: how the mask of the active weights is coded.
+        signs: how the flips of the survivors are stored.
         flip_index: of the probability of a flip, in `SCALE`.
         chance: probability of survival times 65536, where ``mask`` is EVEN.
         factors: where ``mask`` is THRESHOLD (one row factor, the threshold) or FACTORS.
@@ -244,7 +249,7 @@ class Description:
         return found
 
     def predictor(self, plan: ActivePlan) -> Predictor:
-        """Return what tells the mask, as the compiled code takes it."""
+        """Return what predicts the mask, as compiled code takes it."""
         rows, places = len(plan.rows), len(plan.places)
         row_offsets, place_offsets = np.zeros(rows, np.int32), np.zeros(places, np.int32)
         chances = np.zeros(COUNT, dtype=np.uint32)

@@ -19,6 +19,7 @@ from pabzip.formats.context.model import (
     REACH,
     SIGNS_CODED,
     SIGNS_PLAIN,
+    ChunkSpan,
     Predictor,
     sign_bytes,
 )
@@ -65,34 +66,18 @@ def decode_chunk(
     kind: int,
     table: NDArray[np.uint32],
     factor: np.float32,
-    rows: NDArray[np.int64],
-    group: NDArray[np.int64],
-    places: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    width: int,
-    begin: int,
-    end: int,
-    scored: bool,
-    row_offsets: NDArray[np.int32],
-    place_offsets: NDArray[np.int32],
-    first: int,
-    last: int,
-    chances: NDArray[np.uint32],
-    sign_mode: int,
-    flip_chance: np.uint32,
+    plan: ActivePlan,
+    model: Predictor,
     data: NDArray[np.uint8],
-    coded_begin: int,
-    coded_end: int,
-    sign_end: int,
-    survivors: int,
+    chunk: ChunkSpan,
     codes: NDArray[np.int8],
     weights: NDArray[np.float32],
 ) -> int:
-    """Decode the active rows ``begin`` to ``end`` into codes, weights, or both.
+    """Decode the active rows of a chunk into codes, weights, or both.
 
     ``codes`` and ``weights`` are flat arrays of the whole tensor, all zeros where nothing is
     written, or empty when they are not wanted. Returns one of `FINE`, `WRONG_COUNT`,
-    `WRONG_LENGTH` and `WRONG_PADDING`; never reads outside ``data[coded_begin:sign_end]``.
+    `WRONG_LENGTH` and `WRONG_PADDING`; never reads outside the chunk's bytes.
     """
     element = np.empty(PIECE, dtype=np.int64)
     offsets = np.empty(PIECE, dtype=np.int32)
@@ -101,46 +86,46 @@ def decode_chunk(
     scores = np.zeros(PIECE, dtype=np.int32)
     candidates = np.empty(PIECE + 1, dtype=np.int32)
     want_codes, want_weights = len(codes) > 0, len(weights) > 0
-    draw = scored or want_weights
+    draw = model.scored or want_weights
+    coded_end = chunk.coded_end
     # A weight of a lower score is pruned, and one of at least the second survives. Without scores
     # all weights are in bucket 0, which the first edge lets in.
-    uncertain_from, certain_from = _lower_edge(first), _lower_edge(last)
-    if not scored:
-        uncertain_from, certain_from = -_FAR, _FAR if last > 0 else -_FAR
+    uncertain_from, certain_from = _lower_edge(model.first), _lower_edge(model.last)
+    if not model.scored:
+        uncertain_from, certain_from = -_FAR, _FAR if model.last > 0 else -_FAR
 
-    code, span, position = start_decoding(data, coded_begin, coded_end)
-    row, place, found = begin, 0, 0
+    code, span, position = start_decoding(data, chunk.coded_begin, coded_end)
+    row, place, found = chunk.begin, 0, 0
     while True:
         count, row, place = next_piece(
-            rows, group, places, starts, width, row_offsets, place_offsets,
-            row, place, end, element, offsets,
-        )  # fmt: skip
+            plan, model.row_offsets, model.place_offsets, row, place, chunk.end, element, offsets
+        )
         if count == 0:
             break
         if draw:
             picked_magnitudes(key, stream, kind, table, element[:count], words, magnitudes)
-        if scored:
+        if model.scored:
             for i in range(count):
                 scores[i] = level(magnitudes[i]) + offsets[i]
         for j in range(_candidates(scores, count, uncertain_from, candidates)):
             i = candidates[j]
             if scores[i] < certain_from:
                 bucket = 0
-                if scored:
+                if model.scored:
                     bucket = int(BUCKET_OF[min(max(scores[i], -REACH - 1), REACH) + REACH + 1])
                 code, span, position, kept = decode_bit(
-                    code, span, position, data, coded_end, chances[bucket]
+                    code, span, position, data, coded_end, model.chances[bucket]
                 )
                 if kept == 0:
                     continue
-            if found == survivors:
+            if found == chunk.survivors:
                 return WRONG_COUNT
             flipped = 0
-            if sign_mode == SIGNS_PLAIN:
+            if model.signs == SIGNS_PLAIN:
                 flipped = int(data[coded_end + (found >> 3)] >> (found & 7)) & 1
-            elif sign_mode == SIGNS_CODED:
+            elif model.signs == SIGNS_CODED:
                 code, span, position, flipped = decode_bit(
-                    code, span, position, data, coded_end, flip_chance
+                    code, span, position, data, coded_end, model.flip_chance
                 )
             found += 1
             if want_codes:
@@ -149,12 +134,12 @@ def decode_chunk(
                 weight = np.float32(magnitudes[i]) * factor
                 negative = np.int64(words[i] >> np.uint32(31)) ^ flipped
                 weights[element[i]] = -weight if negative else weight
-    if found != survivors:
+    if found != chunk.survivors:
         return WRONG_COUNT
-    if position < coded_end or (coded_end > coded_begin and data[coded_end - 1] == 0):
+    if position < coded_end or (coded_end > chunk.coded_begin and data[coded_end - 1] == 0):
         return WRONG_LENGTH
-    rest = survivors & 7
-    if sign_mode == SIGNS_PLAIN and rest and data[sign_end - 1] >> rest:
+    rest = chunk.survivors & 7
+    if model.signs == SIGNS_PLAIN and rest and data[chunk.sign_end - 1] >> rest:
         return WRONG_PADDING
     return FINE
 
@@ -185,35 +170,24 @@ def encode_chunk(
     Returns:
         The range-coded bytes, the sign bytes, and the number of survivors.
     """
-    start, stop = plan.elements_before(begin), plan.elements_before(end)
+    start, stop = (int(plan.ends[row - 1]) if row else 0 for row in (begin, end))
     coded = np.zeros(4 * (stop - start) + 16 + FLUSH_BYTES, dtype=np.uint8)
     signs = np.zeros((stop - start + 7) // 8, dtype=np.uint8)
     length, survivors = _encode(
-        plan.group, plan.starts, begin, end, levels[start:stop], codes[start:stop],
-        predictor.scored, predictor.row_offsets, predictor.place_offsets,
-        predictor.first, predictor.last, predictor.chances,
-        predictor.signs, np.uint32(predictor.flip_chance), coded, signs,
-    )  # fmt: skip
+        plan, predictor, levels[start:stop], codes[start:stop], begin, end, coded, signs
+    )
     used = sign_bytes(predictor.signs, survivors)
     return coded[:length].tobytes(), signs[:used].tobytes(), int(survivors)
 
 
 @compiled
 def _encode(
-    group: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    begin: int,
-    end: int,
+    plan: ActivePlan,
+    model: Predictor,
     levels: NDArray[np.int16],
     codes: NDArray[np.int8],
-    scored: bool,
-    row_offsets: NDArray[np.int32],
-    place_offsets: NDArray[np.int32],
-    first: int,
-    last: int,
-    chances: NDArray[np.uint32],
-    sign_mode: int,
-    flip_chance: np.uint32,
+    begin: int,
+    end: int,
     coded: NDArray[np.uint8],
     signs: NDArray[np.uint8],
 ) -> tuple[int, int]:
@@ -221,23 +195,25 @@ def _encode(
     low, span, position = np.uint64(0), np.uint64(0xFFFFFFFF), 0
     done, survivors, bucket = 0, 0, 0
     for row in range(begin, end):
-        for place in range(starts[group[row]], starts[group[row] + 1]):
+        group = plan.group[row]
+        for place in range(plan.starts[group], plan.starts[group + 1]):
             code = codes[done]
-            if scored:
-                score = levels[done] + row_offsets[row] + place_offsets[place]
+            if model.scored:
+                score = levels[done] + model.row_offsets[row] + model.place_offsets[place]
                 score = min(max(score, -REACH - 1), REACH)
                 bucket = int(BUCKET_OF[score + REACH + 1])
             done += 1
-            if first <= bucket < last:
-                kept = 1 if code else 0
-                low, span, position = encode_bit(low, span, position, coded, kept, chances[bucket])
+            if model.first <= bucket < model.last:
+                kept, chance = 1 if code else 0, model.chances[bucket]
+                low, span, position = encode_bit(low, span, position, coded, kept, chance)
             if code == 0:
                 continue
             flipped = 1 if code < 0 else 0
-            if sign_mode == SIGNS_PLAIN:
+            if model.signs == SIGNS_PLAIN:
                 signs[survivors >> 3] |= np.uint8(flipped << (survivors & 7))
-            elif sign_mode == SIGNS_CODED:
-                low, span, position = encode_bit(low, span, position, coded, flipped, flip_chance)
+            elif model.signs == SIGNS_CODED:
+                chance = model.flip_chance
+                low, span, position = encode_bit(low, span, position, coded, flipped, chance)
             survivors += 1
     return finish(low, span, position, coded, 0), survivors
 

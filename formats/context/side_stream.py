@@ -119,7 +119,7 @@ def pass_plain(
 
 
 @compiled
-def _pass_number(
+def pass_number(
     writing: bool,
     state: NDArray[np.uint64],
     data: NDArray[np.uint8],
@@ -141,24 +141,6 @@ def _pass_number(
             return (1 << width) + rest - 1
         width += 1
     return -1
-
-
-@compiled
-def pass_numbers(
-    writing: bool,
-    state: NDArray[np.uint64],
-    data: NDArray[np.uint8],
-    probability: NDArray[np.uint32],
-    seen: NDArray[np.int64],
-    base: int,
-    held: NDArray[np.int64],
-) -> bool:
-    """Pass every number of ``held``; return False where one is out of range."""
-    for index in range(len(held)):
-        held[index] = _pass_number(writing, state, data, probability, seen, base, held[index])
-        if held[index] < 0:
-            return False
-    return True
 
 
 @compiled
@@ -193,7 +175,7 @@ def pass_residuals(
             high += 1
         if high == UNARY_LIMIT:
             over = target - high
-            over = _pass_number(writing, state, data, probability, seen, escape, over)
+            over = pass_number(writing, state, data, probability, seen, escape, over)
             if over < 0 or over > RESIDUAL_LIMIT:
                 return False
             high += over
@@ -255,18 +237,16 @@ class SideStream:
         return int(pass_plain(self.writing, *self._arrays(), value, width))
 
     def number(self, value: int, base: int) -> int:
-        """Pass one number of at least 0, under the ``NUMBER_CONTEXTS`` contexts from ``base``."""
-        return int(self.numbers(np.array([value]), base, 1)[0])
+        """Pass one number of at least 0, under the ``NUMBER_CONTEXTS`` contexts from ``base``.
 
-    def numbers(self, values: NDArray[np.int64], base: int, count: int) -> NDArray[np.int64]:
-        """Pass ``count`` numbers of at least 0; the length of each is adaptive, the rest plain."""
-        held = np.zeros(count, dtype=np.int64)
+        Its length is adaptive, the rest plain.
+        """
         if self.writing:
-            held[:] = values
-            self._make_room(count * _WORST_BITS)
-        if not pass_numbers(self.writing, *self._arrays(), base, held):
+            self._make_room(_WORST_BITS)
+        found = int(pass_number(self.writing, *self._arrays(), base, value))
+        if found < 0:
             raise FormatError("side stream", "expected numbers below 2**48, found a larger one")
-        return held
+        return found
 
     def residuals(self, values: NDArray[np.int32], base: int, count: int) -> NDArray[np.int32]:
         """Pass ``count`` signed numbers that scatter about 0, under contexts from ``base``.

@@ -6,12 +6,13 @@ from pabzip.data.augment import RandomCrop, RandomResizedCrop, crop_and_flip
 from pabzip.data.batches import batches
 from pabzip.data.image_files import ImageFiles
 from pabzip.data.order import permutation
-from pabzip.data.registry import load, names
+from pabzip.data.registry import Geometry, geometry, load, names
 from pabzip.data.splits import AnyAugmentation, AnyImages, Images, Splits
 
 __all__ = [
     "AnyAugmentation",
     "AnyImages",
+    "Geometry",
     "ImageFiles",
     "Images",
     "RandomCrop",
@@ -19,6 +20,7 @@ __all__ = [
     "Splits",
     "batches",
     "crop_and_flip",
+    "geometry",
     "load",
     "names",
     "permutation",

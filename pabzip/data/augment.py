@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RandomCrop:
-    """Shift every image by some pixels each way and, if told to, mirror half of them.
+    """Shifts every image by some pixels each way and, with ``mirror``, mirrors half of them.
 
     Equals padding with black pixels on each side, a random crop of the old size, and a horizontal
     flip with probability 1/2.
@@ -77,7 +77,7 @@ _WORD = 2.0**31
 
 @dataclass(frozen=True, slots=True)
 class RandomResizedCrop:
-    """Take a random part of every image, resize it, and mirror it with probability 1/2.
+    """Takes a random part of every image, resizes it, and mirrors it with probability 1/2.
 
     Ten times a part is drawn whose area and aspect ratio are uniform in their ranges (the ratio on
     a logarithmic scale); the first that fits is taken. If none fits, the largest part in the

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
 from pabzip.data.augment import RandomResizedCrop
 from pabzip.data.image_files import ImageFiles
-from pabzip.data.order import WordStream, augmentation_stream, order_stream, permutation
+from pabzip.data.order import augmentation_stream, order_stream, permutation, random_words
 from pabzip.data.splits import AnyAugmentation, AnyImages, Normalization
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -70,7 +71,7 @@ def batches(
     order, words = np.arange(count), None
     if shuffle_seed is not None:
         order = permutation(count, seed=shuffle_seed, stream=order_stream(epoch))
-        words = WordStream(shuffle_seed, augmentation_stream(epoch))
+        words = partial(random_words, shuffle_seed, augmentation_stream(epoch))
     bounds = []
     for begin in range(start * batch_size, count, batch_size):
         size = min(batch_size, count - begin)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from pabzip.data.augment import RandomResizedCrop
-from pabzip.data.download import dataset_root, reading, torchvision_datasets
+from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
 from pabzip.data.folders import Sample, image_files
 from pabzip.data.order import permutation
 from pabzip.data.splits import Splits
 from pabzip.errors import DataError
+from pabzip.registry import register_dataset
 
 _ADDRESS = "https://data.caltech.edu/records/mzrjq-6wc02"
 _IMAGES = "101_ObjectCategories"
@@ -18,25 +18,18 @@ _SPLIT_SEED = 101
 _TEST_SHARE = 5
 
 
-def load_caltech101(
-    *, root: str | os.PathLike[str] | None = None, download: bool = False
-) -> Splits:
+@register_dataset("caltech101", classes=101, shape=(3, 224, 224))
+def load_caltech101(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load 8,677 photographs of 101 classes; the background class is left out.
 
     The dataset has no split of its own. Ours takes every fifth image of a class to test on: those
     whose places come first in a permutation by pabzip's generator, seed 101, stream the label
     (classes sorted by name, images by number). 6,981 train, 1,696 test.
 
-    Files are decoded on use. Inputs are 224x224 pixels, normalized by ImageNet's constants, as the
-    field does.
+    ``root`` holds the folder ``caltech101/101_ObjectCategories``. Files are decoded on use. Inputs
+    are 224x224 pixels, normalized by ImageNet's constants, as the field does.
 
-    Args:
-        root: the folder that holds ``caltech101/101_ObjectCategories``; see `pabzip.data.load`.
-        download: fetch the archive into ``root`` where that folder is missing.
-
-    Raises:
-        DataError: files are missing, or fetching failed.
-        MissingDependencyError: torchvision is missing or does not match torch.
+    Arguments and errors are those of `pabzip.data.load`.
 
     Source: Fei-Fei, Fergus and Perona 2004, Learning generative visual models from few training
     examples.
@@ -44,12 +37,9 @@ def load_caltech101(
     dataset = torchvision_datasets().Caltech101
     folder = dataset_root(root)
     images = folder / "caltech101" / _IMAGES
-    if not download and not images.is_dir():
-        raise DataError(
-            f"data 'caltech101': expected the folder {images}, found none; name the folder that "
-            "holds caltech101 with root= (--data-root), or fetch it with download=True (--download)"
-        )
-    with reading("caltech101", _IMAGES, _ADDRESS, folder / "caltech101"):
+    if not download:
+        check_files(name, folder, {f"caltech101/{_IMAGES}": None})
+    with reading(name, _IMAGES, _ADDRESS, folder / "caltech101"):
         read = dataset(folder, download=download)
         samples = [
             (str(images / read.categories[label] / f"image_{number:04d}.jpg"), label)
@@ -62,7 +52,7 @@ def load_caltech101(
         )
     train, test = _split(samples, len(read.categories))
     return Splits(
-        name="caltech101",
+        name=name,
         train=image_files(train),
         test=image_files(test),
         num_classes=len(read.categories),

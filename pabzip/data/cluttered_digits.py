@@ -21,7 +21,9 @@ from pabzip.data.clutter_kernels import (
     pose,
 )
 from pabzip.data.digits import read_digits
+from pabzip.data.download import Root
 from pabzip.data.splits import Images, Splits
+from pabzip.registry import register_dataset
 from pabzip.seeds.compiled import compiled
 from pabzip.seeds.kernels import philox_words
 from pabzip.seeds.philox import split_seed
@@ -273,7 +275,8 @@ _MEAN = (0.4934, 0.4929, 0.4919)
 _STD = (0.2440, 0.2447, 0.2445)
 
 
-def load_cluttered_digits() -> Splits:
+@register_dataset("cluttered-digits", classes=10, shape=(3, 32, 32))
+def load_cluttered_digits(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Paint 50,000 training and 10,000 test images, three channels of 32x32 pixels, 10 classes.
 
     A stand-in where CIFAR cannot be had: a digit of scikit-learn's, turned, sheared, scaled,
@@ -284,7 +287,7 @@ def load_cluttered_digits() -> Splits:
 
     The images are a function of pabzip's generator in integer arithmetic, so they are the same bit
     for bit on every machine. They are painted in about two seconds (on the first call, compiling
-    adds some seconds) and kept in memory alone.
+    adds some seconds) and kept in memory alone; ``root`` and ``download`` are not used.
 
     The augmentation shifts by up to 2 pixels and mirrors nothing: a mirrored digit is no digit.
 
@@ -301,7 +304,7 @@ def load_cluttered_digits() -> Splits:
         return Images(pixels, labels, _PEAK, _MEAN, _STD)
 
     return Splits(
-        name="cluttered-digits",
+        name=name,
         train=part(train_digits, 0, TRAIN_IMAGES),
         test=part(test_digits, TRAIN_IMAGES, TEST_IMAGES),
         num_classes=_CLASSES,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from pabzip.data.download import Root
 from pabzip.data.order import permutation
 from pabzip.data.splits import Images, Splits
 from pabzip.errors import MissingDependencyError
+from pabzip.registry import register_dataset
 
 TRAIN_IMAGES = 1400
 """Number of training images; the other 397 of the 1,797 are the test images."""
@@ -18,11 +20,13 @@ _MEAN = (0.3059,)
 _STD = (0.3762,)
 
 
-def load_digits() -> Splits:
+@register_dataset("digits", classes=10, shape=(1, 8, 8))
+def load_digits(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load 1,797 images of handwritten digits, one channel of 8x8 pixels, 10 classes.
 
     1,400 train, 397 test. The split is a fixed permutation from pabzip's own generator, so it is
-    the same everywhere and always.
+    the same everywhere and always. They come with scikit-learn: ``root`` and ``download`` are not
+    used.
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.
@@ -31,7 +35,7 @@ def load_digits() -> Splits:
     Repository, 1998 (its test part, which scikit-learn carries).
     """
     train, test = read_digits()
-    return Splits(name="digits", train=train, test=test, num_classes=10)
+    return Splits(name=name, train=train, test=test, num_classes=10)
 
 
 def read_digits() -> tuple[Images, Images]:

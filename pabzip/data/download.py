@@ -1,15 +1,18 @@
-"""Where datasets lie, and how torchvision fetches them."""
+"""The files of datasets: where they lie, whether they are whole, and how torchvision reads them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pabzip._optional import torchvision_part
 from pabzip.errors import DataError
+
+Root = str | os.PathLike[str] | None
+"""The folder of a dataset, as in `pabzip.data.load`."""
 
 
 def default_root() -> Path:
@@ -18,7 +21,7 @@ def default_root() -> Path:
     return Path(cache) / "pabzip"
 
 
-def dataset_root(root: str | os.PathLike[str] | None) -> Path:
+def dataset_root(root: Root) -> Path:
     """Return ``root`` as a path, or where downloads go if it is None."""
     return default_root() if root is None else Path(root).expanduser()
 
@@ -30,6 +33,52 @@ def torchvision_datasets() -> Any:
         MissingDependencyError: torchvision is missing or does not match torch.
     """
     return torchvision_part("datasets", purpose="data")
+
+
+def check_files(
+    name: str,
+    root: Path,
+    files: Mapping[str, str | None],
+    archives: Mapping[str, str] | None = None,
+) -> bool:
+    """Check the files of a dataset; return whether they have yet to be unpacked from archives.
+
+    Args:
+        name: of the dataset.
+        root: the folder that the caller named.
+        files: paths below ``root``, with the MD5 of each; None for a folder, or for a file that
+            only has to be there.
+        archives: paths below ``root`` of the archives that hold the files, with their MD5.
+
+    Raises:
+        DataError: some files are missing or damaged, and so are the archives; names them.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    def faults(paths: Mapping[str, str | None]) -> list[str]:
+        missing = [path for path in paths if not (root / path).exists()]
+        damaged = [
+            path
+            for path, md5 in paths.items()
+            if md5 and path not in missing and not check_integrity(str(root / path), md5)
+        ]
+        return [f"{path} missing" for path in missing] + [
+            f"{path} damaged (MD5)" for path in damaged
+        ]
+
+    archives = archives or {}
+    found = faults(files)
+    if not found:
+        return False
+    if archives and not faults(archives):
+        return True
+    there = any((root / path).exists() for path in (*files, *archives))
+    expected = ", ".join(files) + (f", or {', '.join(archives)}" if archives else "")
+    raise DataError(
+        f"data {name!r}: expected in {root} {expected}, found "
+        f"{', '.join(found + faults(archives)) if there else 'none of them'}; name the folder that "
+        "holds them with root= (--data-root), or fetch them with download=True (--download)"
+    )
 
 
 @contextlib.contextmanager

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from pabzip.data.augment import RandomResizedCrop
-from pabzip.data.download import torchvision_datasets
+from pabzip.data.download import Root, torchvision_datasets
 from pabzip.data.image_files import ImageFiles, open_image
 from pabzip.data.splits import Splits
 from pabzip.errors import DataError
+from pabzip.registry import register_dataset
 
 Sample = tuple[str, int]
 """Path and label of an image."""
@@ -25,7 +26,8 @@ RESIZED = 256
 _IMAGENET_CLASSES = 1000
 
 
-def load_folder(root: str | os.PathLike[str] | None, *, name: str = "folder") -> Splits:
+@register_dataset("folder")
+def load_folder(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load the caller's own images: ``train`` and ``test`` (or ``val``), one subfolder a class.
 
     The sorted names of ``train``'s subfolders are the classes. Files are decoded on use. Inputs are
@@ -34,8 +36,9 @@ def load_folder(root: str | os.PathLike[str] | None, *, name: str = "folder") ->
     images suit the networks for small images. Pixels are normalized by ImageNet's constants.
 
     Args:
-        root: the folder that holds ``train`` and ``test``.
         name: of the dataset.
+        root: the folder that holds ``train`` and ``test``.
+        download: nothing can be fetched; not used.
 
     Raises:
         DataError: a folder is missing or empty, a class holds no images, or ``test`` holds a class
@@ -43,34 +46,29 @@ def load_folder(root: str | os.PathLike[str] | None, *, name: str = "folder") ->
         MissingDependencyError: torchvision is missing or does not match torch.
     """
     folder = _given(name, root)
-    torchvision_datasets()
     test = folder / "test"
     if not test.is_dir():
         test = folder / "val"
     return _from_folders(name, folder / "train", test)
 
 
-def load_imagenet(root: str | os.PathLike[str] | None) -> Splits:
+@register_dataset("imagenet", classes=1000, shape=(3, 224, 224))
+def load_imagenet(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load ImageNet's 1,281,167 training and 50,000 test images of 1,000 classes.
 
     ``root`` holds ``train`` and ``val``, each with one subfolder a class, named by its WordNet
-    number: the form that torchvision and most training code expect. Files are decoded on use.
-    Inputs are 224x224 pixels, in evaluation the middle of an image whose shorter side is 256. A
-    part of ImageNet is loaded as the dataset ``"folder"``.
+    number: the form that torchvision and most training code expect. The files can be had from
+    image-net.org alone, after registration. They are decoded on use. Inputs are 224x224 pixels, in
+    evaluation the middle of an image whose shorter side is 256. A part of ImageNet is loaded as the
+    dataset ``"folder"``.
 
-    Args:
-        root: the folder that holds ``train`` and ``val``. The files can be had from image-net.org
-            alone, after registration.
-
-    Raises:
-        DataError: as `load_folder`, or the number of classes is not 1,000.
-        MissingDependencyError: torchvision is missing or does not match torch.
+    Arguments and errors are those of `load_folder`; besides, another number of classes than 1,000
+    is a DataError.
 
     Source: Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge.
     """
-    folder = _given("imagenet", root)
-    torchvision_datasets()
-    splits = _from_folders("imagenet", folder / "train", folder / "val")
+    folder = _given(name, root)
+    splits = _from_folders(name, folder / "train", folder / "val")
     if splits.num_classes != _IMAGENET_CLASSES:
         raise DataError(
             f"data 'imagenet': expected {_IMAGENET_CLASSES} classes in {folder / 'train'}, found "
@@ -144,13 +142,14 @@ def image_files(
     )
 
 
-def _given(name: str, root: str | os.PathLike[str] | None) -> Path:
-    """Return the folder that was named, which these datasets need."""
+def _given(name: str, root: Root) -> Path:
+    """Return the folder that was named, which these datasets need; torchvision must be there."""
     if root is None:
         raise DataError(
             f"data {name!r}: expected the folder that holds the images, found none; it is not "
             "fetched: name it with root= (--data-root)"
         )
+    torchvision_datasets()
     return Path(root).expanduser()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from pabzip.data.augment import WORDS_PER_IMAGE, RandomResizedCrop
-from pabzip.data.order import WordStream
+from pabzip.data.order import Words
 from pabzip.errors import DataError
+from pabzip.seeds.generation import thread_count
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +31,7 @@ _MOST_WORKERS = 16
 
 def default_workers() -> int:
     """Return how many threads decode: one a core that this process may use, at most 16."""
-    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    return min(thread_count(None), _MOST_WORKERS)
 
 
 def open_image(path: str) -> Image:
@@ -147,7 +147,7 @@ class ImageFiles:
         order: NDArray[np.int64],
         bounds: Sequence[tuple[int, int]],
         augmentation: RandomResizedCrop | None,
-        words: WordStream | None,
+        words: Words | None,
         device: torch.device,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield pixels and labels for places of an order; see `pabzip.data.batches`.
@@ -173,7 +173,7 @@ class ImageFiles:
             image = open_image(self.paths[order[place]])
             if augmentation is not None and words is not None:
                 first = place * WORDS_PER_IMAGE
-                drawn = words.draw(first, first + WORDS_PER_IMAGE)
+                drawn = words(first, first + WORDS_PER_IMAGE)
                 image = augmentation(image, self.size, drawn)
             else:
                 image = functional.resize(image, [self.resized])

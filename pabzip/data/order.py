@@ -5,12 +5,15 @@ Any part of them can be drawn alone, so training resumes in mid-epoch without re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from pabzip.seeds import InitSpec, check_seed, magnitudes
+
+Words = Callable[[int, int], npt.NDArray[np.uint32]]
+"""Returns elements ``begin`` to ``end`` of one stream of `random_words`."""
 
 # Weights take the streams from 0 upwards, one a tensor; data takes the upper half, two an epoch.
 _FIRST_STREAM = 2**31
@@ -37,23 +40,6 @@ def random_words(seed: int, stream: int, start: int, stop: int) -> npt.NDArray[n
     """
     spec = InitSpec(distribution="uniform", scale=1.0, stream=stream)
     return magnitudes(check_seed(seed), spec, start, stop) >> np.uint32(1)
-
-
-@dataclass(frozen=True, slots=True)
-class WordStream:
-    """The random words that augment the images of one epoch.
-
-    Attributes:
-        seed: Philox key, ``0 <= seed < 2**64``.
-        stream: ``0 <= stream < 2**32``.
-    """
-
-    seed: int
-    stream: int
-
-    def draw(self, begin: int, end: int) -> npt.NDArray[np.uint32]:
-        """Return elements ``begin`` to ``end`` of the stream; see `random_words`."""
-        return random_words(self.seed, self.stream, begin, end)
 
 
 def permutation(count: int, *, seed: int, stream: int) -> npt.NDArray[np.int64]:

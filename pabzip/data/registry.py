@@ -1,4 +1,13 @@
-"""Datasets by name."""
+"""Datasets by name: what is known of each before it is read, and how it is loaded.
+
+A dataset registers its loader where it is defined::
+
+    @register_dataset("cifar10", classes=10, shape=(3, 32, 32))
+    def load_cifar10(name, *, root=None, download=False) -> Splits: ...
+
+``classes`` is the number of labels and ``shape`` channels, height and width of an input; a dataset
+whose files alone tell gives neither. The loader is called with the arguments of `load`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pabzip.errors import DataError
+from pabzip.registry import DATASETS
 
 if TYPE_CHECKING:
     from pabzip.data.splits import Splits
@@ -33,51 +43,25 @@ class Geometry:
         return self.in_channels, self.image_size, self.image_size
 
 
-GEOMETRIES = {
-    "digits": Geometry(10, 1, 8),
-    "cluttered-digits": Geometry(10, 3, 32),
-    "cifar10": Geometry(10, 3, 32),
-    "cifar100": Geometry(100, 3, 32),
-    "mnist": Geometry(10, 1, 28),
-    "fashion-mnist": Geometry(10, 1, 28),
-    "svhn": Geometry(10, 3, 32),
-    "tiny-imagenet": Geometry(200, 3, 64),
-    "caltech101": Geometry(101, 3, 224),
-    "imagenet": Geometry(1000, 3, 224),
-}
-"""By name of the dataset; an image folder's is known once it is read."""
+def names() -> tuple[str, ...]:
+    """Return the names of all datasets."""
+    return DATASETS.names
 
 
 def geometry(name: str) -> Geometry:
-    """Return the geometry of a published dataset; nothing is read from disk.
+    """Return what a network must fit to learn a dataset; nothing is read from disk.
 
     Raises:
-        DataError: no such dataset, or one whose geometry is its files' (a folder).
+        DataError: no such dataset, or one that only its files tell (a folder of images).
     """
-    found = GEOMETRIES.get(name)
-    if found is None:
-        raise DataError(f"data: expected one of {', '.join(GEOMETRIES)}, found {name!r}")
-    return found
-
-
-_NAMES = (
-    "digits",
-    "cluttered-digits",
-    "cifar10",
-    "cifar100",
-    "mnist",
-    "fashion-mnist",
-    "svhn",
-    "tiny-imagenet",
-    "caltech101",
-    "imagenet",
-    "folder",
-)
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of all datasets."""
-    return _NAMES
+    facts = DATASETS.facts(name)
+    if "shape" not in facts:
+        raise DataError(
+            f"data: expected a dataset of known classes and size, found {name!r}; load it and ask "
+            "its num_classes and input_shape"
+        )
+    channels, size, _ = facts["shape"]
+    return Geometry(facts["classes"], channels, size)
 
 
 def load(
@@ -105,52 +89,15 @@ def load(
         MissingDependencyError: scikit-learn, scipy or torchvision is missing, or torchvision does
             not match torch.
     """
-    match name:
-        case "digits":
-            from pabzip.data.digits import load_digits
-
-            return load_digits()
-        case "cluttered-digits":
-            from pabzip.data.cluttered_digits import load_cluttered_digits
-
-            return load_cluttered_digits()
-        case "cifar10" | "cifar100":
-            from pabzip.data.cifar import load_cifar
-
-            return load_cifar(name, root=root, download=download)
-        case "mnist" | "fashion-mnist":
-            from pabzip.data.mnist import load_mnist
-
-            return load_mnist(name, root=root, download=download)
-        case "svhn":
-            from pabzip.data.svhn import load_svhn
-
-            return load_svhn(root=root, download=download)
-        case "tiny-imagenet":
-            from pabzip.data.tiny_imagenet import load_tiny_imagenet
-
-            return load_tiny_imagenet(root=root, download=download)
-        case "caltech101":
-            from pabzip.data.caltech import load_caltech101
-
-            return load_caltech101(root=root, download=download)
-        case "imagenet":
-            from pabzip.data.folders import load_imagenet
-
-            return load_imagenet(root)
-        case "folder":
-            from pabzip.data.folders import load_folder
-
-            return load_folder(root)
-    if Path(name).expanduser().is_dir():
+    registered = name
+    if name not in DATASETS:
+        if not Path(name).expanduser().is_dir():
+            DATASETS.check(name, also="the path of a folder")
         if root is not None:
             raise DataError(
                 f"data: expected 'folder' with a root, or a path alone, found {name!r} and the "
                 f"root {str(root)!r}; leave one of them out"
             )
-        from pabzip.data.folders import load_folder
-
-        return load_folder(name, name=name)
-    raise DataError(
-        f"data: expected one of {', '.join(_NAMES)}, or the path of a folder, found {name!r}"
-    )
+        registered, root = "folder", name
+    splits: Splits = DATASETS.get(registered)(name, root=root, download=download)
+    return splits

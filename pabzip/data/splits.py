@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pabzip.data.augment import RandomResizedCrop
 from pabzip.data.image_files import ImageFiles
-from pabzip.data.order import WordStream
+from pabzip.data.order import Words
 
 
 class Normalization:
@@ -100,7 +100,7 @@ class Images:
         order: NDArray[np.int64],
         bounds: Sequence[tuple[int, int]],
         augmentation: Augmentation | None,
-        words: WordStream | None,
+        words: Words | None,
         device: torch.device,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield pixels and labels for places of an order; see `pabzip.data.batches`.
@@ -120,7 +120,7 @@ class Images:
         chosen = torch.from_numpy(order).to(self.device)
         drawn = None
         if augmentation is not None and words is not None:
-            drawn = torch.from_numpy(words.draw(0, len(order)).astype(np.int64)).to(device)
+            drawn = torch.from_numpy(words(0, len(order)).astype(np.int64)).to(device)
         for begin, end in bounds:
             pixels = self.images[chosen[begin:end]].to(device)
             if augmentation is not None and drawn is not None:

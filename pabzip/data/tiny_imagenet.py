@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from pabzip.data.augment import RandomCrop
-from pabzip.data.download import dataset_root, reading, torchvision_datasets
+from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
 from pabzip.data.folders import Sample, class_names, samples_of
 from pabzip.data.image_files import default_workers, open_image, read_ahead
 from pabzip.data.splits import Images, Splits
 from pabzip.errors import DataError
+from pabzip.registry import register_dataset
 
 _FOLDER = "tiny-imagenet-200"
 _ARCHIVE = "tiny-imagenet-200.zip"
@@ -30,9 +30,8 @@ _AGAIN = (
 )
 
 
-def load_tiny_imagenet(
-    *, root: str | os.PathLike[str] | None = None, download: bool = False
-) -> Splits:
+@register_dataset("tiny-imagenet", classes=200, shape=(3, 64, 64))
+def load_tiny_imagenet(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load 100,000 training and 10,000 test images, three channels of 64x64 pixels, 200 classes.
 
     The test images are those of ``val``, whose labels are known. All are decoded into memory
@@ -41,13 +40,7 @@ def load_tiny_imagenet(
 
     The augmentation shifts by up to 8 pixels and mirrors: that of CIFAR, for twice the size.
 
-    Args:
-        root: the folder that holds the archive or ``tiny-imagenet-200``; see `pabzip.data.load`.
-        download: fetch the archive into ``root`` where it is missing or damaged.
-
-    Raises:
-        DataError: files are missing or damaged, or fetching failed.
-        MissingDependencyError: torchvision is missing or does not match torch.
+    Arguments and errors are those of `pabzip.data.load`.
 
     Source: Le and Yang 2015, Tiny ImageNet Visual Recognition Challenge.
     """
@@ -64,7 +57,7 @@ def load_tiny_imagenet(
             f"wnids.txt, found {len(classes)}; {_AGAIN}"
         )
     return Splits(
-        name="tiny-imagenet",
+        name=name,
         train=_decode(samples_of(unpacked / "train", classes)),
         test=_decode(_annotated(unpacked / "val", classes)),
         num_classes=len(classes),
@@ -74,26 +67,15 @@ def load_tiny_imagenet(
 
 def _unpack(folder: Path, *, download: bool) -> None:
     """Unpack the archive, fetched first if that was asked for."""
-    from torchvision.datasets.utils import (
-        check_integrity,
-        download_and_extract_archive,
-        extract_archive,
-    )
+    from torchvision.datasets.utils import download_and_extract_archive, extract_archive
 
-    archive = folder / _ARCHIVE
-    if download:
-        with reading("tiny-imagenet", _ARCHIVE, _URL, folder):
-            download_and_extract_archive(_URL, str(folder), filename=_ARCHIVE, md5=_MD5)
-        return
-    if not check_integrity(str(archive), _MD5):
-        found = "the archive damaged (MD5)" if archive.is_file() else "neither"
-        raise DataError(
-            f"data 'tiny-imagenet': expected the folder {folder / _FOLDER} or the archive "
-            f"{archive}, found {found}; name the folder that holds one of them with root= "
-            "(--data-root), or fetch the archive with download=True (--download)"
-        )
+    if not download:
+        check_files("tiny-imagenet", folder, {_FOLDER: None}, {_ARCHIVE: _MD5})
     with reading("tiny-imagenet", _ARCHIVE, _URL, folder):
-        extract_archive(str(archive), str(folder))
+        if download:
+            download_and_extract_archive(_URL, str(folder), filename=_ARCHIVE, md5=_MD5)
+        else:
+            extract_archive(str(folder / _ARCHIVE), str(folder))
 
 
 def _read_text(file: Path) -> str:

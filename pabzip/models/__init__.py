@@ -1,4 +1,4 @@
-"""Architectures of the papers as plain ``nn.Module``, and the user's own by ``module:callable``."""
+"""Networks of the papers as plain ``nn.Module``, and the user's own by ``module:callable``."""
 
 from __future__ import annotations
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pabzip.registry import register_network
 
+
+@register_network("lenet-300-100", options={"width": 300}, least={"width": 3})
 class LeNet300100(nn.Module):
     """Three Linear layers, ``inputs -> width -> width // 3 -> classes``, ReLU between them.
 
@@ -17,7 +20,6 @@ class LeNet300100(nn.Module):
         in_channels: channels of the input.
         image_size: height and width of the input in pixels; the first layer depends on it.
         width: units of the first hidden layer, at least 3.
-        device: where the parameters are made.
 
     Source: LeCun et al. 1998, Section III.C.3; Frankle & Carbin 2019, Figure 2. Both have one
     channel of 28 pixels; here ``in_channels`` and ``image_size`` say.
@@ -30,13 +32,12 @@ class LeNet300100(nn.Module):
         in_channels: int,
         image_size: int,
         width: int,
-        device: torch.device | str | None = None,
     ):
         super().__init__()
         inputs, second = in_channels * image_size**2, width // 3
-        self.fc1 = nn.Linear(inputs, width, device=device, dtype=torch.float32)
-        self.fc2 = nn.Linear(width, second, device=device, dtype=torch.float32)
-        self.fc3 = nn.Linear(second, num_classes, device=device, dtype=torch.float32)
+        self.fc1 = nn.Linear(inputs, width)
+        self.fc2 = nn.Linear(width, second)
+        self.fc3 = nn.Linear(second, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""
@@ -46,6 +47,18 @@ class LeNet300100(nn.Module):
         return logits
 
 
+@register_network(
+    "conv2", options={"width": 64, "batch_norm": True}, least={"image_size": 2}, blocks=1
+)
+@register_network(
+    "conv4", options={"width": 64, "batch_norm": True}, least={"image_size": 4}, blocks=2
+)
+@register_network(
+    "conv6", options={"width": 64, "batch_norm": True}, least={"image_size": 8}, blocks=3
+)
+@register_network(
+    "conv8", options={"width": 64, "batch_norm": True}, least={"image_size": 16}, blocks=4
+)
 class ConvNet(nn.Module):
     """Blocks of two 3x3 convolutions and a 2x2 max pool, then three Linear layers.
 
@@ -64,7 +77,6 @@ class ConvNet(nn.Module):
             Linear layer depends on it. Every pool drops an odd row and column.
         width: channels of the first block.
         batch_norm: put batch norm after every convolution, whose own bias is then left out.
-        device: where the parameters are made.
 
     Source: Frankle & Carbin 2019, Figure 2 (Conv-2, Conv-4, Conv-6); Ramanujan et al. 2020,
     Section 4.1 (Conv-8, and width as a factor on all layers but the last). ``batch_norm`` follows
@@ -81,7 +93,6 @@ class ConvNet(nn.Module):
         image_size: int,
         width: int,
         batch_norm: bool,
-        device: torch.device | str | None = None,
     ):
         super().__init__()
         layers: list[nn.Module] = []
@@ -89,17 +100,17 @@ class ConvNet(nn.Module):
         for block in range(blocks):
             for _ in range(2):
                 out = width * 2**block
-                layers.append(_conv3x3(channels, out, bias=not batch_norm, device=device))
+                layers.append(nn.Conv2d(channels, out, 3, padding=1, bias=not batch_norm))
                 if batch_norm:
-                    layers.append(nn.BatchNorm2d(out, device=device, dtype=torch.float32))
+                    layers.append(nn.BatchNorm2d(out))
                 layers.append(nn.ReLU())
                 channels = out
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         inputs, hidden = channels * (image_size // 2**blocks) ** 2, 4 * width
-        self.fc1 = nn.Linear(inputs, hidden, device=device, dtype=torch.float32)
-        self.fc2 = nn.Linear(hidden, hidden, device=device, dtype=torch.float32)
-        self.fc3 = nn.Linear(hidden, num_classes, device=device, dtype=torch.float32)
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.fc3 = nn.Linear(hidden, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""
@@ -108,10 +119,3 @@ class ConvNet(nn.Module):
         hidden = torch.relu(self.fc2(hidden))
         logits: torch.Tensor = self.fc3(hidden)
         return logits
-
-
-def _conv3x3(
-    inputs: int, outputs: int, *, bias: bool, device: torch.device | str | None
-) -> nn.Conv2d:
-    """Return a 3x3 convolution that keeps height and width."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias, device=device, dtype=torch.float32)

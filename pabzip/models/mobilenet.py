@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pabzip.models.resnet import Device, conv, norm
+from pabzip.models.resnet import conv
+from pabzip.registry import register_network
 
 # Expansion, channels (for a stem of 32), blocks, stride of the first block.
 _STAGES = (
@@ -32,26 +33,23 @@ class InvertedResidual(nn.Module):
         stride: stride of the depthwise convolution.
         expansion: the depthwise convolution has ``expansion * inputs`` channels; for 1 there is no
             widening convolution.
-        device: where the parameters are made.
 
     Source: Sandler et al. 2018, Table 1 and Figure 4 (d). Deviation: ReLU in place of ReLU6, whose
     gradient is zero above 6, where a search by synaptic flow looks.
     """
 
-    def __init__(
-        self, inputs: int, channels: int, stride: int, expansion: int, device: Device = None
-    ):
+    def __init__(self, inputs: int, channels: int, stride: int, expansion: int):
         super().__init__()
         hidden = expansion * inputs
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers += [conv(inputs, hidden, 1, 1, device), norm(hidden, device), nn.ReLU()]
+            layers += [conv(inputs, hidden, 1, 1), nn.BatchNorm2d(hidden), nn.ReLU()]
         layers += [
-            conv(hidden, hidden, 3, stride, device, groups=hidden),
-            norm(hidden, device),
+            conv(hidden, hidden, 3, stride, groups=hidden),
+            nn.BatchNorm2d(hidden),
             nn.ReLU(),
-            conv(hidden, channels, 1, 1, device),
-            norm(channels, device),
+            conv(hidden, channels, 1, 1),
+            nn.BatchNorm2d(channels),
         ]
         self.layers = nn.Sequential(*layers)
         self.adds = stride == 1 and inputs == channels
@@ -62,6 +60,7 @@ class InvertedResidual(nn.Module):
         return inputs + hidden if self.adds else hidden
 
 
+@register_network("mobilenetv2", options={"width": 32})
 class MobileNetV2(nn.Module):
     """A 3x3 stem, 17 blocks in 7 stages, a 1x1 head, global average pooling, one Linear ``fc``.
 
@@ -71,15 +70,15 @@ class MobileNetV2(nn.Module):
     Args:
         num_classes: number of logits.
         in_channels: channels of the input.
+        image_size: of the images that the network is made for; nothing depends on it.
         width: channels of the stem, 32 in the paper; all others follow in proportion, rounded down
             to whole channels, at least 1.
-        device: where the parameters are made.
 
     Source: Sandler et al. 2018, Table 2, with stride 1 in the stem and in the second stage, the
     common form on CIFAR.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, width: int, device: Device = None):
+    def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: int):
         super().__init__()
         blocks: list[nn.Module] = []
         inputs = width
@@ -87,15 +86,13 @@ class MobileNetV2(nn.Module):
             channels = _scaled(published, width)
             for index in range(depth):
                 stride = first if index == 0 else 1
-                blocks.append(InvertedResidual(inputs, channels, stride, expansion, device))
+                blocks.append(InvertedResidual(inputs, channels, stride, expansion))
                 inputs = channels
         head = _scaled(_HEAD, width)
-        self.stem = nn.Sequential(
-            conv(in_channels, width, 3, 1, device), norm(width, device), nn.ReLU()
-        )
+        self.stem = nn.Sequential(conv(in_channels, width, 3, 1), nn.BatchNorm2d(width), nn.ReLU())
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Sequential(conv(inputs, head, 1, 1, device), norm(head, device), nn.ReLU())
-        self.fc = nn.Linear(head, num_classes, device=device, dtype=torch.float32)
+        self.head = nn.Sequential(conv(inputs, head, 1, 1), nn.BatchNorm2d(head), nn.ReLU())
+        self.fc = nn.Linear(head, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""

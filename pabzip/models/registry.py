@@ -1,13 +1,31 @@
-"""Architectures by name, their options, and what each takes as input."""
+"""Networks by name, their options, and what each takes as input.
+
+A network registers where it is defined, and every fact but two is an argument of its constructor
+that the name decides::
+
+    @register_network("resnet18", options={"width": 64}, depths=(2, 2, 2, 2))
+    @register_network("resnet20", options={"width": 16}, depths=(3, 3, 3))
+    class ResNet(nn.Module):
+        def __init__(self, *, depths, num_classes, in_channels, image_size, width): ...
+
+``options`` holds what a caller may set, with its defaults: whole numbers, or true and false. Every
+network has ``num_classes``, ``in_channels`` and ``image_size`` besides, by default 10, 3 and 32.
+``least`` holds the smallest valid value where that is more than 1. The constructor, a class or a
+function, is called with all of these as keywords.
+
+A file may name the networks of `pabzip.formats.ARCHITECTURES` alone. One that another package
+registers is built and trained by its name, and is a custom network to files and checkpoints.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pabzip.errors import ArchitectureError
+from pabzip.formats.registry import ARCHITECTURES
+from pabzip.registry import NETWORKS
 from pabzip.seeds import check_seed
 
 if TYPE_CHECKING:
@@ -16,6 +34,8 @@ if TYPE_CHECKING:
 
 
 OptionValue = int | bool
+
+_IMAGES: dict[str, OptionValue] = {"num_classes": 10, "in_channels": 3, "image_size": 32}
 
 # The upper bounds keep every parameter count below 2**53, so that options read from a file
 # can never overflow a size.
@@ -26,92 +46,21 @@ _RANGES: dict[str, tuple[int, int]] = {
     "width": (1, 2**14),
     "widen": (1, 2**6),
 }
-
-
-def resolve_options(
-    name: str,
-    known: Mapping[str, OptionValue],
-    given: Mapping[str, object],
-    least: Mapping[str, int],
-) -> dict[str, OptionValue]:
-    """Return ``known`` updated by ``given``, every value checked.
-
-    Args:
-        name: the architecture, for messages.
-        known: the options that the architecture has, with their defaults.
-        given: options of the caller.
-        least: smallest values where the architecture needs more than 1.
-
-    Raises:
-        ArchitectureError: an option that the architecture does not have, a value of another kind
-            or out of range; the message lists what is valid.
-    """
-    for option in given:
-        if option not in known:
-            raise ArchitectureError(
-                f"architecture {name!r}: expected options among {', '.join(known)}, "
-                f"found {option!r}"
-            )
-    return {
-        option: _checked(name, option, given.get(option, default), default, least)
-        for option, default in known.items()
-    }
-
-
-def _checked(
-    name: str, option: str, value: object, default: OptionValue, least: Mapping[str, int]
-) -> OptionValue:
-    """Return one value if it has the kind of its default and lies in range."""
-    if isinstance(default, bool):
-        if isinstance(value, bool):
-            return value
-        expected = "true or false"
-    else:
-        low, high = _RANGES[option]
-        low = max(low, least.get(option, low))
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
-            return value
-        expected = f"a whole number from {low} to {high}"
-    raise ArchitectureError(
-        f"architecture {name!r}: option {option}: expected {expected}, found {value!r}"
-    )
-
-
-@contextmanager
-def own_rng(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the block and give the caller's state back after it.
-
-    Only the CPU generator is seeded: ``torch.manual_seed`` would also reseed every accelerator,
-    whose state could not be given back without starting it.
-    """
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """One entry: its constructor, its options with defaults, and smallest values above 1."""
-
-    construct: Callable[..., nn.Module]
-    options: Mapping[str, OptionValue]
-    least: Mapping[str, int] = field(default_factory=dict)
+_OTHER_RANGE = (1, 2**20)  # of an option that no network of pabzip's has
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all architectures. Does not load torch."""
-    return tuple(_ARCHITECTURES)
+    """Return the names of all registered networks. Does not load torch."""
+    return NETWORKS.names
 
 
 def defaults(name: str) -> dict[str, OptionValue]:
-    """Return the options of an architecture with their default values. Does not load torch.
+    """Return the options of a network with their default values. Does not load torch.
 
     Raises:
-        ArchitectureError: no such architecture; the message lists them.
+        ArchitectureError: no such network; the message lists them.
     """
-    return dict(_architecture(name).options)
+    return {**_IMAGES, **NETWORKS.facts(name).get("options", {})}
 
 
 def input_shape(name: str, options: Mapping[str, Any] | None = None) -> tuple[int, int, int]:
@@ -121,7 +70,7 @@ def input_shape(name: str, options: Mapping[str, Any] | None = None) -> tuple[in
     ``image_size`` records the size that the network was made for.
 
     Args:
-        name: an architecture.
+        name: a registered network.
         options: options that differ from `defaults`.
 
     Raises:
@@ -140,13 +89,13 @@ def build(
     device: torch.device | str | None = None,
     **more: OptionValue,
 ) -> nn.Module:
-    """Build an architecture by name, in float32 and training mode.
+    """Build a registered network, in float32 and training mode.
 
     All parameters are initialized from ``dense_seed``, by torch's defaults or, for the ImageNet
     forms, by torchvision's own rules; `pabzip.init_` then draws the weights that are to be seeded.
     The caller's random state and default dtype play no part and are left alone. The network
-    remembers what it is as ``net.pabzip_arch``: its name and its options, all of them, as JSON
-    values.
+    remembers what it is as ``net.pabzip_arch``: its name (``"custom"`` if no file may name it) and
+    its options, all of them, as JSON values.
 
     Args:
         name: one of `names`.
@@ -168,129 +117,71 @@ def build(
     import torch
 
     resolved = _resolved(name, {**(options or {}), **more})
+    facts = NETWORKS.facts(name)
+    fixed = {key: value for key, value in facts.items() if key not in ("options", "least")}
+    construct = NETWORKS.get(name)
     target = torch.get_default_device() if device is None else torch.device(device)
     # Always constructed on the CPU, so that one dense_seed gives the same bits on every device.
-    first = "meta" if target.type == "meta" else "cpu"
-    with own_rng(check_seed(dense_seed)):
-        net = _architecture(name).construct(**resolved, device=first)
-    net.pabzip_arch = (name, resolved)  # type: ignore[assignment]
+    first = torch.device("meta" if target.type == "meta" else "cpu")
+    with own_rng(check_seed(dense_seed)), _float32(), first:
+        net: nn.Module = construct(**fixed, **resolved)
+    net.pabzip_arch = (  # type: ignore[assignment]
+        name if name in ARCHITECTURES else "custom", resolved,
+    )  # fmt: skip
     return net.to(target)
 
 
-def _architecture(name: str) -> _Architecture:
-    """Return the entry called ``name``."""
-    found = _ARCHITECTURES.get(name) if isinstance(name, str) else None
-    if found is None:
-        raise ArchitectureError(
-            f"architecture: expected one of {', '.join(_ARCHITECTURES)}, found {name!r}"
-        )
-    return found
+@contextmanager
+def own_rng(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator inside the block and give the caller's state back after it.
 
-
-def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, OptionValue]:
-    """Return all options of an architecture, the caller's checked and the rest by default."""
-    entry = _architecture(name)
-    return resolve_options(name, entry.options, options, entry.least)
-
-
-def _lenet(**options: Any) -> nn.Module:
-    """Construct LeNet-300-100."""
-    from pabzip.models.lenet import LeNet300100
-
-    return LeNet300100(**options)
-
-
-def _conv(blocks: int) -> _Architecture:
-    """Return the entry of the Conv network with ``blocks`` blocks."""
-
-    def construct(**options: Any) -> nn.Module:
-        from pabzip.models.lenet import ConvNet
-
-        return ConvNet(blocks=blocks, **options)
-
-    options = {**_IMAGES, "width": 64, "batch_norm": True}
-    return _Architecture(construct, options, least={"image_size": 2**blocks})
-
-
-def _resnet(*depths: int, width: int = 64, bottleneck: bool = False) -> _Architecture:
-    """Return the entry of a residual network.
-
-    It takes any image size, as all with global average pooling do: the option ``image_size`` is
-    kept for the record alone.
+    Only the CPU generator is seeded: ``torch.manual_seed`` would also reseed every accelerator,
+    whose state could not be given back without starting it.
     """
+    import torch
 
-    def construct(*, image_size: int, **options: Any) -> nn.Module:
-        from pabzip.models.resnet import BasicBlock, Bottleneck, ResNet
-
-        del image_size
-        return ResNet(block=Bottleneck if bottleneck else BasicBlock, depths=depths, **options)
-
-    return _Architecture(construct, {**_IMAGES, "width": width})
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
-def _wide_resnet28(*, image_size: int, **options: Any) -> nn.Module:
-    """Construct WideResNet-28; any image size will do."""
-    from pabzip.models.wide_resnet import WideResNet
+@contextmanager
+def _float32() -> Iterator[None]:
+    """Make float32 the default dtype inside the block."""
+    import torch
 
-    del image_size
-    return WideResNet(depth=4, **options)
-
-
-def _vgg(*depths: int, width: int = 64, growth: int = 8) -> _Architecture:
-    """Return the entry of a VGG network."""
-
-    def construct(**options: Any) -> nn.Module:
-        from pabzip.models.vgg import VGG
-
-        return VGG(depths=depths, growth=growth, **options)
-
-    options = {**_IMAGES, "width": width}
-    return _Architecture(construct, options, least={"image_size": 2 ** len(depths)})
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
-def _mobilenet(*, image_size: int, **options: Any) -> nn.Module:
-    """Construct MobileNetV2; any image size will do."""
-    from pabzip.models.mobilenet import MobileNetV2
-
-    del image_size
-    return MobileNetV2(**options)
-
-
-def _imagenet(constructor: str) -> _Architecture:
-    """Return the entry of a network of torchvision's; any image size will do."""
-
-    def construct(*, image_size: int, **options: Any) -> nn.Module:
-        from pabzip.models.imagenet import imagenet_resnet
-
-        del image_size
-        return imagenet_resnet(constructor, **options)
-
-    return _Architecture(construct, {"num_classes": 1000, "in_channels": 3, "image_size": 224})
-
-
-_IMAGES: dict[str, OptionValue] = {"num_classes": 10, "in_channels": 3, "image_size": 32}
-
-_ARCHITECTURES: dict[str, _Architecture] = {
-    "lenet-300-100": _Architecture(_lenet, {**_IMAGES, "width": 300}, least={"width": 3}),
-    "conv2": _conv(1),
-    "conv4": _conv(2),
-    "conv6": _conv(3),
-    "conv8": _conv(4),
-    "resnet18": _resnet(2, 2, 2, 2),
-    "resnet20": _resnet(3, 3, 3, width=16),
-    "resnet34": _resnet(3, 4, 6, 3),
-    "resnet50": _resnet(3, 4, 6, 3, bottleneck=True),
-    "wideresnet28": _Architecture(
-        _wide_resnet28, {**_IMAGES, "width": 16, "widen": 10, "late_stride": False}
-    ),
-    "vgg11": _vgg(1, 1, 2, 2, 2),
-    "vgg13": _vgg(2, 2, 2, 2, 2),
-    "vgg16": _vgg(2, 2, 3, 3, 3),
-    "vgg19": _vgg(2, 2, 4, 4, 4),
-    "vgg-small": _vgg(2, 2, 2, width=128, growth=4),
-    "mobilenetv2": _Architecture(_mobilenet, {**_IMAGES, "width": 32}),
-    "resnet18-imagenet": _imagenet("resnet18"),
-    "resnet34-imagenet": _imagenet("resnet34"),
-    "resnet50-imagenet": _imagenet("resnet50"),
-    "wideresnet50-imagenet": _imagenet("wide_resnet50_2"),
-}
+def _resolved(name: str, given: Mapping[str, object]) -> dict[str, OptionValue]:
+    """Return all options of a network: the caller's, each checked, and the rest by default."""
+    known = defaults(name)
+    for option in given:
+        if option not in known:
+            raise ArchitectureError(
+                f"architecture {name!r}: expected options among {', '.join(known)}, "
+                f"found {option!r}"
+            )
+    least = NETWORKS.facts(name).get("least", {})
+    resolved: dict[str, OptionValue] = {}
+    for option, default in known.items():
+        value = given.get(option, default)
+        if isinstance(default, bool):
+            valid, expected = isinstance(value, bool), "true or false"
+        else:
+            low, high = _RANGES.get(option, _OTHER_RANGE)
+            low = max(low, least.get(option, low))
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            valid = whole and low <= value <= high  # type: ignore[operator]
+            expected = f"a whole number from {low} to {high}"
+        if not valid:
+            raise ArchitectureError(
+                f"architecture {name!r}: option {option}: expected {expected}, found {value!r}"
+            )
+        resolved[option] = value  # type: ignore[assignment]
+    return resolved

@@ -1,4 +1,4 @@
-"""Residual networks in their CIFAR form: a 3x3 stem without pooling."""
+"""Residual networks: in their CIFAR form, with a 3x3 stem, and torchvision's for ImageNet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-Device = torch.device | str | None
+from pabzip._optional import torchvision_part
+from pabzip.registry import register_network
 
 
 class BasicBlock(nn.Module):
@@ -19,7 +20,6 @@ class BasicBlock(nn.Module):
         inputs: channels that come in.
         channels: channels of both convolutions and of the output.
         stride: stride of the first convolution and of the shortcut.
-        device: where the parameters are made.
 
     Source: He et al. 2016, Figure 5 (left). The shortcut is the identity where the shape stays,
     else a 1x1 convolution with batch norm (their option B).
@@ -27,13 +27,13 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, channels: int, stride: int, device: Device = None):
+    def __init__(self, inputs: int, channels: int, stride: int):
         super().__init__()
-        self.conv1 = conv(inputs, channels, 3, stride, device)
-        self.bn1 = norm(channels, device)
-        self.conv2 = conv(channels, channels, 3, 1, device)
-        self.bn2 = norm(channels, device)
-        self.shortcut = _shortcut(inputs, channels, stride, device)
+        self.conv1 = conv(inputs, channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3, 1)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = _shortcut(inputs, channels, stride)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""
@@ -51,7 +51,6 @@ class Bottleneck(nn.Module):
         inputs: channels that come in.
         channels: channels of the first two convolutions.
         stride: stride of the 3x3 convolution and of the shortcut.
-        device: where the parameters are made.
 
     Source: He et al. 2016, Figure 5 (right). The stride sits on the 3x3 convolution, as in
     torchvision and in the common CIFAR form, not on the first 1x1 as in the paper.
@@ -59,16 +58,16 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, channels: int, stride: int, device: Device = None):
+    def __init__(self, inputs: int, channels: int, stride: int):
         super().__init__()
         outputs = self.expansion * channels
-        self.conv1 = conv(inputs, channels, 1, 1, device)
-        self.bn1 = norm(channels, device)
-        self.conv2 = conv(channels, channels, 3, stride, device)
-        self.bn2 = norm(channels, device)
-        self.conv3 = conv(channels, outputs, 1, 1, device)
-        self.bn3 = norm(outputs, device)
-        self.shortcut = _shortcut(inputs, outputs, stride, device)
+        self.conv1 = conv(inputs, channels, 1, 1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = conv(channels, outputs, 1, 1)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""
@@ -78,6 +77,10 @@ class Bottleneck(nn.Module):
         return torch.relu(hidden + self.shortcut(inputs))
 
 
+@register_network("resnet18", options={"width": 64}, depths=(2, 2, 2, 2))
+@register_network("resnet20", options={"width": 16}, depths=(3, 3, 3))
+@register_network("resnet34", options={"width": 64}, depths=(3, 4, 6, 3))
+@register_network("resnet50", options={"width": 64}, depths=(3, 4, 6, 3), bottleneck=True)
 class ResNet(nn.Module):
     """A 3x3 stem, stages of residual blocks, global average pooling, one Linear layer ``fc``.
 
@@ -85,12 +88,12 @@ class ResNet(nn.Module):
     Input ``float[N, in_channels, H, W]`` of any size, output ``float[N, num_classes]`` (logits).
 
     Args:
-        block: `BasicBlock` or `Bottleneck`.
         depths: blocks in each stage.
+        bottleneck: stages of `Bottleneck`, not of `BasicBlock`.
         num_classes: number of logits.
         in_channels: channels of the input.
+        image_size: of the images that the network is made for; nothing depends on it.
         width: base width of the first stage.
-        device: where the parameters are made.
 
     Source: He et al. 2016. Depths (2, 2, 2, 2), (3, 4, 6, 3) and width 64 are Table 1 with the
     ImageNet stem (7x7, stride 2, max pool) replaced by a 3x3 convolution of stride 1, the common
@@ -102,16 +105,17 @@ class ResNet(nn.Module):
     def __init__(
         self,
         *,
-        block: type[BasicBlock] | type[Bottleneck],
         depths: Sequence[int],
+        bottleneck: bool = False,
         num_classes: int,
         in_channels: int,
+        image_size: int,
         width: int,
-        device: Device = None,
     ):
         super().__init__()
-        self.conv1 = conv(in_channels, width, 3, 1, device)
-        self.bn1 = norm(width, device)
+        block = Bottleneck if bottleneck else BasicBlock
+        self.conv1 = conv(in_channels, width, 3, 1)
+        self.bn1 = nn.BatchNorm2d(width)
         stages: list[nn.Module] = []
         inputs = width
         for stage, depth in enumerate(depths):
@@ -119,11 +123,11 @@ class ResNet(nn.Module):
             blocks: list[nn.Module] = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(inputs, channels, stride, device))
+                blocks.append(block(inputs, channels, stride))
                 inputs = channels * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.fc = nn.Linear(inputs, num_classes, device=device, dtype=torch.float32)
+        self.fc = nn.Linear(inputs, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""
@@ -133,30 +137,59 @@ class ResNet(nn.Module):
         return logits
 
 
-def conv(
-    inputs: int, outputs: int, size: int, stride: int, device: Device, *, groups: int = 1
-) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, size: int, stride: int, *, groups: int = 1) -> nn.Conv2d:
     """Return a convolution without bias, padded so that stride 1 keeps height and width."""
-    return nn.Conv2d(
-        inputs,
-        outputs,
-        size,
-        stride=stride,
-        padding=size // 2,
-        groups=groups,
-        bias=False,
-        device=device,
-        dtype=torch.float32,
-    )
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
 
 
-def norm(channels: int, device: Device) -> nn.BatchNorm2d:
-    """Return batch norm with torch's defaults."""
-    return nn.BatchNorm2d(channels, device=device, dtype=torch.float32)
-
-
-def _shortcut(inputs: int, outputs: int, stride: int, device: Device) -> nn.Module:
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     """Return the identity where the shape stays, else a 1x1 convolution with batch norm."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
-    return nn.Sequential(conv(inputs, outputs, 1, stride, device), norm(outputs, device))
+    return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+@register_network(
+    "resnet18-imagenet", options={"num_classes": 1000, "image_size": 224}, constructor="resnet18"
+)
+@register_network(
+    "resnet34-imagenet", options={"num_classes": 1000, "image_size": 224}, constructor="resnet34"
+)
+@register_network(
+    "resnet50-imagenet", options={"num_classes": 1000, "image_size": 224}, constructor="resnet50"
+)
+@register_network(
+    "wideresnet50-imagenet",
+    options={"num_classes": 1000, "image_size": 224},
+    constructor="wide_resnet50_2",
+)
+def imagenet_resnet(
+    *, constructor: str, num_classes: int, in_channels: int, image_size: int
+) -> nn.Module:
+    """Return a residual network of torchvision without its weights, initialized by its own rules.
+
+    Input ``float[N, in_channels, H, W]`` of any size, output ``float[N, num_classes]`` (logits).
+    Parameters have torchvision's names, so its checkpoints fit.
+
+    Args:
+        constructor: function of ``torchvision.models``, such as ``"resnet50"``.
+        num_classes: number of logits.
+        in_channels: channels of the input; for other than 3 the first convolution is replaced, and
+            drawn as torchvision draws its own.
+        image_size: of the images that the network is made for; nothing depends on it.
+
+    Raises:
+        MissingDependencyError: torchvision is missing or does not match torch.
+
+    Source: He et al. 2016, Table 1, with the stride of a bottleneck on its 3x3 convolution;
+    Zagoruyko & Komodakis 2016, Section 3 (WideResNet-50-2: bottlenecks of twice the inner width).
+    """
+    with torch.device("cpu"):  # what torchvision makes when it is imported is not the network's
+        models = torchvision_part("models", purpose=f"architecture {constructor}")
+    net: nn.Module = getattr(models, constructor)(weights=None, num_classes=num_classes)
+    stem = net.conv1
+    assert isinstance(stem, nn.Conv2d)
+    if in_channels != stem.in_channels:
+        net.conv1 = nn.Conv2d(in_channels, stem.out_channels, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return net

@@ -7,9 +7,25 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pabzip.models.resnet import Device, conv, norm
+from pabzip.models.resnet import conv
+from pabzip.registry import register_network
 
 
+@register_network(
+    "vgg11", options={"width": 64}, least={"image_size": 32}, depths=(1, 1, 2, 2, 2), growth=8
+)
+@register_network(
+    "vgg13", options={"width": 64}, least={"image_size": 32}, depths=(2, 2, 2, 2, 2), growth=8
+)
+@register_network(
+    "vgg16", options={"width": 64}, least={"image_size": 32}, depths=(2, 2, 3, 3, 3), growth=8
+)
+@register_network(
+    "vgg19", options={"width": 64}, least={"image_size": 32}, depths=(2, 2, 4, 4, 4), growth=8
+)
+@register_network(
+    "vgg-small", options={"width": 128}, least={"image_size": 8}, depths=(2, 2, 2), growth=4
+)
 class VGG(nn.Module):
     """Stages of 3x3 convolutions with batch norm and ReLU, a 2x2 max pool each, one Linear ``fc``.
 
@@ -24,7 +40,6 @@ class VGG(nn.Module):
         image_size: height and width of the input in pixels, at least ``2**len(depths)``; ``fc``
             depends on it. Every pool drops an odd row and column.
         width: channels of the first stage.
-        device: where the parameters are made.
 
     Source: Simonyan & Zisserman 2015, Table 1, columns A, B, D and E (VGG-11, 13, 16, 19: width 64,
     growth 8), with batch norm, and with one Linear layer in place of three, the common form on
@@ -42,7 +57,6 @@ class VGG(nn.Module):
         in_channels: int,
         image_size: int,
         width: int,
-        device: Device = None,
     ):
         super().__init__()
         layers: list[nn.Module] = []
@@ -50,12 +64,12 @@ class VGG(nn.Module):
         for stage, depth in enumerate(depths):
             outputs = width * min(2**stage, growth)
             for _ in range(depth):
-                layers += [conv(channels, outputs, 3, 1, device), norm(outputs, device), nn.ReLU()]
+                layers += [conv(channels, outputs, 3, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
                 channels = outputs
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         inputs = channels * (image_size // 2 ** len(depths)) ** 2
-        self.fc = nn.Linear(inputs, num_classes, device=device, dtype=torch.float32)
+        self.fc = nn.Linear(inputs, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""

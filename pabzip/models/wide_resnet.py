@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pabzip.models.resnet import Device, conv, norm
+from pabzip.models.resnet import conv
+from pabzip.registry import register_network
 
 
 class WideBlock(nn.Module):
@@ -18,24 +19,21 @@ class WideBlock(nn.Module):
         channels: channels of both convolutions and of the output.
         stride: stride of the shortcut and of one of the convolutions.
         late_stride: put it on the second convolution, not on the first.
-        device: where the parameters are made.
 
     Source: Zagoruyko & Komodakis 2016, Figure 1 (c) and Section 2, and their code: where the shape
     changes, the shortcut is a 1x1 convolution of the activated input.
     """
 
-    def __init__(
-        self, inputs: int, channels: int, stride: int, *, late_stride: bool, device: Device = None
-    ):
+    def __init__(self, inputs: int, channels: int, stride: int, *, late_stride: bool):
         super().__init__()
         first, second = (1, stride) if late_stride else (stride, 1)
-        self.bn1 = norm(inputs, device)
-        self.conv1 = conv(inputs, channels, 3, first, device)
-        self.bn2 = norm(channels, device)
-        self.conv2 = conv(channels, channels, 3, second, device)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = conv(inputs, channels, 3, first)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3, second)
         self.shortcut: nn.Conv2d | None = None
         if stride != 1 or inputs != channels:
-            self.shortcut = conv(inputs, channels, 1, stride, device)
+            self.shortcut = conv(inputs, channels, 1, stride)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""
@@ -44,6 +42,7 @@ class WideBlock(nn.Module):
         return hidden + (inputs if self.shortcut is None else self.shortcut(active))
 
 
+@register_network("wideresnet28", options={"width": 16, "widen": 10, "late_stride": False}, depth=4)
 class WideResNet(nn.Module):
     """A 3x3 stem, three stages of `WideBlock`, global average pooling, one Linear layer ``fc``.
 
@@ -55,12 +54,12 @@ class WideResNet(nn.Module):
         depth: blocks of each stage; 4 for WideResNet-28.
         num_classes: number of logits.
         in_channels: channels of the input.
+        image_size: of the images that the network is made for; nothing depends on it.
         width: channels of the stem.
         widen: the paper's k.
         late_stride: halve in the second convolution of a stage's first block. The networks have
             the same weights then, but the first convolution works at twice the height and width:
             5.95 instead of 5.24 billion multiply-accumulates for WideResNet-28-10 on CIFAR.
-        device: where the parameters are made.
 
     Source: Zagoruyko & Komodakis 2016, Table 1, without dropout. ``late_stride`` is the form of the
     network whose cost Peek-a-Boo's Table 2 gives.
@@ -72,13 +71,13 @@ class WideResNet(nn.Module):
         depth: int,
         num_classes: int,
         in_channels: int,
+        image_size: int,
         width: int,
         widen: int,
         late_stride: bool,
-        device: Device = None,
     ):
         super().__init__()
-        self.conv1 = conv(in_channels, width, 3, 1, device)
+        self.conv1 = conv(in_channels, width, 3, 1)
         stages: list[nn.Module] = []
         inputs = width
         for stage in range(3):
@@ -86,14 +85,12 @@ class WideResNet(nn.Module):
             blocks: list[nn.Module] = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(
-                    WideBlock(inputs, channels, stride, late_stride=late_stride, device=device)
-                )
+                blocks.append(WideBlock(inputs, channels, stride, late_stride=late_stride))
                 inputs = channels
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.bn = norm(inputs, device)
-        self.fc = nn.Linear(inputs, num_classes, device=device, dtype=torch.float32)
+        self.bn = nn.BatchNorm2d(inputs)
+        self.fc = nn.Linear(inputs, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""

@@ -18,7 +18,6 @@ from pabzip.search.schedule import (
     SCOPES,
     PruneGroup,
     exponential_schedule,
-    layer_prune_groups,
     linear_schedule,
     prune_groups,
 )
@@ -43,7 +42,6 @@ __all__ = [
     "grasp",
     "iterative_search",
     "keep_largest",
-    "layer_prune_groups",
     "layerwise_random",
     "linear_schedule",
     "magnitude",

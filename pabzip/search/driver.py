@@ -1,39 +1,51 @@
-"""The search loop that all methods share: score, select, prune, repeat."""
+"""What all searches share: their arguments, and the loop of scoring and pruning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
-from pabzip.init import seeded_parameters
-from pabzip.search.linearized import AbsoluteNetwork
+from pabzip.init import Selection, selected
+from pabzip.search.collapse import refuse_collapse, refuse_ties_at_zero, refuse_unscored
 from pabzip.search.masks import apply_masks, keep_largest
 from pabzip.search.schedule import PruneGroup
 
+OnIteration = Callable[[int, int], None]
+"""Called as ``on_iteration(i, iterations)`` after each round, i from 1."""
+
 
 def search_weights(
-    net: nn.Module, weights: Mapping[str, nn.Parameter] | None = None
+    net: nn.Module,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+    weights: Mapping[str, nn.Parameter] | None = None,
 ) -> dict[str, nn.Parameter]:
-    """Return the weights to search, by name: the seeded ones, or an explicit choice.
+    """Return the weights to search, by name: seeded ones, or an explicit choice.
 
     Args:
         net: the network.
-        weights: parameters of ``net`` by name; by default the seeded weights.
+        only: names of seeded weights or of modules, or a predicate ``(module, name)``; None takes
+            all seeded weights.
+        skip: the same, for what stays as it is.
+        weights: parameters of ``net`` by name, in place of the seeded ones.
 
     Raises:
         SearchError: no weights, a name that is not this parameter of ``net``, the same tensor
-            twice, or values that are not finite.
-        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed.
+            twice, values that are not finite, or ``weights`` beside ``only`` or ``skip``.
+        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed, or ``only`` or
+            ``skip`` names nothing.
     """
-    chosen = seeded_parameters(net) if weights is None else dict(weights)
+    if weights is not None and (only is not None or skip is not None):
+        raise SearchError("weights: expected none beside only= or skip=; take them out of weights=")
+    chosen = selected(net, only, skip) if weights is None else dict(weights)
     if not chosen:
         raise SearchError(
             f"{type(net).__name__}: expected at least one weight to search, found none; "
-            "pass weights= or seed more of the network"
+            "widen only=, skip= or weights=, or seed more of the network"
         )
     known = dict(net.named_parameters(remove_duplicate=False))
     first_name: dict[int, str] = {}
@@ -57,42 +69,39 @@ def search_weights(
     return chosen
 
 
-def refuse_collapse(
-    net: nn.Module,
-    weights: Mapping[str, nn.Parameter],
-    masks: Mapping[str, Tensor],
-    input_shape: Sequence[int],
-) -> None:
-    """Raise if tensors are empty and the network is cut by it; a bypassed empty one is harmless.
-
-    A path counts if it leads from an input of ones to the outputs through the absolute values of
-    the survivors, in evaluation mode.
-
-    Args:
-        net: the network; it is not changed.
-        weights: the weights that were searched, by name.
-        masks: bool tensors by the same names.
-        input_shape: shape of one input, without the batch dimension.
+def input_shape_of(
+    input_shape: Sequence[int] | None, example_inputs: Tensor | None
+) -> tuple[int, ...] | None:
+    """Return the shape of one input, from itself or from a batch; None where neither is given.
 
     Raises:
-        SearchError: layer collapse; the message names the layers.
+        SearchError: it is not a sequence of positive integers, or the two do not agree.
     """
-    empty = [name for name, mask in masks.items() if not bool(torch.any(mask))]
-    if not empty:
-        return
-    network = AbsoluteNetwork(net, weights, input_shape)
-    network.prune(masks)
-    if not bool(torch.any(network.flow().from_input != 0)):
+    if example_inputs is not None and not (
+        isinstance(example_inputs, Tensor)
+        and example_inputs.dim() >= 2
+        and example_inputs.is_floating_point()
+    ):
         raise SearchError(
-            f"layer collapse: nothing is left of {', '.join(repr(name) for name in empty)}, and "
-            "no path leads from the input to the output; expected survivors in every layer, "
-            "raise keep_ratio, use more iterations, or give every layer a threshold of its own "
-            "(scope='layer')"
+            "example_inputs: expected one floating tensor [B, ...], of which the shape counts, "
+            f"found {getattr(example_inputs, 'dtype', type(example_inputs).__name__)}; a network "
+            "whose inputs are no floats can be searched by magnitude or at random"
         )
-
-
-OnIteration = Callable[[int, int], None]
-"""Called as ``on_iteration(i, iterations)`` after each round, i from 1."""
+    batch = None if example_inputs is None else tuple(example_inputs.shape[1:])
+    if input_shape is None:
+        return batch
+    sizes = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise SearchError(
+            "input_shape: expected the sizes of one input without the batch dimension, such "
+            f"as (3, 32, 32), found {input_shape!r}"
+        )
+    if batch not in (None, sizes):
+        raise SearchError(
+            f"input_shape: expected {batch}, the shape of the example_inputs, found {sizes}; "
+            "give one of the two"
+        )
+    return sizes
 
 
 class Scorer(Protocol):
@@ -122,12 +131,22 @@ class ExactScorer(Scorer, Protocol):
         ...
 
 
+@runtime_checkable
+class PathScorer(Scorer, Protocol):
+    """A scorer whose score of zero says that no path leads through a weight."""
+
+    @property
+    def reached(self) -> Collection[str]:
+        """Names of the weights that inputs reached in the last round."""
+        ...
+
+
 def iterative_search(
     net: nn.Module,
     weights: Mapping[str, nn.Parameter],
     scorer: Scorer,
     groups: Sequence[PruneGroup],
-    input_shape: Sequence[int],
+    input_shape: tuple[int, ...] | None = None,
     iterations: int = 1,
     *,
     schedule: str = "exponential",
@@ -145,7 +164,8 @@ def iterative_search(
         scorer: gives the scores of each round.
         groups: which weights compete, and which fraction of them survives; each weight belongs
             to exactly one.
-        input_shape: shape of one input, without the batch dimension.
+        input_shape: shape of one input, without the batch dimension; tells whether an empty layer
+            cuts the network. Without it every empty layer is an error.
         iterations: rounds; scores that depend on the mask need many.
         schedule: one of `pabzip.search.SCHEDULES`.
         on_iteration: called as ``on_iteration(i, iterations)`` after round i, from 1.
@@ -155,25 +175,27 @@ def iterative_search(
         group of N weights.
 
     Raises:
-        SearchError: an argument out of range, more survivors asked for than weights are left,
-            scores that are not finite, or layer collapse: a tensor with nothing left, and no path
-            left from the input to the output. ``net`` is then as it was.
+        SearchError: an argument out of range, more survivors asked for than weights are left or
+            have a path, scores that are not finite, or layer collapse: a tensor with nothing
+            left, and no path left from the input to the output. ``net`` is then as it was.
     """
     masks = {name: parameter.detach() != 0 for name, parameter in weights.items()}
     exact = scorer.exact if isinstance(scorer, ExactScorer) else None
     plans = [(group.names, group.counts(masks, iterations, schedule)) for group in groups]
     for iteration in range(iterations):
-        scores = scorer.scores(masks)
-        masks = {
-            name: mask
-            for names, counts in plans
-            for name, mask in keep_largest(
-                {name: scores[name] for name in names},
-                {name: masks[name] for name in names},
-                counts[iteration],
-                exact=exact,
-            ).items()
-        }
+        scores, before, masks = scorer.scores(masks), masks, {}
+        if isinstance(scorer, PathScorer):
+            if iteration == 0:
+                refuse_unscored(scores, before, scorer.reached, exact)
+            if not any(bool((scores[name].ne(0) & mask).any()) for name, mask in before.items()):
+                refuse_collapse(net, weights, before, input_shape)
+        for names, counts in plans:
+            own = {name: before[name] for name in names}
+            masks |= keep_largest(
+                {name: scores[name] for name in names}, own, counts[iteration], exact=exact
+            )
+            if isinstance(scorer, PathScorer) and iteration == iterations - 1:
+                refuse_ties_at_zero(scores, own, {name: masks[name] for name in names}, exact)
         if on_iteration is not None:
             on_iteration(iteration + 1, iterations)
     refuse_collapse(net, weights, masks, input_shape)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pabzip.init import Selection
+from pabzip.registry import register_search
 from pabzip.search.driver import OnIteration, iterative_search, search_weights
-from pabzip.search.loss import Batch, LossNetwork
+from pabzip.search.loss import LossNetwork, batches_of
 from pabzip.search.schedule import prune_groups
 
 TEMPERATURE = 200.0
@@ -42,18 +45,24 @@ class GraspScorer:
             }
 
 
+@register_search("grasp", needs_data=True, rounds=1, takes=("dtype", "temperature"))
 def grasp(
     net: nn.Module,
     keep_ratio: float,
-    batches: Iterable[Batch],
-    iterations: int = 1,
     *,
-    temperature: float = TEMPERATURE,
+    input_shape: Sequence[int] | None = None,
+    example_inputs: Tensor | Iterable[Any] | None = None,
+    targets: Tensor | Iterable[Tensor] | None = None,
+    only: Selection | None = None,
+    skip: Selection | None = None,
     weights: Mapping[str, nn.Parameter] | None = None,
+    iterations: int | None = None,
     schedule: str = "exponential",
     scope: str = "global",
-    dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
     on_iteration: OnIteration | None = None,
+    dtype: torch.dtype = torch.float32,
+    temperature: float = TEMPERATURE,
 ) -> dict[str, Tensor]:
     """Find a mask by GraSP and apply it: pruned weights become +0.0, survivors keep their bits.
 
@@ -65,16 +74,23 @@ def grasp(
         net: a network drawn by `pabzip.init_`, or any network with ``weights``; its operations
             need second derivatives.
         keep_ratio: fraction of the weights that survives, in (0, 1].
-        batches: training images, pairs of inputs ``float[B, ...]`` and labels ``int64[B]`` on any
-            device; the authors use 10 to 25 a class. Batch norm normalizes each batch by itself.
-        iterations: rounds of scoring and pruning; the published choice is one.
-        temperature: what the logits are divided by, above 0. High makes the predictions nearly
-            uniform, so that the labels matter less than the network's features; 200 is published.
-        weights: the weights to decide on, by name; the seeded ones by default.
+        input_shape: not used; the images have one.
+        example_inputs: training images: a batch ``float[B, ...]``; several in an iterable; or, if
+            ``targets`` is not given, an iterable of pairs of images and labels, such as a
+            ``DataLoader``. On any device; the authors use 10 to 25 a class. Batch norm
+            normalizes each batch by itself.
+        targets: the labels, ``int64[B]`` for each batch.
+        only: the seeded weights to decide on, as for `pabzip.search.synflow`.
+        skip: seeded weights that stay as they are.
+        weights: in place of ``only`` and ``skip``, any parameters of ``net`` by name.
+        iterations: rounds of scoring and pruning; None is the published number, one.
         schedule: how the number of survivors falls, one of `pabzip.search.SCHEDULES`.
         scope: ``"global"`` for one threshold, ``"layer"`` for one of each weight tensor.
-        dtype: of the computation.
+        seed: not used.
         on_iteration: called as ``on_iteration(i, iterations)`` after each round, i from 1.
+        dtype: of the computation.
+        temperature: what the logits are divided by, above 0. High makes the predictions nearly
+            uniform, so that the labels matter less than the network's features; 200 is published.
 
     Returns:
         The masks by name, in the order of the weights: bool, of the weight's shape, on its device.
@@ -83,15 +99,17 @@ def grasp(
         SearchError: an argument out of range, batches that do not fit the network, an operation
             without a second derivative, scores that are not finite (the layer is named), or layer
             collapse (the layers are named).
-        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed.
+        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed, or ``only`` or
+            ``skip`` names nothing.
 
     Source: Wang et al. 2020, Section 4 and Algorithm 2; the temperature is in the authors' code
     alone. Deviations: every layer keeps its own weights, where their code draws the classifier
     anew first; batches may be of any classes; ties at the threshold are settled by position.
     """
-    chosen = search_weights(net, weights)
-    network = LossNetwork(net, chosen, batches, dtype, temperature)
+    chosen = search_weights(net, only, skip, weights)
+    network = LossNetwork(net, chosen, batches_of(example_inputs, targets), dtype, temperature)
     return iterative_search(
         net, chosen, GraspScorer(network), prune_groups(chosen, keep_ratio, scope),
-        network.input_shape, iterations, schedule=schedule, on_iteration=on_iteration,
+        network.input_shape, 1 if iterations is None else iterations, schedule=schedule,
+        on_iteration=on_iteration,
     )  # fmt: skip

@@ -1,10 +1,10 @@
-"""Run a caller's network on other tensors, and leave no trace of it."""
+"""Run a caller's network on copies of its tensors, and leave it as it was."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -81,30 +81,90 @@ def _ieee_convolutions() -> Iterator[None]:
         convolutions.fp32_precision = before
 
 
-def call(net: nn.Module, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the output of ``net`` with ``state`` in place of its parameters and buffers.
+class NetworkCopy:
+    """A network that runs on copies of its parameters and buffers, its own left as they are.
 
-    Raises:
-        SearchError: the network refuses the inputs, or does not give one floating tensor that has
-            a gradient.
+    The copies are handed to the network for one call at a time (``torch.func.functional_call``),
+    so its own weights, signs, buffers, gradients and dtypes are never written.
+
+    Args:
+        net: the network.
+        weights: the parameters whose copies require gradients.
+        copy: makes a detached copy of a parameter or buffer.
+
+    Attributes:
+        weights: the copies of ``weights``, by the same names.
+        device: of the weights.
     """
-    where = f"{type(net).__name__} on inputs of shape {tuple(inputs.shape)}"
-    try:
-        output = torch.func.functional_call(net, dict(state), (inputs,))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        raise SearchError(
-            f"{where}: the forward pass failed ({error}); expected inputs that the network takes: "
-            "an input_shape without the batch dimension, or batches as in training; a network "
-            "whose inputs are no floats can be searched by magnitude or at random"
-        ) from error
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        raise SearchError(f"{where}: expected one floating tensor as output, found {kind}")
-    if not output.requires_grad:
-        raise SearchError(
-            f"{where}: expected an output that depends on the weights, found one without a "
-            "gradient; does the network detach it, or run under no_grad?"
-        )
-    return output
+
+    def __init__(
+        self,
+        net: nn.Module,
+        weights: Mapping[str, nn.Parameter],
+        copy: Callable[[Tensor], Tensor],
+    ):
+        self._net = net
+        self.device = next(iter(weights.values())).device
+        names = {id(parameter): name for name, parameter in net.named_parameters()}
+        with torch.no_grad():
+            self._state = {
+                name: copy(tensor.detach())
+                for name, tensor in (*net.named_parameters(), *net.named_buffers())
+            }
+        self.weights: dict[str, Tensor] = {
+            name: self._state[names[id(parameter)]].requires_grad_()
+            for name, parameter in weights.items()
+        }
+        self._by_original = {key: self._state[name] for key, name in names.items()}
+
+    @torch.no_grad()
+    def prune(self, masks: Mapping[str, Tensor]) -> None:
+        """Set the weights that ``masks`` has pruned to zero, in the copies alone."""
+        for name, weight in self.weights.items():
+            weight.masked_fill_(~masks[name], 0.0)
+
+    def isolated(self, training: Callable[[nn.Module], bool]) -> AbstractContextManager[None]:
+        """Return `isolated` for the network; it says which modules run in training mode."""
+        return isolated(self._net, self.device, training)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the output for ``inputs``; to be called within `isolated`.
+
+        Raises:
+            SearchError: the network refuses the inputs, or does not give one floating tensor that
+                has a gradient.
+        """
+        where = f"{type(self._net).__name__} on inputs of shape {tuple(inputs.shape)}"
+        try:
+            with self._recurrent_copies():
+                output = torch.func.functional_call(self._net, self._state, (inputs,))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise SearchError(
+                f"{where}: the forward pass failed ({error}). Expected inputs that the network "
+                "takes, an input_shape without the batch dimension or batches as in training; a "
+                "network whose inputs are no floats can be searched by magnitude or at random"
+            ) from error
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise SearchError(f"{where}: expected one floating tensor as output, found {kind}")
+        if not output.requires_grad:
+            raise SearchError(
+                f"{where}: expected an output that depends on the weights, found one without a "
+                "gradient; does the network detach it, or run under no_grad?"
+            )
+        return output
+
+    @contextmanager
+    def _recurrent_copies(self) -> Iterator[None]:
+        """Hand the copies to recurrent layers, which keep lists of their weights of their own."""
+        layers = [module for module in self._net.modules() if isinstance(module, nn.RNNBase)]
+        before = [layer._flat_weights for layer in layers]
+        try:
+            for layer, flat in zip(layers, before, strict=True):
+                layer._flat_weights = [self._by_original.get(id(weight), weight) for weight in flat]
+            yield
+        finally:
+            for layer, flat in zip(layers, before, strict=True):
+                layer._flat_weights = flat

@@ -1,11 +1,11 @@
-"""The linearized network that SynFlow scores: absolute weights, activations as the identity."""
+"""The linearized network whose synaptic flow is measured: absolute weights, linear operations."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,301 +13,119 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pabzip.errors import SearchError
-from pabzip.search.isolation import call, isolated
+from pabzip.search.isolation import NetworkCopy
+from pabzip.search.layer_products import LayerCall, Product, read_call
+from pabzip.search.linear_forms import linear_form
 
-MOST_COLUMNS = 2**21
-"""Numbers that a convolution's inputs may be unfolded to; larger ones are left to torch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """One use of a weight: a convolution or a linear map, after the backward pass.
-
-    Its part of the weight's gradient is the sum, over all positions of the output, of the
-    output's gradient there times the input that the weight met.
-
-    Attributes:
-        inputs: what the weight was multiplied with.
-        gradient: the derivative of R by the product, of the product's shape.
-        kernel: the weight's sizes beyond output and input channels; empty for a linear map.
-        stride: of the convolution, one number a size of the kernel, as the next two.
-        padding: zeros on either side.
-        dilation: distance between the inputs that meet neighboring weights.
-        groups: of the convolution.
-    """
-
-    inputs: Tensor
-    gradient: Tensor
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
-
-    def scaled(self, exponent: int, dtype: torch.dtype) -> Product:
-        """Return the product in another dtype, its part of the gradient times ``2**-exponent``.
-
-        Both factors are brought near 1 by powers of two, which round nothing, so that neither
-        overflows where the part itself does not.
-        """
-        own = exponent_of(float(self.inputs.abs().max()))
-        inputs = shifted(self.inputs, -own).to(dtype)
-        gradient = shifted(self.gradient, own - exponent).to(dtype)
-        return replace(self, inputs=inputs, gradient=gradient)
-
-    def add_to(self, total: Tensor, *, first: bool) -> None:
-        """Add the part of the gradient to ``total``, or, for the first part, write it there.
-
-        Args:
-            total: contiguous, of the weight's shape, in the dtype of the product.
-            first: whether what ``total`` holds is to be forgotten.
-        """
-        if not self._plain:
-            part = self._convolved(total)
-            total.copy_(part) if first else total.add_(part)
-            return
-        rows, columns = self._matrices()
-        torch.addmm(
-            total.view(len(rows), -1), rows, columns.t(), beta=0.0 if first else 1.0,
-            out=total.view(len(rows), -1),
-        )  # fmt: skip
-
-    def at(self, places: Tensor, weight: Tensor) -> Tensor:
-        """Return the part of the gradient at some places alone.
-
-        Args:
-            places: int64 positions in the flat weight, in row-major order.
-            weight: the weight; its shape matters.
-
-        Returns:
-            A vector as long as ``places``, in the dtype of the product.
-        """
-        if not self._plain:
-            return self._convolved(weight).reshape(-1)[places]
-        rows, columns = self._matrices()
-        return (rows[places // len(columns)] * columns[places % len(columns)]).sum(1)
-
-    @property
-    def _plain(self) -> bool:
-        """Whether `_matrices` can state the product."""
-        if not self.kernel:
-            return True
-        columns = self.gradient[0, 0].numel() * self.inputs.shape[1] * math.prod(self.kernel)
-        return len(self.kernel) == 2 and self.groups == 1 and columns <= MOST_COLUMNS
-
-    def _matrices(self) -> tuple[Tensor, Tensor]:
-        """Return gradients [outputs, positions] and inputs [weights of an output, positions]."""
-        if not self.kernel:
-            return self.gradient.flatten(0, -2).t(), self.inputs.flatten(0, -2).t()
-        columns = F.unfold(
-            self.inputs, self.kernel, dilation=self.dilation, padding=self.padding,
-            stride=self.stride,
-        )  # fmt: skip
-        rows = self.gradient.flatten(2)
-        return rows.transpose(0, 1).flatten(1), columns.transpose(0, 1).flatten(1)
-
-    def _convolved(self, weight: Tensor) -> Tensor:
-        """Return the part of the gradient as torch derives any convolution."""
-        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            self.gradient, self.inputs, weight.to(self.inputs.dtype), None, self.stride,
-            self.padding, self.dilation, False, [0] * len(self.kernel), self.groups,
-            [False, True, False],
-        )  # fmt: skip
-        return found[1]
+_MARK = "_pabzip_is_activation"
 
 
-def empty_scores(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return contiguous tensors of the shapes of ``weights``, holding anything."""
-    return {
-        name: torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        for name, weight in weights.items()
-    }
-
-
-def write_gradient(total: Tensor, products: Sequence[Product], rest: Tensor | None) -> None:
-    """Write a weight's gradient, the sum of its parts, to ``total``.
+class LinearizedForward(TorchFunctionMode):
+    """Within it, a network computes by linear forms, and its layers' products are kept.
 
     Args:
-        total: contiguous, of the weight's shape.
-        products: the weight's, in the dtype of ``total``.
-        rest: what else adds to the gradient, of the weight's shape.
-    """
-    if not products:
-        total.zero_()
-    for number, product in enumerate(products):
-        product.add_to(total, first=number == 0)
-    if rest is not None:
-        total.add_(rest)
-
-
-def exponent_of(value: float) -> int:
-    """Return e with ``2**(e - 1) <= value < 2**e``; 0 for what has none."""
-    return math.frexp(value)[1] if math.isfinite(value) else 0
-
-
-def shifted(values: Tensor, exponent: int) -> Tensor:
-    """Return ``values * 2**exponent``, for any exponent that the result can bear."""
-    half = exponent // 2
-    return values * 2.0**half * 2.0 ** (exponent - half)
-
-
-_FEW_POSITIONS = 128
-"""Outputs a channel below which a convolution spends its time on reading the weight."""
-
-
-class Taps(TorchFunctionMode):
-    """Within it, linear maps and convolutions by given weights are caught.
-
-    Autograd makes a new tensor of a weight's size for each gradient, which for large weights and
-    small inputs takes longer than the product itself. Here autograd passes such weights by, and
-    what it would have multiplied is kept instead. A use of any other kind (a transposed
-    convolution, an embedding, a weight that is transformed first) is left to autograd.
-
-    Args:
-        weights: the weights by name, as the network will use them.
+        inputs: the network's input, which requires a gradient.
+        weights: the weights by name, as the network will use them. Linear maps and convolutions
+            by them are kept as `Product`; a use of any other kind (a transposed convolution, an
+            embedding, a weight that is transformed first) is left to autograd.
 
     Attributes:
         products: of each weight by name, in the order of the backward pass, which fills it.
+        reached: names of the weights that met an activation.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]):
+    def __init__(self, inputs: Tensor, weights: Mapping[str, Tensor]):
         super().__init__()
         self.products: dict[str, list[Product]] = {name: [] for name in weights}
+        self.reached: set[str] = set()
         self._names = {id(weight): name for name, weight in weights.items()}
+        self._source = inputs.view_as(inputs).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+        setattr(inputs, _MARK, True)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        reader = _READERS.get(func)
-        call = None if reader is None else reader(*args, **kwargs)
-        if call is None or not call.inputs.requires_grad or id(call.weight) not in self._names:
-            return func(*args, **kwargs)
-        output = call.by_columns() if call.small else call.by(func)
-        if output.requires_grad:
-            output.register_hook(partial(self._caught, call))  # type: ignore[no-untyped-call]
+        tensors = list(_tensors((args, kwargs)))
+        active = any(self._is_activation(tensor) for tensor in tensors)
+        if active:
+            self.reached.update(self._names[id(t)] for t in tensors if id(t) in self._names)
+        layer = read_call(func, args, kwargs)
+        if layer is not None and layer.inputs.requires_grad and id(layer.weight) in self._names:
+            output = layer.by_columns() if layer.small else layer.by(func)
+            if output.requires_grad:
+                output.register_hook(partial(self._keep, layer))  # type: ignore[no-untyped-call]
+        elif active and func is F.multi_head_attention_forward:
+            with self:
+                output = _attention_steps(*args, **kwargs)
+        else:
+            output = (
+                linear_form(func, args, kwargs, self._is_activation) if active else NotImplemented
+            )
+            if output is NotImplemented:
+                output = func(*args, **kwargs)
+        if active:
+            self._mark(func, args, output)
         return output
 
-    def _caught(self, call: _Call, gradient: Tensor) -> None:
-        """Keep a product whose gradient is known."""
-        self.products[self._names[id(call.weight)]].append(call.product(gradient))
+    def _mark(self, func: Any, args: tuple[Any, ...], output: object) -> None:
+        """Note what a call has made of activations."""
+        name: str = getattr(func, "__name__", "")
+        if name.endswith("_like") or name.startswith("new_"):
+            return
+        for tensor in (args[0],) if name == "__setitem__" else _tensors(output):
+            setattr(tensor, _MARK, True)
 
+    def _keep(self, layer: LayerCall, gradient: Tensor) -> None:
+        """Keep a layer's product, whose gradient is known by now."""
+        self.products[self._names[id(layer.weight)]].append(layer.product(gradient))
 
-class _Rows(torch.autograd.Function):
-    """``rows @ weight.T``, without a gradient for the weight.
-
-    In both passes the weight stands on the right, where BLAS reads a large one twice to four times
-    as fast as on the left, which is where a convolution puts it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
-        """Multiply ``[..., inputs]`` by ``[outputs, inputs]``."""
-        ctx.save_for_backward(weight)
-        return rows @ weight.t()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of the rows."""
-        (weight,) = ctx.saved_tensors
-        return gradients[0].contiguous() @ weight, None
-
-
-class _Call:
-    """The arguments of one linear map or convolution, every one of them in its place."""
-
-    __slots__ = ("bias", "geometry", "inputs", "weight")
-
-    def __init__(self, inputs: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any):
-        self.inputs, self.weight, self.bias, self.geometry = inputs, weight, bias, geometry
-
-    @property
-    def small(self) -> bool:
-        """Whether the weight is large for the inputs, and the convolution a plain one of images."""
-        if self.weight.dim() != 4 or self.inputs.dim() != 4 or self.geometry[-1] != 1:
+    def _is_activation(self, value: object) -> bool:
+        """Say whether a value depends on the input, and not through a detached tensor alone."""
+        if not isinstance(value, Tensor) or not value.requires_grad:
             return False
-        positions = len(self.inputs) * math.prod(self._output_size())
-        columns = positions * self.weight[0].numel()
-        return 0 < positions <= _FEW_POSITIONS and columns <= MOST_COLUMNS
+        if not hasattr(value, _MARK) and value.grad_fn is not None:
+            # Made where no mode looks, such as by a custom autograd function.
+            setattr(value, _MARK, self._derived(value))
+        return bool(getattr(value, _MARK, False))
 
-    def by(self, func: Any) -> Tensor:
-        """Return the output as the network asks for it."""
-        output: Tensor = func(self.inputs, self.weight.detach(), self.bias, *self.geometry)
-        return output
-
-    def by_columns(self) -> Tensor:
-        """Return the output of a `small` convolution, as a product of matrices."""
-        stride, padding, dilation, _ = self.geometry
-        weight = self.weight.detach()
-        kernel = tuple(weight.shape[2:])
-        columns = F.unfold(self.inputs, kernel, dilation, padding, stride)
-        output: Tensor = _Rows.apply(columns.transpose(1, 2), weight.reshape(len(weight), -1))
-        if self.bias is not None:
-            output = output + self.bias
-        output = output.transpose(1, 2).reshape(len(output), len(weight), *self._output_size())
-        # No view: a step in place (an activation) would part it from what watches it.
-        return output.clone(memory_format=torch.contiguous_format)
-
-    def _output_size(self) -> tuple[int, ...]:
-        """Return the height and width of a convolution's output."""
-        sizes = zip(self.inputs.shape[2:], self.weight.shape[2:], *self.geometry[:3], strict=True)
-        return tuple(
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, padding, dilation in sizes
-        )
-
-    def product(self, gradient: Tensor) -> Product:
-        """Return the product, with the gradient of its output."""
-        inputs = self.inputs.detach()
-        kernel = tuple(self.weight.shape[2:])
-        if not kernel:
-            return Product(inputs, gradient)
-        if inputs.dim() == len(kernel) + 1:  # without the batch dimension
-            inputs, gradient = inputs[None], gradient[None]
-        stride, padding, dilation, groups = self.geometry
-        return Product(inputs, gradient, kernel, stride, padding, dilation, groups)
+    def _derived(self, value: Tensor) -> bool:
+        """Say whether the graph of a value leads to the input."""
+        nodes, seen = [value.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is self._source:
+                return True
+            if node is not None and node not in seen:
+                seen.add(node)
+                nodes.extend(following for following, _ in node.next_functions)
+        return False
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Call | None:  # noqa: A002 (torch's name)
-    """Read a call of ``linear``."""
-    return _Call(input, weight, bias) if input.dim() >= 2 and weight.dim() == 2 else None
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested sequences and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
 
 
-def _convolution(
-    input: Tensor,  # noqa: A002 (torch's name)
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> _Call | None:
-    """Read a call of a convolution; padding in words is left to torch."""
-    if isinstance(padding, str):
-        return None
-    sizes = weight.dim() - 2
-    geometry = (_tuple(value, sizes) for value in (stride, padding, dilation))
-    return _Call(input, weight, bias, *geometry, groups)
-
-
-def _tuple(value: Any, length: int) -> tuple[int, ...]:
-    """Return a number for each size, from one for all or one for each."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * length if len(values) == 1 else values
-
-
-_READERS: dict[Any, Callable[..., _Call | None]] = {
-    F.linear: _linear,
-    F.conv1d: _convolution,
-    F.conv2d: _convolution,
-    F.conv3d: _convolution,
-}
+_attention_steps = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    # It hands itself to the mode as a whole if there is one; so told there is none, its steps are
+    # seen by the mode one by one.
+    {**vars(F), "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+"""``F.multi_head_attention_forward``, whose steps each go through the mode."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What `AbsoluteNetwork.flow` finds.
+    """The synaptic flow of a network, and what its gradients are made of.
 
     The gradient of R by a weight is the sum of its products' parts and of its rest.
 
@@ -316,62 +134,34 @@ class Flow:
         products: the linear maps and convolutions of each weight, by its name.
         rests: gradients of R by each weight through other uses than ``products``, by its name;
             None where there are none.
+        reached: names of the weights that met an activation in the forward pass.
         from_input: gradient of R by the input, of shape ``(1, *input_shape)``.
     """
 
     total: float
     products: Mapping[str, list[Product]]
     rests: Mapping[str, Tensor | None]
+    reached: set[str]
     from_input: Tensor
 
 
-class AbsoluteNetwork:
-    """A network whose parameters and buffers are replaced by their absolute values.
+class LinearizedNetwork(NetworkCopy):
+    """A network with the absolute values of its parameters and buffers, and linear operations.
 
-    The values live in detached copies that are handed to the network for one call at a time
-    (``torch.func.functional_call``), so its own weights, signs, buffers, gradients and dtypes are
-    never written. Calls run in evaluation mode, which is put back module by module afterwards,
-    even on an exception. The caller's random state, autocast and gradient mode are left alone.
-    All of it is computed in float64: R is a product over the layers, and overflows float32 soon.
+    Calls run in evaluation mode. All of it is computed in float64: R is a product over the layers,
+    and overflows float32 soon.
 
     Args:
         net: any module that maps one floating tensor to one floating tensor.
         weights: the parameters that get gradients; pruned entries can be zeroed with `prune`.
         input_shape: shape of one input, without the batch dimension.
-
-    Raises:
-        SearchError: ``input_shape`` is not a sequence of positive integers.
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        weights: Mapping[str, nn.Parameter],
-        input_shape: Sequence[int],
+        self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: tuple[int, ...]
     ):
-        self._input_shape = check_input_shape(input_shape)
-        self._net = net
-        self._names = {id(parameter): name for name, parameter in net.named_parameters()}
-        self._state = {
-            name: self._absolute(tensor)
-            for name, tensor in (*net.named_parameters(), *net.named_buffers())
-        }
-        self._weights = {
-            name: self._state[self._names[id(parameter)]].requires_grad_()
-            for name, parameter in weights.items()
-        }
-        self._device = next(iter(weights.values())).device
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The absolute values of the searched weights, by name; they require gradients."""
-        return self._weights
-
-    @torch.no_grad()
-    def prune(self, masks: Mapping[str, Tensor]) -> None:
-        """Set the weights that ``masks`` has pruned to zero, in the copies alone."""
-        for name, weight in self._weights.items():
-            weight.mul_(masks[name])  # none is negative, so this gives +0.0
+        super().__init__(net, weights, _absolute)
+        self._input_shape = input_shape
 
     def flow(self) -> Flow:
         """Return R and what its gradients are made of.
@@ -379,40 +169,26 @@ class AbsoluteNetwork:
         Raises:
             SearchError: the network refuses the input, or does not give one floating tensor.
         """
-        with isolated(self._net, self._device, training=lambda _: False):
+        with self.isolated(training=lambda _: False):
             ones = torch.ones(
-                (1, *self._input_shape), dtype=torch.float64, device=self._device,
+                (1, *self._input_shape), dtype=torch.float64, device=self.device,
                 requires_grad=True,
             )  # fmt: skip
-            with Taps(self._weights) as taps:
-                total = call(self._net, self._state, ones).sum()
-            wanted = [ones, *self._weights.values()]
+            with LinearizedForward(ones, self.weights) as forward:
+                total = self(ones).sum()
+            wanted = [ones, *self.weights.values()]
             first, *rest = torch.autograd.grad(total, wanted, allow_unused=True)
         return Flow(
             total=float(total.detach()),
-            products=taps.products,
-            rests=dict(zip(self._weights, rest, strict=True)),
+            products=forward.products,
+            rests=dict(zip(self.weights, rest, strict=True)),
+            reached=forward.reached,
             from_input=torch.zeros_like(ones) if first is None else first,
         )
 
-    def _absolute(self, tensor: Tensor) -> Tensor:
-        """Return a detached copy: absolute values if floating, else the values themselves."""
-        with torch.no_grad():
-            if tensor.is_floating_point():
-                return tensor.detach().to(torch.float64, copy=True).abs_()
-            return tensor.detach().clone()
 
-
-def check_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of one input as a tuple.
-
-    Raises:
-        SearchError: it is not a sequence of positive integers.
-    """
-    sizes = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
-    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise SearchError(
-            "input_shape: expected the sizes of one input without the batch dimension, such "
-            f"as (3, 32, 32), found {input_shape!r}"
-        )
-    return sizes
+def _absolute(tensor: Tensor) -> Tensor:
+    """Return a copy: absolute values in float64 if floating, else the values themselves."""
+    if tensor.is_floating_point():
+        return tensor.to(torch.float64, copy=True).abs_()
+    return tensor.clone()

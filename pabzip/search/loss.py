@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pabzip.errors import SearchError
-from pabzip.search.isolation import call, isolated
+from pabzip.search.isolation import NetworkCopy
 
 Batch = tuple[Tensor, Tensor]
 """Inputs ``float[B, ...]`` and labels ``int64[B]``."""
 
 
-class LossNetwork:
+class LossNetwork(NetworkCopy):
     """The mean cross-entropy of a network over fixed batches, as a function of its weights.
 
     Batch norm normalizes by the statistics of each batch, as in training; all else (dropout,
@@ -51,39 +52,20 @@ class LossNetwork:
             raise SearchError(f"dtype: expected a floating dtype, found {dtype}")
         if not 0.0 < temperature < math.inf:
             raise SearchError(f"temperature: expected a number above 0, found {temperature!r}")
-        self._net = net
-        self._device = next(iter(weights.values())).device
+        super().__init__(
+            net,
+            weights,
+            lambda tensor: (
+                tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+            ),
+        )
         self._temperature = temperature
         self._batches = [
-            (inputs.to(self._device, dtype), labels.to(self._device))
+            (inputs.to(self.device, dtype), labels.to(self.device))
             for inputs, labels in _checked(batches)
         ]
         self.input_shape = tuple(self._batches[0][0].shape[1:])
         self._samples = sum(len(labels) for _, labels in self._batches)
-        names = {id(parameter): name for name, parameter in net.named_parameters()}
-        self._state = {
-            name: tensor.detach().to(
-                dtype if tensor.is_floating_point() else tensor.dtype, copy=True
-            )
-            for name, tensor in (*net.named_parameters(), *net.named_buffers())
-        }
-        self._pruned: dict[str, Tensor] = {}
-        self._weights = {
-            name: self._state[names[id(parameter)]].requires_grad_()
-            for name, parameter in weights.items()
-        }
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The copies of the searched weights, by name; they require gradients."""
-        return self._weights
-
-    @torch.no_grad()
-    def prune(self, masks: Mapping[str, Tensor]) -> None:
-        """Set the weights that ``masks`` has pruned to zero, in the copies alone."""
-        for name, weight in self._weights.items():
-            self._pruned[name] = ~masks[name]
-            weight.masked_fill_(self._pruned[name], 0.0)
 
     def gradients(self) -> dict[str, Tensor]:
         """Return g, the gradient of the loss by each searched weight, by name.
@@ -91,8 +73,8 @@ class LossNetwork:
         Raises:
             SearchError: the network refuses the batches, or does not give logits for the labels.
         """
-        wanted = list(self._weights.values())
-        with isolated(self._net, self._device, training=_normalizes):
+        wanted = list(self.weights.values())
+        with self.isolated(training=_normalizes):
             parts = (
                 torch.autograd.grad(loss, wanted, materialize_grads=True) for loss in self._losses()
             )
@@ -108,20 +90,20 @@ class LossNetwork:
         Raises:
             SearchError: as `gradients`, or an operation that has no second derivative.
         """
-        wanted = list(self._weights.values())
+        wanted = list(self.weights.values())
         gradients = self.gradients()
         with torch.no_grad():
-            for name, pruned in self._pruned.items():
-                gradients[name].masked_fill_(pruned, 0.0)
+            for name, weight in self.weights.items():
+                gradients[name].masked_fill_(weight == 0, 0.0)
         direction = list(gradients.values())
-        with isolated(self._net, self._device, training=_normalizes):
+        with self.isolated(training=_normalizes):
             parts = (self._product(loss, wanted, direction) for loss in self._losses())
             return self._summed(parts)
 
     def _losses(self) -> Iterator[Tensor]:
         """Yield the losses of the batches; they add up to the mean over all samples."""
         for inputs, labels in self._batches:
-            logits = call(self._net, self._state, inputs) / self._temperature
+            logits = self(inputs) / self._temperature
             if logits.dim() != 2 or len(logits) != len(labels):
                 raise SearchError(
                     f"{type(self._net).__name__}: expected logits [{len(labels)}, classes] for "
@@ -152,30 +134,67 @@ class LossNetwork:
 
     def _summed(self, parts: Iterable[Sequence[Tensor]]) -> dict[str, Tensor]:
         """Return the sums over the batches, by name."""
-        total = [torch.zeros_like(weight, requires_grad=False) for weight in self._weights.values()]
+        total = [torch.zeros_like(weight, requires_grad=False) for weight in self.weights.values()]
         for part in parts:
             torch._foreach_add_(total, list(part))
-        return dict(zip(self._weights, total, strict=True))
+        return dict(zip(self.weights, total, strict=True))
+
+
+def batches_of(
+    example_inputs: Tensor | Iterable[Any] | None, targets: Tensor | Iterable[Tensor] | None
+) -> list[Batch]:
+    """Return what a search measures on as pairs of inputs and labels.
+
+    Args:
+        example_inputs: one batch of inputs, an iterable of batches, or, without ``targets``, an
+            iterable of pairs of inputs and labels, such as a ``DataLoader``.
+        targets: the labels, of the same form as ``example_inputs``.
+
+    Raises:
+        SearchError: nothing to measure on, or not as many batches of labels as of inputs.
+    """
+    if example_inputs is None:
+        raise SearchError(
+            "example_inputs: expected training images and targets= with their labels, found none; "
+            "pass those of pabzip.data.batches, or search by a method without data"
+        )
+    if isinstance(example_inputs, Tensor) or isinstance(targets, Tensor):
+        return [(example_inputs, targets)]  # type: ignore[list-item]
+    if targets is None:
+        return list(example_inputs)
+    inputs, labels = list(example_inputs), list(targets)
+    if len(inputs) != len(labels):
+        raise SearchError(
+            f"targets: expected labels for {len(inputs)} batches of example_inputs, found "
+            f"{len(labels)}"
+        )
+    return list(zip(inputs, labels, strict=True))
 
 
 def _checked(batches: Iterable[Batch]) -> list[Batch]:
     """Return the batches as a list; refuse what is none, and no batch at all."""
     found = list(batches)
     for number, batch in enumerate(found):
+        parts = batch if isinstance(batch, Sequence) and not isinstance(batch, str) else (batch,)
         fits = (
-            isinstance(batch, Sequence)
-            and len(batch) == 2
-            and all(isinstance(part, Tensor) for part in batch)
-            and batch[0].is_floating_point()
-            and batch[1].dtype == torch.int64
-            and batch[1].dim() == 1
-            and batch[0].dim() >= 2
-            and len(batch[0]) == len(batch[1]) > 0
+            len(parts) == 2
+            and all(isinstance(part, Tensor) for part in parts)
+            and parts[0].is_floating_point()
+            and parts[1].dtype == torch.int64
+            and parts[1].dim() == 1
+            and parts[0].dim() >= 2
+            and len(parts[0]) == len(parts[1]) > 0
         )
         if not fits:
+            shown = ", ".join(
+                f"{part.dtype} {list(part.shape)}"
+                if isinstance(part, Tensor)
+                else type(part).__name__
+                for part in parts
+            )
             raise SearchError(
                 f"batches[{number}]: expected a pair of floating inputs [B, ...] and int64 labels "
-                f"[B], found {_describe(batch)}"
+                f"[B], found {shown}"
             )
     if not found:
         raise SearchError(
@@ -183,15 +202,6 @@ def _checked(batches: Iterable[Batch]) -> list[Batch]:
             "images, such as those of pabzip.data.batches"
         )
     return found
-
-
-def _describe(batch: object) -> str:
-    """Say what was found in place of a batch."""
-    parts = batch if isinstance(batch, Sequence) and not isinstance(batch, str) else (batch,)
-    return ", ".join(
-        f"{part.dtype} {list(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
-        for part in parts
-    )
 
 
 def _normalizes(module: nn.Module) -> bool:

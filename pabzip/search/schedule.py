@@ -164,10 +164,5 @@ def prune_groups(
     if scope == "global":
         return [PruneGroup(tuple(weights), keep_ratio)]
     if scope == "layer":
-        return layer_prune_groups(dict.fromkeys(weights, keep_ratio))
+        return [PruneGroup((name,), keep_ratio) for name in weights]
     raise SearchError(f"scope: expected one of {', '.join(SCOPES)}, found {scope!r}")
-
-
-def layer_prune_groups(keep_ratios: Mapping[str, float]) -> list[PruneGroup]:
-    """Return a group for each weight tensor, from its own keep ratio."""
-    return [PruneGroup((name,), keep_ratio) for name, keep_ratio in keep_ratios.items()]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pabzip.init import Selection
+from pabzip.registry import register_search
 from pabzip.search.driver import OnIteration, iterative_search, search_weights
-from pabzip.search.loss import Batch, LossNetwork
+from pabzip.search.loss import LossNetwork, batches_of
 from pabzip.search.schedule import prune_groups
 
 
@@ -39,17 +42,23 @@ class SnipScorer:
             }
 
 
+@register_search("snip", needs_data=True, rounds=1, takes=("dtype",))
 def snip(
     net: nn.Module,
     keep_ratio: float,
-    batches: Iterable[Batch],
-    iterations: int = 1,
     *,
+    input_shape: Sequence[int] | None = None,
+    example_inputs: Tensor | Iterable[Any] | None = None,
+    targets: Tensor | Iterable[Tensor] | None = None,
+    only: Selection | None = None,
+    skip: Selection | None = None,
     weights: Mapping[str, nn.Parameter] | None = None,
+    iterations: int | None = None,
     schedule: str = "exponential",
     scope: str = "global",
-    dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
     on_iteration: OnIteration | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Find a mask by SNIP and apply it: pruned weights become +0.0, survivors keep their bits.
 
@@ -59,16 +68,22 @@ def snip(
     Args:
         net: a network drawn by `pabzip.init_`, or any network with ``weights``.
         keep_ratio: fraction of the weights that survives, in (0, 1].
-        batches: training images, pairs of inputs ``float[B, ...]`` and labels ``int64[B]`` on any
-            device. Few samples give noisy scores; about ten a class are usual. Batch norm
+        input_shape: not used; the images have one.
+        example_inputs: training images: a batch ``float[B, ...]``; several in an iterable; or, if
+            ``targets`` is not given, an iterable of pairs of images and labels, such as a
+            ``DataLoader``. On any device; about ten a class are usual. Batch norm
             normalizes each batch by itself.
-        iterations: rounds of scoring and pruning; the published choice is one, which prunes by
-            the dense network's scores and can empty a layer at small keep ratios.
-        weights: the weights to decide on, by name; the seeded ones by default.
+        targets: the labels, ``int64[B]`` for each batch.
+        only: the seeded weights to decide on, as for `pabzip.search.synflow`.
+        skip: seeded weights that stay as they are.
+        weights: in place of ``only`` and ``skip``, any parameters of ``net`` by name.
+        iterations: rounds of scoring and pruning; None is the published number, one, which prunes
+            by the dense network's scores and can empty a layer at small keep ratios.
         schedule: how the number of survivors falls, one of `pabzip.search.SCHEDULES`.
         scope: ``"global"`` for one threshold, ``"layer"`` for one of each weight tensor.
-        dtype: of the computation.
+        seed: not used.
         on_iteration: called as ``on_iteration(i, iterations)`` after each round, i from 1.
+        dtype: of the computation.
 
     Returns:
         The masks by name, in the order of the weights: bool, of the weight's shape, on its device.
@@ -76,15 +91,17 @@ def snip(
     Raises:
         SearchError: an argument out of range, batches that do not fit the network, scores that
             are not finite (the layer is named), or layer collapse (the layers are named).
-        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed.
+        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed, or ``only`` or
+            ``skip`` names nothing.
 
     Source: Lee et al. 2019, Algorithm 1. Deviations: batch norm uses the statistics of the batch,
     as in training, where the authors' code uses those that it was made with; ties at the threshold
     are settled by position.
     """
-    chosen = search_weights(net, weights)
-    network = LossNetwork(net, chosen, batches, dtype)
+    chosen = search_weights(net, only, skip, weights)
+    network = LossNetwork(net, chosen, batches_of(example_inputs, targets), dtype)
     return iterative_search(
         net, chosen, SnipScorer(network), prune_groups(chosen, keep_ratio, scope),
-        network.input_shape, iterations, schedule=schedule, on_iteration=on_iteration,
+        network.input_shape, 1 if iterations is None else iterations, schedule=schedule,
+        on_iteration=on_iteration,
     )  # fmt: skip

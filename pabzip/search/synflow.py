@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
-from pabzip.search.driver import OnIteration, Scorer, iterative_search, search_weights
-from pabzip.search.isolation import full_float32
-from pabzip.search.linearized import (
-    AbsoluteNetwork,
-    Flow,
-    empty_scores,
-    exponent_of,
-    shifted,
-    write_gradient,
+from pabzip.init import Selection
+from pabzip.registry import register_search
+from pabzip.search.driver import (
+    OnIteration,
+    Scorer,
+    input_shape_of,
+    iterative_search,
+    search_weights,
 )
+from pabzip.search.isolation import full_float32
+from pabzip.search.layer_products import empty_scores, exponent_of, shifted, write_gradient
+from pabzip.search.linearized import Flow, LinearizedNetwork
 from pabzip.search.schedule import prune_groups
 
 
@@ -25,26 +27,30 @@ class SynFlowScorer:
     """Scores weights by their synaptic flow, ``|dR/dw * w|``, in float64.
 
     R is the sum of the outputs for an input of ones, in evaluation mode, with every parameter and
-    floating buffer replaced by its absolute value. A weight's score is then the weight of all
-    paths through it, so a layer that thins out gains score, and collapse is put off.
+    floating buffer replaced by its absolute value, and with linear activations and open gates
+    (`pabzip.search.linear_forms`). A weight's score is then the weight of all paths through it, so
+    a layer that thins out gains score, and collapse is put off.
 
     Args:
         net: any module that maps one floating tensor to one floating tensor.
         weights: the weights to score, by name.
         input_shape: shape of one input, without the batch dimension.
 
-    Raises:
-        SearchError: ``input_shape`` is out of range.
+    Attributes:
+        reached: names of the weights that the input reached in the last round.
 
     Source: Tanaka et al. 2020, equation (2) and Algorithm 1; Peek-a-Boo, Section 3.2.
     """
 
+    _dtype = torch.float64
+
     def __init__(
-        self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: Sequence[int]
+        self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: tuple[int, ...]
     ):
-        self._network = AbsoluteNetwork(net, weights, input_shape)
+        self._network = LinearizedNetwork(net, weights, input_shape)
         # Kept from round to round: new memory of this size costs more than the arithmetic.
-        self._scores = empty_scores(self._network.weights, torch.float64)
+        self._scores = empty_scores(self._network.weights, self._dtype)
+        self.reached: Collection[str] = ()
 
     @torch.no_grad()
     def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,15 +61,21 @@ class SynFlowScorer:
         Raises:
             SearchError: ``input_shape`` does not fit the network.
         """
-        self._network.prune(masks)
-        flow = self._network.flow()
+        flow = self._flow_of(masks)
         for name, score in self._scores.items():
             write_gradient(score, flow.products[name], flow.rests[name])
             score.mul_(self._network.weights[name]).abs_()
         return dict(self._scores)
 
+    def _flow_of(self, masks: Mapping[str, Tensor]) -> Flow:
+        """Return the flow through the network under ``masks``."""
+        self._network.prune(masks)
+        flow = self._network.flow()
+        self.reached = flow.reached
+        return flow
 
-class FastSynFlowScorer:
+
+class FastSynFlowScorer(SynFlowScorer):
     """Scores weights by their synaptic flow, as `SynFlowScorer` does, in float32.
 
     What flows through the network stays float64; the scores, which are millions where activations
@@ -76,28 +88,20 @@ class FastSynFlowScorer:
     a weight loses the next one sooner. Rounding the scores of float64 to float32, and nothing
     else, changed 20,474 of the 11,164,352 entries of ResNet-18's mask (keep 0.1, 100 iterations).
 
-    Args:
-        net: any module that maps one floating tensor to one floating tensor.
-        weights: the weights to score, by name.
-        input_shape: shape of one input, without the batch dimension.
-
-    Raises:
-        SearchError: ``input_shape`` is out of range.
-
     Source: Tanaka et al. 2020, equation (2); the division of labor is ours.
     """
 
+    _dtype = torch.float32
+
     def __init__(
-        self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: Sequence[int]
+        self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: tuple[int, ...]
     ):
-        self._network = AbsoluteNetwork(net, weights, input_shape)
+        super().__init__(net, weights, input_shape)
         self._flow: Flow | None = None
         self._weights = {
             name: weight.detach().to(torch.float32)
             for name, weight in self._network.weights.items()
         }
-        # Kept from round to round: new memory of this size costs more than the arithmetic.
-        self._scores = empty_scores(self._network.weights, torch.float32)
 
     @torch.no_grad()
     def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,8 +113,7 @@ class FastSynFlowScorer:
         Raises:
             SearchError: ``input_shape`` does not fit the network.
         """
-        self._network.prune(masks)
-        self._flow = flow = self._network.flow()
+        self._flow = flow = self._flow_of(masks)
         exponent = exponent_of(abs(flow.total))
         with full_float32():
             for name, score in self._scores.items():
@@ -150,17 +153,23 @@ _SCORERS: dict[torch.dtype, Callable[..., Scorer]] = {
 }
 
 
+@register_search("synflow", needs_data=False, rounds=100, takes=("dtype",))
 def synflow(
     net: nn.Module,
     keep_ratio: float,
-    input_shape: Sequence[int],
-    iterations: int = 100,
     *,
+    input_shape: Sequence[int] | None = None,
+    example_inputs: Tensor | None = None,
+    targets: object = None,
+    only: Selection | None = None,
+    skip: Selection | None = None,
     weights: Mapping[str, nn.Parameter] | None = None,
+    iterations: int | None = None,
     schedule: str = "exponential",
     scope: str = "global",
-    dtype: torch.dtype = torch.float64,
+    seed: int | None = None,
     on_iteration: OnIteration | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
     """Find a mask by SynFlow and apply it: pruned weights become +0.0, survivors keep their bits.
 
@@ -169,38 +178,55 @@ def synflow(
     exception the weights, too, are as before.
 
     Args:
-        net: a network drawn by `pabzip.init_`, or any network with ``weights``.
+        net: a network drawn by `pabzip.init_`, or any network with ``weights``. Activations,
+            gates, attention and norms may be any; see `pabzip.search.linear_forms`.
         keep_ratio: fraction of the weights that survives, in (0, 1]; 0.1 is the paper's 90 %
             pruning. Exactly ``round(keep_ratio * N)`` of N weights survive.
-        input_shape: shape of one input, without the batch dimension, such as ``(3, 32, 32)``.
+        input_shape: shape of one input, without the batch dimension, such as ``(3, 32, 32)``. A
+            short sequence will do for a recurrent network, whose flow grows with each step.
+        example_inputs: in place of ``input_shape``, a batch ``float[B, ...]``; its shape alone
+            counts.
+        targets: not used; every search takes the same arguments.
+        only: the seeded weights to decide on: names of weights or of modules, or a predicate
+            ``(module, name) -> bool``. All by default.
+        skip: the same, for seeded weights that stay as they are.
+        weights: in place of ``only`` and ``skip``, any parameters of ``net`` by name.
         iterations: rounds of scoring and pruning. One round prunes by the dense network's scores
-            and is prone to layer collapse; 100 is the published choice.
-        weights: the weights to decide on, by name; the seeded ones by default.
+            and is prone to layer collapse; None is the published number, 100.
         schedule: how the number of survivors falls, one of `pabzip.search.SCHEDULES`; the
             exponential one is published.
         scope: ``"global"`` for one threshold, as published; ``"layer"`` for one of each weight
             tensor, so that each keeps the same fraction.
+        seed: not used.
+        on_iteration: called as ``on_iteration(i, iterations)`` after each round, i from 1.
         dtype: of the scores: float64, as published, or float32, which moves half as many bytes
             and finds the same mask; see `FastSynFlowScorer`.
-        on_iteration: called as ``on_iteration(i, iterations)`` after each round, i from 1.
 
     Returns:
         The masks by name, in the order of the weights: bool, of the weight's shape, on its device.
 
     Raises:
         SearchError: an argument out of range, a network that does not take ``input_shape``, scores
-            that are not finite (the layer is named), or layer collapse (the layers are named).
-        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed.
+            that are not finite, a layer that cannot be scored, fewer weights with a path than are
+            to survive, or layer collapse; the message names the layers.
+        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed, or ``only`` or
+            ``skip`` names nothing.
 
     Source: Tanaka et al. 2020, Algorithm 1; Peek-a-Boo, Section 3.2, Algorithm 1, line 1 and
     Section 4.1. Deviations: the published code prunes every weight that ties with the threshold,
-    so its count may be missed; here ties are settled by position and the count is exact.
+    so its count may be missed; here ties are settled by position and the count is exact. Its
+    networks have ReLU alone, so it needs no linear forms.
     """
-    chosen = search_weights(net, weights)
+    chosen = search_weights(net, only, skip, weights)
+    shape = input_shape_of(input_shape, example_inputs)
+    if shape is None:
+        raise SearchError(
+            "synflow: expected input_shape=, such as (3, 32, 32), or example_inputs=, found neither"
+        )
     if dtype not in _SCORERS:
         raise SearchError(f"dtype: expected torch.float64 or torch.float32, found {dtype}")
-    scorer = _SCORERS[dtype](net, chosen, input_shape)
     return iterative_search(
-        net, chosen, scorer, prune_groups(chosen, keep_ratio, scope), input_shape, iterations,
-        schedule=schedule, on_iteration=on_iteration,
+        net, chosen, _SCORERS[dtype](net, chosen, shape), prune_groups(chosen, keep_ratio, scope),
+        shape, 100 if iterations is None else iterations, schedule=schedule,
+        on_iteration=on_iteration,
     )  # fmt: skip

@@ -28,7 +28,6 @@ from .callbacks.tensorboard import (
 from .config import (
     BopRecipe,
     LatentRecipe,
-    Method,
     PsgRecipe,
     Recipe,
     SearchRecipe,
@@ -37,8 +36,6 @@ from .config import (
     default_recipe,
     from_dict,
     merge,
-    method_of,
-    read_recipe,
     to_dict,
 )
 from .cost import (
@@ -59,6 +56,13 @@ from .found_tickets import (
     SearchResult,
     apply_ticket,
     find_ticket,
+)
+from .methods import (
+    Method,
+    method_of,
+)
+from .recipes import (
+    read_recipe,
 )
 from .results import (
     EpochStats,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -213,7 +212,7 @@ def sharded(recipe: Recipe, world: World) -> Recipe:
     if recipe.shards:
         return recipe
     try:
-        return dataclasses.replace(recipe, shards=world.ranks)
+        return recipe.replace(shards=world.ranks)
     except RecipeError as error:
         raise RecipeError(
             f"{error}, one for each process; start torchrun with --nproc-per-node of 1, 2, 4, ..., "
@@ -234,7 +233,7 @@ def check_data(recipe: Recipe, splits: Splits, world: World) -> None:
     if recipe.shards % world.ranks:
         raise RecipeError(
             f"shards: expected a multiple of the {world.ranks} processes, which must be a power of "
-            f"two, found {recipe.shards}; leave it out, set --shards "
+            f"two, found {recipe.shards}; leave it out, set shards = "
             f"{1 << (world.ranks - 1).bit_length()}, or start torchrun with --nproc-per-node of "
             "1, 2, 4, ... processes"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pabzip import models
-from pabzip.data.registry import geometry
+from pabzip.data import geometry
 from pabzip.errors import RecipeError
 from pabzip.search import synflow
 from pabzip.train.bitops import LayerCost, costs_of, count_macs, kept_fractions
@@ -146,7 +146,7 @@ def estimate_costs(
     The dataset is only looked up, not read: SynFlow needs no images.
 
     Args:
-        recipe: ``arch``, ``arch_options``, ``data`` (one of `pabzip.data.registry`), ``seed``,
+        recipe: ``arch``, ``arch_options``, ``data`` (one of `pabzip.data.names`), ``seed``,
             ``scheme``, ``classifier``, ``keep_ratio``, ``search``, ``psg`` and ``drop_ratio``
             matter. Where it searches late or in several shots, which takes training, the mask is
             that of one search at initialization.
@@ -169,8 +169,8 @@ def estimate_costs(
     masks = synflow(
         net,
         recipe.keep_ratio,
-        shape,
-        search.rounds,
+        input_shape=shape,
+        iterations=search.rounds,
         schedule=search.schedule,
         scope=search.scope,
         dtype=getattr(torch, search.precision),

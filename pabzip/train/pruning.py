@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pabzip import search
 from pabzip.data import AnyImages, Splits, batches
 from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters
+from pabzip.registry import SEARCHES
 from pabzip.train.config import Recipe, method_of
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.
@@ -97,31 +97,20 @@ def search_masks(
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
     input_shape = (splits.in_channels, splits.image_size, splits.image_size)
-    rounds: dict[str, Any] = {
-        "iterations": settings.rounds,
-        "schedule": settings.schedule,
-        "scope": settings.scope,
-        "on_iteration": on_iteration,
-    }
-    match settings.method:
-        case "synflow":
-            dtype = getattr(torch, settings.precision)
-            return search.synflow(net, keep_ratio, input_shape, dtype=dtype, **rounds)
-        case "snip":
-            return search.snip(net, keep_ratio, _samples(net, recipe, splits.train), **rounds)
-        case "grasp":
-            return search.grasp(net, keep_ratio, _samples(net, recipe, splits.train), **rounds)
-        case "magnitude":
-            return search.magnitude(net, keep_ratio, input_shape, scope=settings.scope)
-        case "random":
-            return search.random(
-                net, keep_ratio, input_shape, seed=recipe.seed, scope=settings.scope
-            )
-        case "layerwise-random":
-            ratios = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
-            return search.layerwise_random(net, ratios, input_shape, seed=recipe.seed)
-        case method:
-            raise RecipeError(f"search.method: expected a known method, found {method!r}")
+    facts = SEARCHES.facts(settings.method)
+    own: dict[str, Any] = {}
+    if facts.get("needs_data"):
+        own["example_inputs"] = _samples(net, recipe, splits.train)
+    elif "dtype" in facts.get("takes", ()):
+        own["dtype"] = getattr(torch, settings.precision)
+    if "ratios" in facts.get("takes", ()):
+        own["ratios"] = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
+    masks: dict[str, Tensor] = SEARCHES.get(settings.method)(
+        net, keep_ratio, input_shape=input_shape, iterations=settings.rounds,
+        schedule=settings.schedule, scope=settings.scope, seed=recipe.seed,
+        on_iteration=on_iteration, **own,
+    )  # fmt: skip
+    return masks
 
 
 def _samples(net: nn.Module, recipe: Recipe, images: AnyImages) -> list[tuple[Tensor, Tensor]]:

@@ -6,7 +6,6 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
-from pabzip.train.config import Recipe, check_integer, check_number, settled, to_dict
+from pabzip.train.config import Recipe, comparable
 from pabzip.train.distributed import digest
+from pabzip.train.settings import Settings, setting
 
 
 def progress_path(output: str | os.PathLike[str]) -> str:
@@ -123,30 +123,16 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(steps?|epochs?|min|minutes?)")
 _UNITS = {"s": "steps", "e": "epochs", "m": "minutes"}
 
 
-@dataclass(frozen=True, slots=True)
-class SaveEvery:
+class SaveEvery(Settings, table="save_every"):
     """How often a run saves its state; it is saved when any of these is due.
-
-    Attributes:
-        steps: 1 or more; None: steps do not matter.
-        epochs: 1 or more; None: epochs do not matter.
-        minutes: since the last save, above 0; None: time does not matter.
 
     Raises:
         RecipeError: a value out of range.
     """
 
-    steps: int | None = None
-    epochs: int | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps is not None:
-            check_integer("save_every.steps", self.steps, 1)
-        if self.epochs is not None:
-            check_integer("save_every.epochs", self.epochs, 1)
-        if self.minutes is not None:
-            check_number("save_every.minutes", self.minutes, above=0)
+    steps: int | None = setting(None, "Steps between saves; None: they do not matter.", ge=1)
+    epochs: int | None = setting(None, "Epochs between saves; None: they do not matter.", ge=1)
+    minutes: float | None = setting(None, "Minutes since the last save; None: no matter.", gt=0)
 
     @classmethod
     def parse(cls, text: str) -> SaveEvery:
@@ -284,10 +270,6 @@ def _where(state: Mapping[str, Any]) -> str:
     return f"epoch {epochs}" if epochs else "the search"
 
 
-_ELSEWHERE = ("device", "data_root")
-"""Keys that say where a run happens, not what it does."""
-
-
 def surroundings(device: torch.device) -> dict[str, Any]:
     """Return what decides the last bits of a result besides the recipe."""
     return {
@@ -295,12 +277,6 @@ def surroundings(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device.type,
     }
-
-
-def comparable(recipe: Recipe) -> dict[str, Any]:
-    """Return what a recipe does, by dotted key, without where it does it."""
-    values = _values(to_dict(recipe))
-    return {key: value for key, value in values.items() if key not in _ELSEWHERE}
 
 
 def check_resumption(
@@ -317,10 +293,10 @@ def check_resumption(
     Raises:
         RecipeError: the recipes differ; the message shows each difference.
     """
-    before, now = _values(saved["recipe"]), comparable(recipe)
+    before, now = comparable(saved["recipe"]), comparable(recipe)
     differences = [
         f"{key} = {before.get(key)!r} then and {now.get(key)!r} now"
-        for key in sorted({*before, *now} - set(_ELSEWHERE))
+        for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
     if differences:
@@ -336,20 +312,3 @@ def check_resumption(
                 "the run goes on, but its last bits may differ from an uninterrupted one's",
                 stacklevel=2,
             )
-
-
-def _values(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain values by dotted key; a number of iterations left out is the published one."""
-    search = recipe.get("search")
-    return _flat({**recipe, "search": settled(search)} if isinstance(search, Mapping) else recipe)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as one with dotted keys."""
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            values |= _flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value
-    return values

@@ -13,7 +13,7 @@ from torch import nn
 from pabzip.errors import TrainingError
 from pabzip.train.callbacks import Progress
 from pabzip.train.distributed import digest
-from pabzip.train.methods import Optimizers
+from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
 from pabzip.train.results import EpochStats
 
@@ -82,7 +82,7 @@ class Meter:
                 f"epoch {self._epoch}, step {int(failed)}: expected a finite loss and finite "
                 f"gradients, found a loss of {found:g}"
                 f"{' with an infinite gradient' if finite else ''}; begin again with a lower "
-                "sgd.learning_rate, or use an architecture with batch norm"
+                "sgd.lr, or use an architecture with batch norm"
             )
         samples, taken = max(self._samples, 1), max(self._taken, 1)
         return Progress(self._epoch, self._step, loss / samples, correct / samples, flips / taken)

@@ -31,17 +31,17 @@ from pabzip.train.build import (
     sharded,
 )
 from pabzip.train.callbacks import JsonLog, Observer, Progress
-from pabzip.train.config import Recipe, method_of, to_dict
+from pabzip.train.config import Recipe, comparable, method_of, to_dict
 from pabzip.train.cost import StepCosts, step_costs
 from pabzip.train.distributed import World, digest, joined, local_rank
 from pabzip.train.evaluation import Evaluation, batch_sums, summarized
 from pabzip.train.file_size import ExpectedBytes
 from pabzip.train.found_tickets import TicketFinder
-from pabzip.train.methods import Optimizers, predictive_gradients, shortened
+from pabzip.train.optimizers import Optimizers, predictive_gradients, shortened
 from pabzip.train.precision import Precision
 from pabzip.train.pruning import PlannedSearch, planned_searches
 from pabzip.train.results import EpochStats, TrainResult
-from pabzip.train.resume import Keeper, SaveEvery, check_resumption, comparable, surroundings
+from pabzip.train.resume import Keeper, SaveEvery, check_resumption, surroundings
 from pabzip.train.run_state import Meter, RunState
 from pabzip.train.step import BatchGradients, steps_of, train_epoch
 
@@ -275,7 +275,7 @@ class Run:
         if not math.isfinite(tested.loss):
             raise TrainingError(
                 f"epoch {epoch}, step {trained.step}: expected a finite test loss, found "
-                f"{tested.loss:g}; lower sgd.learning_rate, or use an architecture with batch norm"
+                f"{tested.loss:g}; lower sgd.lr, or use an architecture with batch norm"
             )
         stats = self._stats(trained, tested)
         state.history.append(stats)

@@ -26,8 +26,8 @@ class Bop(FlippingRule):
         e <- (1 - gamma) * e + gamma * g                          (5)
         w <- -w   if |e| >= tau and e * w > 0, else w             (6)
 
-    Magnitudes never change, to the bit; a weight of zero (pruned) stays +0.0. There is no learning
-    rate. ``adaptivity_rate`` stands in ``param_groups``, where `AdaptivityDecay` lowers it.
+    Magnitudes never change, to the bit; a weight of zero (pruned) stays +0.0. The groups hold
+    ``adaptivity_rate`` as ``"lr"``, where torch's schedulers find it as `AdaptivityDecay` does.
 
     What the parameters do: ``threshold`` (tau) too high and the signs stay as they were drawn, too
     low and weights flip to and fro on the noise of single batches. ``adaptivity_rate`` (gamma) too
@@ -37,10 +37,10 @@ class Bop(FlippingRule):
     threshold with them.
 
     With a ``flip_cost`` above 0 the rule is ours, and trades loss against the bytes of the file:
-    every weight is pulled back to the sign that its seed gave, by what a flip costs in bits there.
-    A flip that does not lower the loss by ``flip_cost`` for each bit is not made, or taken back
-    (`pabzip.unmask.bop_update` derives it). The optimizer then remembers the seed's signs, one
-    byte a weight, in its state.
+    every weight is pulled back to its initial sign, the one that its seed gave, by what a flip
+    costs in bits there. A flip that does not lower the loss by ``flip_cost`` for each bit is not
+    made, or taken back (`pabzip.unmask.bop_update` derives it). The optimizer then remembers the
+    initial signs, one byte a weight, in its state.
 
     A gradient that is NaN makes the moving average of its weight NaN for good, and that weight
     never flips again: comparisons with NaN are false. The weights themselves stay sound; check the
@@ -57,8 +57,8 @@ class Bop(FlippingRule):
             Helwegen et al. do, so that the first flips take a while.
         flip_cost: lambda, the loss that a bit of the file is worth, zero or more; 0 is the paper's
             rule. Best with ``start="zero"``: the first gradient alone says little of what a flip is
-            worth. The seed's signs are drawn again if ``params`` is a network; parameters are taken
-            to have them at their first step.
+            worth. The initial signs are drawn again if ``params`` is a network; parameters are
+            taken to have them at their first step.
 
     Raises:
         RecipeError: a value out of range, a parameter claimed twice, or one that is not floating.
@@ -81,7 +81,7 @@ class Bop(FlippingRule):
     ):
         seeded = seeded_parameters(params) if isinstance(params, nn.Module) else {}
         defaults = {
-            "adaptivity_rate": adaptivity_rate,
+            "lr": adaptivity_rate,
             "threshold": threshold,
             "start": start,
             "flip_cost": flip_cost,
@@ -90,7 +90,7 @@ class Bop(FlippingRule):
         super().__init__(seeded.values() if isinstance(params, nn.Module) else params, defaults)
         if isinstance(params, nn.Module) and flip_cost > 0:
             for name, sign in seed_signs(params).items():
-                self.state[seeded[name]]["home"] = sign.to(seeded[name].device)
+                self.state[seeded[name]]["initial_sign"] = sign.to(seeded[name].device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as every torch optimizer does, with Bop's own checks.
@@ -101,6 +101,8 @@ class Bop(FlippingRule):
         group = dict(param_group)
         given = group["params"]
         group["params"] = [given] if isinstance(given, Tensor) else list(given)
+        if "adaptivity_rate" in group:
+            group["lr"] = group.pop("adaptivity_rate")
         _check_group({**self.defaults, **group})
         claimed = {id(p) for other in self.param_groups for p in other["params"]}
         for position, entry in enumerate(group["params"]):
@@ -120,52 +122,39 @@ class Bop(FlippingRule):
 
     def _advance(self) -> None:
         """Update the moving averages and flip."""
-        counts = []
+        counts: list[Tensor] = []
         for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            fresh, known = self._split(weights)
+            fresh: list[Tensor] = []
+            known: list[Tensor] = []
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    (known if "moving_average" in self.state[weight] else fresh).append(weight)
+            for weight in fresh:
+                dtype = torch.promote_types(weight.dtype, torch.float32)
+                self.state[weight]["moving_average"] = torch.zeros_like(weight, dtype=dtype)
             # An average that begins at the first gradient moves all the way to it.
-            begin = 1.0 if group["start"] == "first-gradient" else group["adaptivity_rate"]
-            counts += self._update(fresh, group, begin)
-            counts += self._update(known, group, group["adaptivity_rate"])
+            begin = 1.0 if group["start"] == "first-gradient" else group["lr"]
+            for weights, rate in ((fresh, begin), (known, group["lr"])):
+                counts += update(
+                    weights,
+                    [self.state[weight]["moving_average"] for weight in weights],
+                    [weight.grad for weight in weights if weight.grad is not None],
+                    [self._initial_sign(weight) for weight in weights]
+                    if group["flip_cost"] > 0
+                    else None,
+                    rate=rate,
+                    threshold=group["threshold"],
+                    flip_cost=group["flip_cost"],
+                )
         self._count(counts)
 
-    def _split(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Tell weights without a moving average from those with one; the former get zeros."""
-        fresh: list[Tensor] = []
-        known: list[Tensor] = []
-        for weight in weights:
-            state = self.state[weight]
-            (known if "moving_average" in state else fresh).append(weight)
-            if "moving_average" not in state:
-                dtype = torch.promote_types(weight.dtype, torch.float32)
-                state["moving_average"] = torch.zeros_like(weight, dtype=dtype)
-        return fresh, known
-
-    def _homes(self, weights: list[Tensor]) -> list[Tensor]:
-        """Return the signs that the seed gave; where nothing is known, those of now."""
-        homes = []
-        for weight in weights:
-            state = self.state[weight]
-            if "home" not in state:
-                state["home"] = weight.detach().sign().to(torch.int8)
-            homes.append(state["home"])
-        return homes
-
-    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: float) -> list[Tensor]:
-        """Update the averages and signs of some weights; return the number of flips of each."""
-        if not weights:
-            return []
-        flip_cost = group["flip_cost"]
-        return update(
-            weights,
-            [self.state[weight]["moving_average"] for weight in weights],
-            [weight.grad for weight in weights if weight.grad is not None],
-            self._homes(weights) if flip_cost > 0 else None,
-            rate=rate,
-            threshold=group["threshold"],
-            flip_cost=flip_cost,
-        )
+    def _initial_sign(self, weight: Tensor) -> Tensor:
+        """Return the signs that the seed gave, int8; where nothing is known, those of now."""
+        state = self.state[weight]
+        if "initial_sign" not in state:
+            state["initial_sign"] = weight.detach().sign().to(torch.int8)
+        signs: Tensor = state["initial_sign"]
+        return signs
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a `state_dict`; moving averages and signs come back to the bit."""
@@ -181,7 +170,7 @@ class Bop(FlippingRule):
 
 def _check_group(group: dict[str, Any]) -> None:
     """Raise unless the values of a parameter group are in range."""
-    rate, threshold, start = group["adaptivity_rate"], group["threshold"], group["start"]
+    rate, threshold, start = group["lr"], group["threshold"], group["start"]
     flip_cost = group["flip_cost"]
     if not 0.0 < rate <= 1.0:
         raise RecipeError(f"Bop: adaptivity_rate: expected 0 < rate <= 1, found {rate!r}")
@@ -196,31 +185,30 @@ def _check_group(group: dict[str, Any]) -> None:
 class AdaptivityDecay:
     """Multiplies the adaptivity rate of every group by ``ratio`` once in ``every`` epochs.
 
-    Call `step` at the end of each epoch. The rate itself lives in the optimizer's parameter
-    groups and travels in its ``state_dict``; this object only counts epochs, and has a
-    ``state_dict`` of its own.
+    As torch's ``StepLR``, but its state is one plain number, the finished epochs: call `step` at
+    the end of each. The rate itself travels with the optimizer's ``state_dict``.
 
     Args:
-        optimizer: a `Bop` (or any optimizer whose groups hold ``"adaptivity_rate"``).
+        optimizer: a `Bop`.
         every: epochs between decays, at least 1.
         ratio: factor of a decay, in (0, 1]. Too small a ratio freezes the signs early, as the
             moving average then hardly moves; 1 never decays.
 
     Raises:
-        RecipeError: an argument out of range, or an optimizer without an adaptivity rate.
+        RecipeError: an argument out of range, or another optimizer.
 
     Source: Peek-a-Boo, Section 4.1 (0.15 every 45 epochs).
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, every: int = 45, ratio: float = 0.15):
+    def __init__(self, optimizer: Bop, every: int = 45, ratio: float = 0.15):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise RecipeError(f"every: expected an integer of at least 1, found {every!r}")
         if not 0.0 < ratio <= 1.0:
             raise RecipeError(f"ratio: expected 0 < ratio <= 1, found {ratio!r}")
-        if not all("adaptivity_rate" in group for group in optimizer.param_groups):
+        if not isinstance(optimizer, Bop):
             raise RecipeError(
-                f"{type(optimizer).__name__}: expected parameter groups with an adaptivity_rate, "
-                "found none; AdaptivityDecay is for Bop"
+                f"AdaptivityDecay: expected Bop, found {type(optimizer).__name__}; for a learning "
+                "rate use torch.optim.lr_scheduler.StepLR"
             )
         self.optimizer = optimizer
         self.every = every
@@ -232,12 +220,12 @@ class AdaptivityDecay:
         self.epoch += 1
         if self.epoch % self.every == 0:
             for group in self.optimizer.param_groups:
-                group["adaptivity_rate"] *= self.ratio
+                group["lr"] *= self.ratio
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of finished epochs, as ``{"epoch": int}``."""
         return {"epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count of `state_dict`; restore the optimizer's own state as well."""
+        """Restore the count of a `state_dict`; the optimizer's own state is restored apart."""
         self.epoch = int(state_dict["epoch"])

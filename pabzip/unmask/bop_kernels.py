@@ -64,33 +64,23 @@ def priced_step(
     weights: NDArray[np.float32],
     averages: NDArray[np.float32],
     gradients: NDArray[np.float32],
-    homes: NDArray[np.int8],
+    initial_signs: NDArray[np.int8],
     keep: np.float32,
     rate: np.float32,
     threshold: np.float32,
     pull: np.float32,
 ) -> int:
-    """Take one step as `plain_step` does, with a pull towards the seed's signs.
+    """Take one step as `plain_step` does, each weight pulled back to its initial sign.
 
-    Args:
-        weights: as there.
-        averages: as there.
-        gradients: as there.
-        homes: int8, the sign that the seed gave.
-        keep: as there.
-        rate: as there.
-        threshold: as there.
-        pull: half of what a flip away from home costs, in units of the loss.
-
-    Returns:
-        The number of flips.
+    Two arguments are added: ``initial_signs``, int8, of the same length, and ``pull``, half of what
+    a flip away from them costs, in units of the loss.
     """
     flips = 0
     for at in range(weights.size):
         average = _fused(rate, gradients[at], keep * averages[at])
         averages[at] = average
         weight = weights[at]
-        pulled = average - pull / abs(weight) * np.float32(homes[at])
+        pulled = average - pull / abs(weight) * np.float32(initial_signs[at])
         agreed = pulled if weight > 0 else -pulled
         flip = (agreed >= threshold) & ((weight > 0) | (weight < 0))
         weights[at] = -weight if flip else weight
@@ -99,10 +89,11 @@ def priced_step(
 
 
 @compiled
-def count_flipped(weights: NDArray[np.float32], homes: NDArray[np.int8]) -> tuple[int, int]:
-    """Return how many survivors are not at home, and how many there are."""
+def count_flipped(weights: NDArray[np.float32], initial_signs: NDArray[np.int8]) -> tuple[int, int]:
+    """Return how many survivors do not have their initial sign, and how many there are."""
     flipped, survivors = 0, 0
     for at in range(weights.size):
-        survivors += weights[at] != 0
-        flipped += (weights[at] > 0) & (homes[at] < 0) | (weights[at] < 0) & (homes[at] > 0)
+        weight, sign = weights[at], initial_signs[at]
+        survivors += weight != 0
+        flipped += (weight > 0) & (sign < 0) | (weight < 0) & (sign > 0)
     return flipped, survivors

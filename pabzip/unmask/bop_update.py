@@ -1,31 +1,36 @@
 """One step of Bop on flat tensors, with or without a price for each flip.
 
-A tensor with K survivors, n of them flipped from the seed's sign, p = n / K, spends K H(p) bits on
-its signs, H the binary entropy. One more flip adds about ::
+A compiled kernel takes it in one pass over memory on a CPU, Triton's on a GPU; where there is no
+kernel for a tensor, torch's own operations over lists do the same arithmetic. The step weight by
+weight is stated in `pabzip.unmask.bop_kernels`.
+
+The price of a flip. A tensor with K survivors, n of them flipped from their initial sign, the one
+that the seed gave, p = n / K, spends K H(p) bits on its signs, H the binary entropy. One more flip
+adds about ::
 
     d(K H(n / K)) / dn = log2((1 - p) / p) =: b
 
 bits, its *price*; one flip taken back saves as much. The price is many bits while hardly any sign
 is flipped, and nothing at p = 1/2, where plain Bop ends.
 
-Minimizing ``loss + lambda * bits`` flips a sign away from the seed's where that lowers the loss by
-more than ``lambda * b``, and takes it home unless that raises the loss by more. To first order a
-flip of w changes the loss by -2 g w, so the Lagrangian's gradient along w, h the sign that the seed
-gave, is ::
+Minimizing ``loss + lambda * bits`` flips a sign away from the initial one where that lowers the
+loss by more than ``lambda * b``, and flips it back unless that raises the loss by more. To first
+order a flip of w changes the loss by -2 g w, so the Lagrangian's gradient along w, h its initial
+sign, is ::
 
     e' = e - h * lambda * b / (2 |w|)
 
-which pulls every weight home, and equation (6) applied to e' in place of e is the whole rule. With
-``c = lambda * b / (2 |w|)``: a weight at home flips away where ``e * sign(w) >= tau + c``; one that
-is away returns where ``e * sign(w) >= tau - c``. If c exceeds tau it returns even against a
-gradient that would rather keep it, unless that reaches ``c - tau``. Large weights are the cheap
-ones to flip: each buys more for its bit.
+which pulls every weight back, and equation (6) applied to e' in place of e is the whole rule. With
+``c = lambda * b / (2 |w|)``: a weight that has its initial sign flips where
+``e * sign(w) >= tau + c``; one that is flipped returns where ``e * sign(w) >= tau - c``. If c
+exceeds tau it returns even against a gradient that would rather keep it, unless that reaches
+``c - tau``. Large weights are the cheap ones to flip: each buys more for its bit.
 
-Why it does not oscillate: a weight that has just left had ``e h >= c + tau`` and returns only at
-``e h <= c - tau``, so 2 tau lie between leaving and returning, as in plain Bop. The price is the
-same for all weights of a tensor and falls as p rises; so for averages that stand still, the flips
-of one step can only bring more of their own direction, and p moves to a fixed point, never to and
-fro. The other side of this is that K H(p) is concave: the first flips of a tensor are dear, up to
+Why it does not oscillate: a weight that has just flipped had ``e h >= c + tau`` and returns only at
+``e h <= c - tau``, so 2 tau lie between the two, as in plain Bop. The price is the same for all
+weights of a tensor and falls as p rises; so for averages that stand still, the flips of one step
+can only bring more of their own direction, and p moves to a fixed point, never to and fro. The
+other side of this is that K H(p) is concave: the first flips of a tensor are dear, up to
 log2(2 K + 1) bits, the later ones cheap.
 
 Measured on digits (LeNet-300-100, keep ratio 0.1, three seeds) against two variants. A pull of
@@ -36,15 +41,11 @@ was tried with the first variant only. The variants were chosen by the test imag
 on. The threshold still matters: on ResNet-20 a small one lets signs flicker whatever they cost.
 
 Source: ours. Bop's decision: Peek-a-Boo, Appendix A, equation (6).
-
-A kernel passes once over memory, a compiled one on a CPU and Triton's on a GPU; where there is none
-for it, torch's own operations over lists of tensors do the same arithmetic. The step weight by
-weight is stated in `pabzip.unmask.bop_kernels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -57,6 +58,7 @@ from torch.autograd.graph import increment_version
 from pabzip.init import seeding
 from pabzip.seeds import weights
 from pabzip.unmask.bop_kernels import count_flipped, plain_step, priced_step
+from pabzip.unmask.rule import flip
 
 
 def price(flipped: Tensor, survivors: Tensor) -> Tensor:
@@ -72,12 +74,12 @@ def price(flipped: Tensor, survivors: Tensor) -> Tensor:
     Returns:
         float32, of the same shape, on the same device; nothing waits for it.
     """
-    home = (survivors - flipped).float()
-    return torch.log2((home + 0.5) / (flipped.float() + 0.5)).clamp_(min=0)
+    others = (survivors - flipped).float()
+    return torch.log2((others + 0.5) / (flipped.float() + 0.5)).clamp_(min=0)
 
 
 def seed_signs(net: nn.Module) -> dict[str, Tensor]:
-    """Return the signs that the seed gave to the weights of ``net``, whatever they are by now.
+    """Return the initial signs of the weights of ``net``, whatever they are by now.
 
     Returns:
         int8 tensors of -1 and +1 by name, of the weights' shapes, on the CPU.
@@ -96,12 +98,15 @@ def seed_signs(net: nn.Module) -> dict[str, Tensor]:
 
 _SMALLEST = np.finfo(np.float32).smallest_subnormal
 
+Step = Callable[..., list[Tensor]]
+"""Takes the step of tensors of one device: the arguments of `update`, in order."""
+
 
 def update(
     weights: Sequence[Tensor],
     averages: Sequence[Tensor],
     gradients: Sequence[Tensor],
-    homes: Sequence[Tensor] | None = None,
+    initial_signs: Sequence[Tensor] | None = None,
     *,
     rate: float,
     threshold: float,
@@ -116,27 +121,27 @@ def update(
         averages: of the weights' shapes and devices, float32 for half-precision weights; updated
             in place.
         gradients: of the weights' shapes and devices.
-        homes: the signs that the seed gave, int8, of the weights' shapes and devices; None for
-            plain Bop.
+        initial_signs: the signs that the seed gave, int8, of the weights' shapes and devices; None
+            for plain Bop.
         rate: the adaptivity rate.
         threshold: tau.
-        flip_cost: what a bit costs in units of the loss; needs ``homes``.
+        flip_cost: what a bit costs in units of the loss; needs ``initial_signs``.
 
     Returns:
         The number of flips of each tensor: int64 scalars, on the weights' devices. Nothing waits
         for a device.
     """
-    alike: dict[tuple[str, torch.device], list[int]] = {}
+    alike: dict[tuple[Step, torch.device], list[int]] = {}
     for at, (weight, average) in enumerate(zip(weights, averages, strict=True)):
-        path = _path(weight, average, priced=homes is not None)
-        alike.setdefault((path, weight.device), []).append(at)
+        step = _step(weight, average, priced=initial_signs is not None)
+        alike.setdefault((step, weight.device), []).append(at)
     counts: dict[int, Tensor] = {}
-    for (path, _), places in alike.items():
-        found = _STEPS[path](
+    for (step, _), places in alike.items():
+        found = step(
             [weights[at] for at in places],
             [averages[at] for at in places],
             [gradients[at] for at in places],
-            None if homes is None else [homes[at] for at in places],
+            None if initial_signs is None else [initial_signs[at] for at in places],
             rate,
             threshold,
             flip_cost,
@@ -145,19 +150,19 @@ def update(
     return [counts[at] for at in range(len(weights))]
 
 
-def _path(weight: Tensor, average: Tensor, *, priced: bool) -> str:
+def _step(weight: Tensor, average: Tensor, *, priced: bool) -> Step:
     """Choose how a weight takes its step: by a kernel if both lie in memory alike, without gaps."""
     dense = weight.is_contiguous() or (
         weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     )
     if not dense or weight.stride() != average.stride():
-        return "lists"
+        return _by_lists
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
-        return "compiled"
+        return _in_one_pass
     # Prices depend on counts of the whole tensor, which the GPU's kernel does not take.
     if weight.is_cuda and average.dtype == torch.float32 and not priced and _has_triton():
-        return "triton"
-    return "lists"
+        return _by_triton
+    return _by_lists
 
 
 @cache
@@ -170,36 +175,28 @@ def _in_one_pass(
     weights: list[Tensor],
     averages: list[Tensor],
     gradients: list[Tensor],
-    homes: list[Tensor] | None,
+    initial_signs: list[Tensor] | None,
     rate: float,
     threshold: float,
     flip_cost: float,
 ) -> list[Tensor]:
     """Take the step with the compiled kernel."""
-    keep, gamma = np.float32(1 - rate), np.float32(rate)
-    tau = max(np.float32(threshold), _SMALLEST)
-    counts = []
+    numbers = (np.float32(1 - rate), np.float32(rate), max(np.float32(threshold), _SMALLEST))
     strides = [weight.stride() for weight in weights]
-    flat = [_flat(weight, stride) for weight, stride in zip(weights, strides, strict=True)]
-    if homes is None:
-        for at, (average, gradient) in enumerate(zip(averages, gradients, strict=True)):
-            counts.append(
-                plain_step(
-                    flat[at], _flat(average, strides[at]), _flat(gradient, strides[at]),
-                    keep, gamma, tau,
-                )
-            )  # fmt: skip
+    given = [weights, averages, gradients] + ([] if initial_signs is None else [initial_signs])
+    flat = [
+        [_flat(tensor, stride) for tensor, stride in zip(tensors, strides, strict=True)]
+        for tensors in given
+    ]
+    if initial_signs is None:
+        counts = [plain_step(*tensors, *numbers) for tensors in zip(*flat, strict=True)]
     else:
-        signs = [_flat(home, stride) for home, stride in zip(homes, strides, strict=True)]
-        found = torch.tensor([count_flipped(*pair) for pair in zip(flat, signs, strict=True)])
+        found = torch.tensor([count_flipped(*pair) for pair in zip(flat[0], flat[3], strict=True)])
         pulls = (price(found[:, 0], found[:, 1]) * (flip_cost / 2)).numpy()
-        for at, (average, gradient) in enumerate(zip(averages, gradients, strict=True)):
-            counts.append(
-                priced_step(
-                    flat[at], _flat(average, strides[at]), _flat(gradient, strides[at]),
-                    signs[at], keep, gamma, tau, pulls[at],
-                )
-            )  # fmt: skip
+        counts = [
+            priced_step(*tensors, *numbers, pull)
+            for *tensors, pull in zip(*flat, pulls, strict=True)
+        ]
     increment_version(weights)
     increment_version(averages)
     return list(torch.tensor(counts).unbind())
@@ -217,7 +214,7 @@ def _by_lists(
     weights: list[Tensor],
     averages: list[Tensor],
     gradients: list[Tensor],
-    homes: list[Tensor] | None,
+    initial_signs: list[Tensor] | None,
     rate: float,
     threshold: float,
     flip_cost: float,
@@ -232,43 +229,31 @@ def _by_lists(
     # comparison decides, and no product of two small numbers can underflow.
     signs = torch._foreach_sign(weights)
     flips = [sign.to(dtype) for sign, dtype in zip(signs, dtypes, strict=True)]
-    codes = None if homes is None else torch._foreach_mul(flips, homes)
+    codes = None if initial_signs is None else torch._foreach_mul(flips, initial_signs)
     torch._foreach_mul_(flips, averages)
     if codes is not None:
         flipped = torch.stack([torch.count_nonzero(code < 0) for code in codes])
         survivors = torch.stack([torch.count_nonzero(code) for code in codes])
         pulls = (price(flipped, survivors) * (flip_cost / 2)).unbind()
-        for weight, flip, code, pull in zip(weights, flips, codes, pulls, strict=True):
+        for weight, asks, code, pull in zip(weights, flips, codes, pulls, strict=True):
             # Not a number where the weight is 0; such comparisons are false, and nothing flips.
-            flip.sub_(code.mul_(pull).div_(weight.abs()))
-    for flip in flips:
-        _ = flip.ge_(threshold) if threshold > 0 else flip.gt_(0)
-    counts = [torch.count_nonzero(flip) for flip in flips]
-    # Factors of +1 and -1 leave every magnitude, and +0.0, as it is; torch.where is far slower.
-    torch._foreach_mul_(flips, -2)
-    torch._foreach_add_(flips, 1)
-    torch._foreach_mul_(weights, flips)
-    return counts
+            asks.sub_(code.mul_(pull).div_(weight.abs()))
+    for asks in flips:
+        _ = asks.ge_(threshold) if threshold > 0 else asks.gt_(0)
+    return flip(weights, flips)
 
 
 def _by_triton(
     weights: list[Tensor],
     averages: list[Tensor],
     gradients: list[Tensor],
-    homes: None,
+    initial_signs: None,
     rate: float,
     threshold: float,
     flip_cost: float,
 ) -> list[Tensor]:
     """Take the step, without prices, with the GPU's kernel."""
-    del homes, flip_cost  # `_path` sends none here
+    del initial_signs, flip_cost  # `_step` sends none here
     from pabzip.unmask.triton_bop import triton_update
 
     return triton_update(weights, averages, gradients, rate=rate, threshold=threshold)
-
-
-_STEPS: Mapping[str, Callable[..., list[Tensor]]] = {
-    "compiled": _in_one_pass,
-    "triton": _by_triton,
-    "lists": _by_lists,
-}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,7 +10,7 @@ from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters, seeding
 from pabzip.seeds import InitSpec, weights
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
-from pabzip.unmask.rule import FlippingRule
+from pabzip.unmask.rule import FlippingRule, check_sgd, flip
 
 # Each latent weight's stream of the generator is its weight's with this bit turned; weights take
 # streams from 0 upwards.
@@ -35,15 +32,13 @@ class LatentSigns(FlippingRule):
     latent. A latent of exactly zero leaves the weight's sign as it is. The network computes with
     its own weights, so predictive gradients (`pabzip.unmask.apply_psg`) work as for `Bop`.
 
-    What the parameters do: only the size of ``learning_rate`` next to ``start`` matters to the
+    What the parameters do: only the size of ``lr`` next to ``start`` matters to the
     order in which signs flip; too high and signs flicker, too low and none ever flips. Weights of a
     small magnitude get small gradients and flip late.
 
-    The group holds the learning rate as ``"lr"``, where torch's schedulers find it.
-
     Args:
         net: a network drawn from a seed and pruned, whose seeded weights are float32.
-        learning_rate: eta, zero or more.
+        lr: eta, zero or more.
         momentum: mu, at least 0, below 1.
         weight_decay: lambda, zero or more.
         start: latents begin in (0, ``start``], times the sign of their weight, uniformly drawn
@@ -62,12 +57,17 @@ class LatentSigns(FlippingRule):
     def __init__(
         self,
         net: nn.Module,
-        learning_rate: float = 0.1,
+        lr: float = 0.1,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         start: float = 0.1,
     ):
-        _check(learning_rate, momentum, weight_decay, start)
+        check_sgd("LatentSigns", lr, momentum, weight_decay)
+        if not MIN_SCALE <= start <= MAX_SCALE:
+            raise RecipeError(
+                f"LatentSigns: start: expected a number from {MIN_SCALE:g} to {MAX_SCALE:g}, found "
+                f"{start!r}"
+            )
         parameters = seeded_parameters(net)
         for name, weight in parameters.items():
             if weight.dtype != torch.float32:
@@ -75,7 +75,7 @@ class LatentSigns(FlippingRule):
                     f"LatentSigns: {name}: expected a float32 weight, found {weight.dtype}; "
                     "train in float32, under torch.autocast where speed matters"
                 )
-        defaults = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(list(parameters.values()), defaults)
         record = seeding(net)
         for name, weight in parameters.items():
@@ -87,35 +87,35 @@ class LatentSigns(FlippingRule):
         counts: list[Tensor] = []
         for group in self.param_groups:
             moved = [weight for weight in group["params"] if weight.grad is not None]
-            if moved:
-                latents = self._latents(moved, group)
-                counts += _follow(moved, latents)
+            if not moved:
+                continue
+            latents = [self.state[weight]["latent"] for weight in moved]
+            steps = list(torch._foreach_abs(moved))
+            torch._foreach_mul_(steps, [weight.grad for weight in moved])
+            if group["weight_decay"]:
+                torch._foreach_add_(steps, latents, alpha=group["weight_decay"])
+            if group["momentum"]:
+                steps = self._with_momentum(moved, steps, group["momentum"])
+            torch._foreach_add_(latents, steps, alpha=-group["lr"])
+            # sign(w) * u is negative where they disagree, and zero where either is zero.
+            chosen = list(torch._foreach_sign(moved))
+            torch._foreach_mul_(chosen, latents)
+            for products in chosen:
+                products.lt_(0)
+            counts += flip(moved, chosen)
         self._count(counts)
 
-    def _latents(self, moved: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Take the step of SGD and return the latents."""
-        latents = [self.state[weight]["latent"] for weight in moved]
-        steps = list(torch._foreach_abs(moved))
-        torch._foreach_mul_(steps, [weight.grad for weight in moved])  # type: ignore[misc]
-        if group["weight_decay"]:
-            torch._foreach_add_(steps, latents, alpha=group["weight_decay"])
-        if group["momentum"]:
-            steps = self._momentum(moved, steps, group["momentum"])
-        torch._foreach_add_(latents, steps, alpha=-group["lr"])
-        return latents
-
-    def _momentum(self, moved: list[Tensor], steps: list[Tensor], momentum: float) -> list[Tensor]:
+    def _with_momentum(
+        self, moved: list[Tensor], steps: list[Tensor], momentum: float
+    ) -> list[Tensor]:
         """Add the steps to their running sums and return those."""
-        buffers = []
         for weight, step in zip(moved, steps, strict=True):
-            buffer = self.state[weight].get("momentum_buffer")
-            if buffer is None:
-                buffer = step
+            state = self.state[weight]
+            if "momentum_buffer" in state:
+                state["momentum_buffer"].mul_(momentum).add_(step)
             else:
-                buffer.mul_(momentum).add_(step)
-            self.state[weight]["momentum_buffer"] = buffer
-            buffers.append(buffer)
-        return buffers
+                state["momentum_buffer"] = step
+        return [self.state[weight]["momentum_buffer"] for weight in moved]
 
 
 def _drawn(weight: Tensor, seed: int, stream: int, start: float) -> Tensor:
@@ -125,34 +125,3 @@ def _drawn(weight: Tensor, seed: int, stream: int, start: float) -> Tensor:
     latent = torch.sign(weight)
     latent *= drawn.view(weight.shape).to(weight.device)
     return latent
-
-
-def _follow(moved: list[Tensor], latents: list[Tensor]) -> list[Tensor]:
-    """Give each weight the sign of its latent, in place; return the number of flips of each."""
-    # sign(w) * u is negative where they disagree, and zero where either is zero.
-    factors = list(torch._foreach_sign(moved))
-    torch._foreach_mul_(factors, latents)
-    for factor in factors:
-        factor.lt_(0)
-    counts = [torch.count_nonzero(factor) for factor in factors]
-    # Factors of +1 and -1 leave every magnitude, and +0.0, as it is.
-    torch._foreach_mul_(factors, -2)
-    torch._foreach_add_(factors, 1)
-    torch._foreach_mul_(moved, factors)
-    return counts
-
-
-def _check(learning_rate: float, momentum: float, weight_decay: float, start: float) -> None:
-    """Raise unless the values are in range."""
-    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if not 0.0 <= value < math.inf:
-            raise RecipeError(
-                f"LatentSigns: {name}: expected zero or more, and finite, found {value!r}"
-            )
-    if not 0.0 <= momentum < 1.0:
-        raise RecipeError(f"LatentSigns: momentum: expected 0 <= momentum < 1, found {momentum!r}")
-    if not MIN_SCALE <= start <= MAX_SCALE:
-        raise RecipeError(
-            f"LatentSigns: start: expected a number from {MIN_SCALE:g} to {MAX_SCALE:g}, found "
-            f"{start!r}"
-        )

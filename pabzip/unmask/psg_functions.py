@@ -1,9 +1,9 @@
-"""The autograd functions of PSG and its quantizer."""
+"""Predictive sign gradients (PSG): settings, the quantizer, and layers that compute with it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,8 @@ class PsgConfig:
         weight_bits: bits of the weights, likewise.
         gradient_bits: bits of the output gradients, likewise. The one that matters most: below 8
             training fails (Table 5).
-        threshold: weight gradients of a smaller magnitude than this are small. Too high and most
-            gradients are removed or, with ``"correct"``, paid for twice; zero is ``"all"``.
+        threshold: weight gradients of a magnitude below this are handled as ``behavior`` says. Too
+            high and most are removed or, with ``"correct"``, paid for twice; zero is ``"all"``.
         behavior: ``"all"`` keeps small gradients as they are, ``"correct"`` replaces them by
             exact ones (a further product of full precision), ``"remove"`` sets them to zero, the
             choice of the paper.
@@ -142,8 +142,53 @@ def _whole(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return scaled.round_(), step
 
 
-class PsgConvolution(torch.autograd.Function):
-    """``torch.convolution`` whose gradients are products of quantized tensors.
+Gradients = tuple[Tensor | None, Tensor | None]
+"""Of the input and of the weight; None where it is not wanted."""
+
+
+class _Linear:
+    """``torch.nn.functional.linear``, the map of the last dimension, and its gradients."""
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def gradients(self, g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool]) -> Gradients:
+        of_input = g @ w if wanted[0] else None
+        of_weight = None
+        if wanted[1]:
+            of_weight = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+        return of_input, of_weight
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        return g.reshape(-1, g.shape[-1]).sum(0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Convolution:
+    """``torch.convolution`` and its gradients.
+
+    Attributes:
+        geometry: stride, padding, dilation, transposed, output padding and groups, which are the
+            operator's further arguments.
+    """
+
+    geometry: tuple[Any, ...]
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.convolution(x, weight, bias, *self.geometry)
+
+    def gradients(self, g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool]) -> Gradients:
+        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
+            g, x, w, None, *self.geometry, (*wanted, False)
+        )
+        return of_input, of_weight
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        return g.sum([0, *range(2, g.dim())])
+
+
+class PsgFunction(torch.autograd.Function):
+    """A linear map or a convolution whose gradients are products of quantized tensors.
 
     Source: Peek-a-Boo, Section 3.3.
     """
@@ -153,100 +198,41 @@ class PsgConvolution(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        geometry: tuple[Any, ...],
+        operator: _Linear | _Convolution,
         config: PsgConfig,
     ) -> Tensor:
-        """Return the exact convolution; ``geometry`` holds the further arguments of the operator.
-
-        These are stride, padding, dilation, transposed, output padding and groups, in that order.
-        """
-        return torch.convolution(x, weight, bias, *geometry)
+        """Return the exact output of the operator."""
+        return operator.output(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Remember the exact tensors; they are quantized when the backward pass needs them."""
-        saved, weight, _, ctx.geometry, ctx.config = inputs
-        ctx.save_for_backward(saved, weight)
+        x, weight, _, ctx.operator, ctx.config = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of input, weight and bias; None for those not asked for."""
-        inputs, weight = ctx.saved_tensors
-
-        def product(
-            g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool]
-        ) -> tuple[Tensor | None, Tensor | None]:
-            """Return the input and the weight gradient."""
-            of_input, of_weight, _ = torch.ops.aten.convolution_backward(
-                g, x, w, None, *ctx.geometry, (*wanted, False)
-            )
-            return of_input, of_weight
-
-        of_input, of_weight = _predict(ctx, gradient, inputs, weight, product)
-        channels_last = [0, *range(2, gradient.dim())]
-        of_bias = gradient.sum(channels_last) if ctx.needs_input_grad[2] else None
-        return of_input, of_weight, of_bias, None, None
+        of_bias = ctx.operator.bias_gradient(gradient) if ctx.needs_input_grad[2] else None
+        return *_predict(ctx, gradient), of_bias, None, None
 
 
-class PsgLinear(torch.autograd.Function):
-    """``torch.nn.functional.linear`` whose gradients are products of quantized tensors.
-
-    Source: Peek-a-Boo, Section 3.3.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, config: PsgConfig) -> Tensor:
-        """Return the exact linear map of the last dimension of ``x``."""
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Remember the exact tensors; they are quantized when the backward pass needs them."""
-        saved, weight, _, ctx.config = inputs
-        ctx.save_for_backward(saved, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of input, weight and bias; None for those not asked for."""
-        inputs, weight = ctx.saved_tensors
-
-        def product(
-            g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool]
-        ) -> tuple[Tensor | None, Tensor | None]:
-            """Return the input and the weight gradient."""
-            of_input = g @ w if wanted[0] else None
-            of_weight = None
-            if wanted[1]:
-                of_weight = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-            return of_input, of_weight
-
-        of_input, of_weight = _predict(ctx, gradient, inputs, weight, product)
-        of_bias = None
-        if ctx.needs_input_grad[2]:
-            of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
-        return of_input, of_weight, of_bias, None
-
-
-Product = Callable[[Tensor, Tensor, Tensor, tuple[bool, bool]], tuple[Tensor | None, Tensor | None]]
-
-
-def _predict(
-    ctx: Any, gradient: Tensor, inputs: Tensor, weight: Tensor, product: Product
-) -> tuple[Tensor | None, Tensor | None]:
+def _predict(ctx: Any, gradient: Tensor) -> Gradients:
     """Return input and weight gradients from quantized operands, and treat the small ones.
 
     The operands are whole numbers, their scales multiplied afterwards (see `levels`).
     """
+    inputs, weight = ctx.saved_tensors
     config: PsgConfig = ctx.config
+    operator: _Linear | _Convolution = ctx.operator
     wants_input, wants_weight = ctx.needs_input_grad[:2]
     if not (wants_input or wants_weight):
         return None, None
     g, unit = levels(gradient, config.gradient_bits)
     x, x_unit = levels(inputs, config.input_bits) if wants_weight else (inputs, unit)
     w, w_unit = levels(weight, config.weight_bits) if wants_input else (weight, unit)
-    of_input, of_weight = product(g, x, w, (wants_input, wants_weight))
+    of_input, of_weight = operator.gradients(g, x, w, (wants_input, wants_weight))
     if of_input is not None:
         of_input.mul_(unit * w_unit)
     if of_weight is not None:
@@ -258,7 +244,7 @@ def _predict(
     if config.behavior == "remove":
         # A factor of 0 or 1 is several times faster on a CPU than filling through a mask.
         return of_input, of_weight.mul_(size.ge_(limit))
-    _, exact = product(gradient, inputs, weight, (False, True))
+    _, exact = operator.gradients(gradient, inputs, weight, (False, True))
     assert exact is not None
     return of_input, torch.where(size < limit, exact, of_weight)
 
@@ -271,7 +257,7 @@ def psg_linear(
 ) -> Tensor:
     """Do what ``torch.nn.functional.linear`` does, with predictive gradients."""
     inputs, weight, bias = _autocast(input, weight, bias)
-    return PsgLinear.apply(inputs, weight, bias, config)  # type: ignore[no-any-return]
+    return PsgFunction.apply(inputs, weight, bias, _Linear(), config)  # type: ignore[no-any-return]
 
 
 def psg_conv(
@@ -343,8 +329,8 @@ def _convolve(
     """Convolve; the operator itself takes batches only, so a single input gets a batch of one."""
     inputs, weight, bias = _autocast(inputs, weight, bias)
     single = inputs.dim() == weight.dim() - 1
-    output = PsgConvolution.apply(
-        inputs.unsqueeze(0) if single else inputs, weight, bias, geometry, config
+    output = PsgFunction.apply(
+        inputs.unsqueeze(0) if single else inputs, weight, bias, _Convolution(geometry), config
     )
     return output.squeeze(0) if single else output  # type: ignore[no-any-return]
 

@@ -1,13 +1,16 @@
-"""What the optimizers of the seed's weights share: the step that torch expects, and the count."""
+"""What the optimizers of seeded weights share: torch's ``step``, flips of signs, and checks."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+
+from pabzip.errors import RecipeError
 
 
 class Rule(torch.optim.Optimizer, ABC):
@@ -67,3 +70,34 @@ class FlippingRule(Rule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._flips = None
+
+
+def flip(weights: list[Tensor], chosen: list[Tensor]) -> list[Tensor]:
+    """Flip the signs of some weights in place; their magnitudes, and +0.0, stay to the bit.
+
+    Args:
+        weights: floating tensors.
+        chosen: of the same shapes, floating, 1 where a sign flips and 0 elsewhere; overwritten.
+
+    Returns:
+        The number of flips of each tensor: int64 scalars, on the weights' devices.
+    """
+    counts = [torch.count_nonzero(flips) for flips in chosen]
+    # Factors of +1 and -1, as torch.where is far slower.
+    torch._foreach_mul_(chosen, -2)
+    torch._foreach_add_(chosen, 1)
+    torch._foreach_mul_(weights, chosen)
+    return counts
+
+
+def check_sgd(rule: str, lr: float, momentum: float, weight_decay: float) -> None:
+    """Refuse values that no step of SGD can be taken with.
+
+    Raises:
+        RecipeError: names the rule, the argument and the value.
+    """
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not 0.0 <= value < math.inf:
+            raise RecipeError(f"{rule}: {name}: expected zero or more, and finite, found {value!r}")
+    if not 0.0 <= momentum < 1.0:
+        raise RecipeError(f"{rule}: momentum: expected 0 <= momentum < 1, found {momentum!r}")

@@ -61,7 +61,7 @@ def test_a_file_that_names_no_data_needs_the_flag(project, run):
 def test_unknown_data_lists_the_known(project, run):
     result = run("eval", "model.pabz", "--data", "mnst")
     assert result.exit_code == 1
-    assert "digits, cluttered-digits, cifar10" in result.stderr
+    assert "cifar100, cluttered-digits, digits, " in result.stderr
 
 
 def test_a_custom_architecture_needs_the_users_word(custom, run):

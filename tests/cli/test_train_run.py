@@ -16,8 +16,8 @@ import pabzip.train.trainer
 from pabzip.errors import TrainingError
 
 TINY = (
-    "--arch", "conv2", "--arch-option", "width=4", "--epochs", "2", "--batch-size", "350",
-    "--search-iterations", "3", "--device", "cpu", "--keep-ratio", "0.5",
+    "--arch", "conv2", "--set", "arch_options.width=4", "--epochs", "2",
+    "--batch-size", "350", "--set", "search.iterations=3", "--device", "cpu", "--keep-ratio", "0.5",
 )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_a_damaged_state_exits_3(folder, run):
     ("arguments", "code", "message"),
     [
         (("--save-every", "often"), 2, "save_every: expected such as 10min"),
-        (("--shards", "3"), 2, "shards: expected a power of two"),
+        (("--set", "shards=3"), 2, "shards: expected a power of two"),
         (("--curves", "-"), 2, "name them"),
         (
             ("--curves", "run.txt"),

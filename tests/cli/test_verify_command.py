@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 
 import pytest
 
 import pabzip
-from pabzip.ticket import Ticket
 
 
 @pytest.fixture
@@ -36,14 +37,21 @@ def test_verify_stdin(project, run, stored):
     assert json.loads(result.stdout) == {"ok": True, "sha256": stored}
 
 
-def test_a_digest_that_differs_exits_3(project, run, monkeypatch, stored):
+def test_a_digest_that_differs_exits_3(project, run, stored):
+    # The file as SPEC.md states it: magic, two 16-bit and two 32-bit numbers, a CRC-32, the header.
+    data = project.ticket.read_bytes()
+    version, reserved, length, _ = struct.unpack("<HHII", data[8:20])
     other = "0" * 64
-    monkeypatch.setattr(Ticket, "sha256", lambda self, **options: other)
+    text = zlib.decompress(data[24 : 24 + length], -15).replace(stored.encode(), other.encode())
+    header = zlib.compress(text, 9, -15)
+    fields = struct.pack("<HHII", version, reserved, len(header), len(text))
+    seal = struct.pack("<I", zlib.crc32(fields + header))
+    project.ticket.write_bytes(data[:8] + fields + seal + header + data[24 + length :])
     result = run("verify", "model.pabz", "--json")
     assert result.exit_code == 3
-    assert json.loads(result.stdout) == {"ok": False, "sha256": other}
+    assert json.loads(result.stdout) == {"ok": False, "sha256": stored}
     assert result.stderr == (
-        f"pabzip: error: model.pabz: weights: expected the SHA-256 {stored}, found {other}; "
+        f"pabzip: error: model.pabz: weights: expected the SHA-256 {other}, found {stored}; "
         "these are not the weights that were packed\n"
     )
 

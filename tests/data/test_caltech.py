@@ -47,7 +47,7 @@ def test_the_split_is_pinned(root):
 
 
 def test_missing(root):
-    with pytest.raises(DataError, match=r"101_ObjectCategories, found none; .*--download"):
+    with pytest.raises(DataError, match=r"101_ObjectCategories, found none of them; .*--download"):
         data.load("caltech101", root=root / "elsewhere")
     assert not (root / "elsewhere").exists()
 

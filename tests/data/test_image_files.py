@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import threading
 
 import numpy as np
@@ -32,6 +33,14 @@ def files(tmp_path, write_noise):
 def collect(*args, **options):
     found = list(batches(*args, **options))
     return torch.cat([inputs for inputs, _ in found]), torch.cat([labels for _, labels in found])
+
+
+def test_threads_where_the_system_tells_no_affinity(monkeypatch):
+    # macOS and Windows have no os.sched_getaffinity.
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for processors, threads in ((3, 3), (64, 16), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda found=processors: found)
+        assert ImageFiles((), torch.arange(0), size=1, resized=1).workers == threads
 
 
 def test_without_augmentation_the_middle_is_taken(files):

@@ -75,14 +75,19 @@ def test_missing_file_and_damaged_archive(kind):
     with pytest.raises(DataError) as caught:
         data.load(name, root=root)
     message = str(caught.value)
-    assert f"in {raw}, or all four with the suffix .gz; found train-images" in message
-    assert f"; {dataset.resources[1][0]} damaged (MD5); name the folder above" in message
+    files = [str((raw / file).relative_to(root)) for file, _ in dataset.resources]
+    unpacked = [file.removesuffix(".gz") for file in files]
+    assert f"expected in {root} {', '.join(unpacked)}, or {', '.join(files)}, found " in message
+    assert f"{unpacked[0]} missing, " in message
+    assert f", {files[1]} damaged (MD5); name the folder" in message
     assert "download=True (--download)" in message
 
 
 def test_no_files_at_all(kind):
     name, _, root, _ = kind
-    with pytest.raises(DataError, match=r"found train-images-idx3-ubyte, .* missing; name the"):
+    with pytest.raises(
+        DataError, match=r"train-images-idx3-ubyte, .*, found none of them; name the"
+    ):
         data.load(name, root=root / "elsewhere")
 
 

@@ -56,7 +56,9 @@ def test_missing_and_damaged(root):
     (root / "test_32x32.mat").write_bytes(b"no matrix")
     with pytest.raises(DataError) as caught:
         data.load("svhn", root=root)
-    assert "found train_32x32.mat missing, test_32x32.mat damaged (MD5); name" in str(caught.value)
+    assert "found train_32x32.mat missing, test_32x32.mat damaged (MD5); name the" in str(
+        caught.value
+    )
     assert "download=True (--download)" in str(caught.value)
 
 

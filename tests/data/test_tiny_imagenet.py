@@ -71,9 +71,11 @@ def test_unpacks_an_archive_that_is_there(root, monkeypatch):
 def test_damaged_archive_and_none(root, monkeypatch):
     pack(root, monkeypatch)
     (root / "tiny-imagenet-200.zip").write_bytes(b"no archive")
-    with pytest.raises(DataError, match=r"found the archive damaged \(MD5\); name the folder"):
+    with pytest.raises(
+        DataError, match=r"200 missing, tiny-imagenet-200.zip damaged \(MD5\); name"
+    ):
         data.load("tiny-imagenet", root=root)
-    with pytest.raises(DataError, match=r"found neither; .*download=True \(--download\)"):
+    with pytest.raises(DataError, match=r"found none of them; .*download=True \(--download\)"):
         data.load("tiny-imagenet", root=root / "elsewhere")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from torch import nn
 
 from pabzip import models
 from pabzip.errors import ArchitectureError, MissingDependencyError, SeedError
+from pabzip.formats import ARCHITECTURES
+from pabzip.models.registry import _RANGES
 from pabzip.models.wide_resnet import WideBlock
 
 SMALL = {
@@ -53,10 +56,14 @@ def weight_count(net: nn.Module) -> int:
 
 
 def test_names_are_those_a_file_may_hold():
-    from pabzip.formats import registry
+    assert set(ARCHITECTURES) == {*models.names(), "custom"}
 
-    accepted = set(registry.ARCHITECTURES)
-    assert accepted == {*models.names(), "custom"}
+
+def test_every_option_of_a_published_network_has_a_range():
+    # Options read from a file must never overflow a size.
+    for name in models.names():
+        for option, default in models.defaults(name).items():
+            assert isinstance(default, bool) or option in _RANGES, (name, option)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +219,12 @@ def test_a_stem_for_other_channels_is_drawn_as_torchvisions():
 
 
 def test_torchvision_that_does_not_match_torch(monkeypatch):
+    real = importlib.import_module
+
     def broken(name):
-        raise RuntimeError("operator torchvision::nms does not exist")
+        if name.startswith("torchvision"):
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return real(name)
 
     monkeypatch.setattr("pabzip._optional.importlib.import_module", broken)
     message = r"architecture resnet18: expected a torchvision that matches torch .*nms.*reinstall"
@@ -284,6 +295,11 @@ def test_meta_device_allocates_nothing():
     net = models.build("lenet-300-100", device="meta", width=2**14, image_size=2**12)
     assert net.fc1.weight.device.type == "meta"
     assert net.fc1.weight.numel() > 2**39
+
+
+def test_a_mistyped_name_is_answered_with_the_nearest():
+    with pytest.raises(ArchitectureError, match=r"found 'resnet81'; did you mean resnet18\?"):
+        models.build("resnet81")
 
 
 @pytest.mark.parametrize("name", ["resnet19", "custom", "", "ResNet18", None])

@@ -69,7 +69,7 @@ def step(net, shape, optimizer):
 def test_searched_masks_hold_while_signs_flip(name, psg):
     net, shape = network(name)
     magnitudes = {key: value.detach().abs() for key, value in pabzip.seeded_parameters(net).items()}
-    masks = synflow(net, 0.4, shape, 5)
+    masks = synflow(net, 0.4, input_shape=shape, iterations=5)
     total = sum(mask.numel() for mask in masks.values())
     assert sum(int(mask.sum()) for mask in masks.values()) == round(0.4 * total)
     before = {key: value.detach().clone() for key, value in pabzip.seeded_parameters(net).items()}

@@ -153,7 +153,9 @@ def test_grasp_keeps_what_helps_the_gradient_flow():
     batches = samples(11)
     net = perceptron(1)
     pruned = copy.deepcopy(net)
-    masks = grasp(pruned, 62 / 63, batches, weights=weights_of(pruned), dtype=torch.float64)
+    masks = grasp(
+        pruned, 62 / 63, example_inputs=batches, weights=weights_of(pruned), dtype=torch.float64
+    )
     kept = np.concatenate([mask.numpy().ravel() for mask in masks.values()])
     scores = GraspScorer(LossNetwork(net, weights_of(net), batches, torch.float64, 200.0)).scores(
         alive(net)
@@ -238,7 +240,13 @@ def test_masks_are_the_largest_scores_round_by_round(method):
         keep = np.zeros(63, bool)
         keep[np.argsort(-scores, kind="stable")[: round(63 - (63 - 0.4 * 63) * step / 3)]] = True
     masks = method(
-        net, 0.4, batches, 3, weights=weights_of(net), schedule="linear", dtype=torch.float64
+        net,
+        0.4,
+        example_inputs=batches,
+        iterations=3,
+        weights=weights_of(net),
+        schedule="linear",
+        dtype=torch.float64,
     )
     found = np.concatenate([mask.numpy().ravel() for mask in masks.values()])
     assert np.array_equal(found, keep)
@@ -260,7 +268,7 @@ def test_masks_are_the_largest_scores_round_by_round(method):
 def test_batches_that_do_not_fit(method, batches, problem):
     net = perceptron()
     with pytest.raises(SearchError, match=problem):
-        method(net, 0.5, batches, weights=weights_of(net))
+        method(net, 0.5, example_inputs=batches, weights=weights_of(net))
 
 
 def test_a_step_without_a_second_derivative():
@@ -286,15 +294,15 @@ def test_a_step_without_a_second_derivative():
 
     net = Net()
     with pytest.raises(SearchError, match="Net: expected operations that can be derived twice"):
-        grasp(net, 0.5, samples(), weights=weights_of(net), dtype=torch.float64)
-    assert snip(net, 0.5, samples(), weights=weights_of(net), dtype=torch.float64)
+        grasp(net, 0.5, example_inputs=samples(), weights=weights_of(net), dtype=torch.float64)
+    assert snip(net, 0.5, example_inputs=samples(), weights=weights_of(net), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_temperature_out_of_range(temperature):
     net = perceptron()
     with pytest.raises(SearchError, match="temperature: expected a number above 0"):
-        grasp(net, 0.5, samples(), weights=weights_of(net), temperature=temperature)
+        grasp(net, 0.5, example_inputs=samples(), weights=weights_of(net), temperature=temperature)
 
 
 @pytest.mark.parametrize("method", [snip, grasp])
@@ -303,9 +311,9 @@ def test_scores_that_overflow_name_the_layer(method):
     with torch.no_grad():
         net[2].weight.fill_(1e38)
     with pytest.raises(SearchError, match=r"scores of '\d.weight': expected finite values"):
-        method(net, 0.5, samples(), weights=weights_of(net))
+        method(net, 0.5, example_inputs=samples(), weights=weights_of(net))
 
 
 def test_a_network_without_a_seed_needs_weights():
     with pytest.raises(SeedError, match="call pabzip.init_"):
-        snip(perceptron(), 0.5, samples())
+        snip(perceptron(), 0.5, example_inputs=samples())

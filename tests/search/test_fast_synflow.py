@@ -156,7 +156,15 @@ def test_convolutions_match_numpy():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_mask_is_that_of_float64(seed, scope):
     masks = [
-        synflow(net, 0.5, (3, 12, 12), 12, weights=weights_of(net), scope=scope, dtype=dtype)
+        synflow(
+            net,
+            0.5,
+            input_shape=(3, 12, 12),
+            iterations=12,
+            weights=weights_of(net),
+            scope=scope,
+            dtype=dtype,
+        )
         for dtype in (torch.float64, torch.float32)
         for net in [drawn(Everything(), seed)]
     ]
@@ -171,8 +179,8 @@ def test_a_deep_network_that_overflows_float32():
         for parameter in absolute.parameters():
             parameter.abs_()
         assert torch.isinf(absolute(torch.ones(1, 24))).all()
-    one = synflow(copy.deepcopy(net), 0.3, (24,), 20)
-    other = synflow(net, 0.3, (24,), 20, dtype=torch.float32)
+    one = synflow(copy.deepcopy(net), 0.3, input_shape=(24,), iterations=20)
+    other = synflow(net, 0.3, input_shape=(24,), iterations=20, dtype=torch.float32)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -181,8 +189,8 @@ def test_a_deep_network_that_underflows_float32():
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(2.0**-20)
-    one = synflow(copy.deepcopy(net), 0.5, (6,), 5)
-    other = synflow(net, 0.5, (6,), 5, dtype=torch.float32)
+    one = synflow(copy.deepcopy(net), 0.5, input_shape=(6,), iterations=5)
+    other = synflow(net, 0.5, input_shape=(6,), iterations=5, dtype=torch.float32)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -191,7 +199,14 @@ def test_scores_that_float32_cannot_tell_apart_are_settled():
     net = nn.Linear(500, 1, bias=False).double()
     with torch.no_grad():
         net.weight.copy_(1.0 + torch.from_numpy(places * 1e-11)[None])
-    masks = synflow(net, 0.2, (500,), 3, weights={"weight": net.weight}, dtype=torch.float32)
+    masks = synflow(
+        net,
+        0.2,
+        input_shape=(500,),
+        iterations=3,
+        weights={"weight": net.weight},
+        dtype=torch.float32,
+    )
     assert np.array_equal(masks["weight"][0].numpy(), places >= 400)
 
 
@@ -200,7 +215,9 @@ def test_ties_that_are_exact_are_settled_by_position():
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(-1.0)
-    masks = synflow(net, 21 / 32, (4,), 1, weights=weights_of(net), dtype=torch.float32)
+    masks = synflow(
+        net, 21 / 32, input_shape=(4,), iterations=1, weights=weights_of(net), dtype=torch.float32
+    )
     assert masks["0.weight"].all()
     assert masks["1.weight"].flatten().tolist() == [True] * 5 + [False] * 11
 

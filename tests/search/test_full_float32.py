@@ -65,9 +65,9 @@ def test_convolutions_are_float32_and_no_other_flag_changes(net, rounding, metho
     monkeypatch.setattr(Product, "add_to", add_to)
     assert state() == rounding
     if method is synflow:
-        synflow(net, 0.5, (2, 5, 5), 2, dtype=torch.float32)
+        synflow(net, 0.5, input_shape=(2, 5, 5), iterations=2, dtype=torch.float32)
     else:
-        method(net, 0.5, [(torch.ones(4, 2, 5, 5), torch.arange(4) % 3)])
+        method(net, 0.5, example_inputs=[(torch.ones(4, 2, 5, 5), torch.arange(4) % 3)])
     assert len(net.seen) >= 2
     assert set(net.seen) == {("ieee", *rounding[1:])}
     assert state() == rounding
@@ -76,7 +76,12 @@ def test_convolutions_are_float32_and_no_other_flag_changes(net, rounding, metho
 
 def test_settings_return_on_an_exception(net, rounding):
     with pytest.raises(RuntimeError, match="mine"):
-        snip(net, 0.5, [(torch.ones(4, 2, 5, 5), torch.arange(4) % 3)], on_iteration=_fail)
+        snip(
+            net,
+            0.5,
+            example_inputs=[(torch.ones(4, 2, 5, 5), torch.arange(4) % 3)],
+            on_iteration=_fail,
+        )
     assert state() == rounding
 
 
@@ -88,7 +93,7 @@ def test_a_network_may_set_flags_of_its_own_within(net):
             return whole(x)
 
     net.forward = forward
-    snip(net, 0.5, [(torch.ones(4, 2, 5, 5), torch.arange(4) % 3)])
+    snip(net, 0.5, example_inputs=[(torch.ones(4, 2, 5, 5), torch.arange(4) % 3)])
 
 
 def test_convolutions_that_the_caller_sets_apart(net):
@@ -97,7 +102,7 @@ def test_convolutions_that_the_caller_sets_apart(net):
         cudnn.conv.fp32_precision, recurrent.fp32_precision = "tf32", "ieee"
         with pytest.raises(RuntimeError):
             cudnn.allow_tf32  # noqa: B018 (torch refuses to tell)
-        snip(net, 0.5, [(torch.ones(4, 2, 5, 5), torch.arange(4) % 3)])
+        snip(net, 0.5, example_inputs=[(torch.ones(4, 2, 5, 5), torch.arange(4) % 3)])
         assert {seen[0] for seen in net.seen} == {"ieee"}
         assert (cudnn.conv.fp32_precision, recurrent.fp32_precision) == ("tf32", "ieee")
     finally:

@@ -134,7 +134,7 @@ def test_whole_search_matches_numpy():
         with torch.no_grad():
             reference[0].weight.mul_(torch.from_numpy(keep[:35].reshape(7, 5)))
             reference[2].weight.mul_(torch.from_numpy(keep[35:].reshape(4, 7)))
-    masks = synflow(net, 0.3, (5,), 10, weights=weights_of(net))
+    masks = synflow(net, 0.3, input_shape=(5,), iterations=10, weights=weights_of(net))
     assert np.array_equal(masks["0.weight"].numpy().ravel(), keep[:35])
     assert np.array_equal(masks["2.weight"].numpy().ravel(), keep[35:])
 
@@ -156,7 +156,7 @@ def test_batch_norm_statistics_count_by_absolute_value():
 def test_count_is_exact_and_survivors_keep_their_bits(seed, keep, iterations):
     net = small_net(seed)
     before = {name: p.detach().clone() for name, p in weights_of(net).items()}
-    masks = synflow(net, keep, (5,), iterations, weights=weights_of(net))
+    masks = synflow(net, keep, input_shape=(5,), iterations=iterations, weights=weights_of(net))
     assert sum(int(mask.sum()) for mask in masks.values()) == round(keep * 63)
     for name, p in weights_of(net).items():
         expected = torch.where(masks[name], before[name], torch.zeros(()))
@@ -168,7 +168,7 @@ def test_ties_are_settled_by_position():
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(-1.0)
-    masks = synflow(net, 21 / 32, (4,), 1, weights=weights_of(net))
+    masks = synflow(net, 21 / 32, input_shape=(4,), iterations=1, weights=weights_of(net))
     assert masks["0.weight"].all()
     assert masks["1.weight"].flatten().tolist() == [True] * 5 + [False] * 11
 
@@ -177,7 +177,13 @@ def test_residual_network_is_pruned_and_nothing_else_moves():
     net = trained_residual_net()
     before = snapshot(net)
     seen = []
-    masks = synflow(net, 0.1, (3, 8, 8), 20, on_iteration=lambda i, n: seen.append((i, n)))
+    masks = synflow(
+        net,
+        0.1,
+        input_shape=(3, 8, 8),
+        iterations=20,
+        on_iteration=lambda i, n: seen.append((i, n)),
+    )
     seeded = pabzip.init.seeded_parameters(net)
     assert list(masks) == list(seeded)
     assert "head.weight" not in masks
@@ -195,30 +201,37 @@ def test_signs_do_not_matter():
     other.load_state_dict(net.state_dict())
     with torch.no_grad():
         other.blocks[0].conv1.weight.neg_()
-    one, two = (synflow(n, 0.2, (3, 8, 8), 5) for n in (net, other))
+    one, two = (synflow(n, 0.2, input_shape=(3, 8, 8), iterations=5) for n in (net, other))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_second_search_keeps_what_the_first_pruned():
     net = small_net()
-    first = synflow(net, 0.6, (5,), 5, weights=weights_of(net))
-    second = synflow(net, 0.3, (5,), 5, weights=weights_of(net))
+    first = synflow(net, 0.6, input_shape=(5,), iterations=5, weights=weights_of(net))
+    second = synflow(net, 0.3, input_shape=(5,), iterations=5, weights=weights_of(net))
     assert all(not bool((second[name] & ~first[name]).any()) for name in first)
     with pytest.raises(SearchError, match=r"asks for 32 survivors, found only 19 weights"):
-        synflow(net, 0.5, (5,), 5, weights=weights_of(net))
+        synflow(net, 0.5, input_shape=(5,), iterations=5, weights=weights_of(net))
 
 
 def test_works_inside_other_modes():
     plain, inside = small_net(), small_net()
-    expected = synflow(plain, 0.4, (5,), 4, weights=weights_of(plain))
+    expected = synflow(plain, 0.4, input_shape=(5,), iterations=4, weights=weights_of(plain))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        found = synflow(inside, 0.4, (5,), 4, weights=weights_of(inside), dtype=torch.float32)
+        found = synflow(
+            inside,
+            0.4,
+            input_shape=(5,),
+            iterations=4,
+            weights=weights_of(inside),
+            dtype=torch.float32,
+        )
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_half_precision_network_is_searched_in_float64():
     net = trained_residual_net().to(torch.bfloat16)
-    masks = synflow(net, 0.3, (3, 8, 8), 3)
+    masks = synflow(net, 0.3, input_shape=(3, 8, 8), iterations=3)
     assert net.stem.weight.dtype == torch.bfloat16
     assert sum(int((p != 0).sum()) for p in pabzip.init.seeded_parameters(net).values()) == sum(
         int(mask.sum()) for mask in masks.values()
@@ -228,11 +241,16 @@ def test_half_precision_network_is_searched_in_float64():
 def test_shared_weight_is_one_weight():
     shared = nn.Linear(4, 4, bias=False)
     net = nn.Sequential(shared, nn.ReLU(), shared)
-    masks = synflow(net, 0.5, (4,), 3, weights={"2.weight": shared.weight})
+    masks = synflow(net, 0.5, input_shape=(4,), iterations=3, weights={"2.weight": shared.weight})
     assert int(masks["2.weight"].sum()) == 8
     assert int((shared.weight != 0).sum()) == 8
     with pytest.raises(SearchError, match=r"weights\['2.weight'\]: the same tensor as '0.weight'"):
-        synflow(net, 0.5, (4,), weights={"0.weight": shared.weight, "2.weight": shared.weight})
+        synflow(
+            net,
+            0.5,
+            input_shape=(4,),
+            weights={"0.weight": shared.weight, "2.weight": shared.weight},
+        )
 
 
 def test_layer_collapse_names_the_layer_and_restores():
@@ -243,9 +261,9 @@ def test_layer_collapse_names_the_layer_and_restores():
             parameter.fill_(-1.0)
     before = snapshot(net)
     with pytest.raises(SearchError, match=r"layer collapse: nothing is left of '1.weight', and no"):
-        synflow(net, 60 / 960, (1,), 1, weights=weights_of(net))
+        synflow(net, 60 / 960, input_shape=(1,), iterations=1, weights=weights_of(net))
     assert_same(before, snapshot(net))
-    synflow(net, 60 / 960, (1,), 100, weights=weights_of(net))
+    synflow(net, 60 / 960, input_shape=(1,), iterations=100, weights=weights_of(net))
 
 
 def test_an_empty_layer_with_a_way_around_it_is_no_collapse():
@@ -262,7 +280,7 @@ def test_an_empty_layer_with_a_way_around_it_is_no_collapse():
     with torch.no_grad():
         net.main.weight.fill_(1.0)
         net.side.weight.fill_(0.01)
-    masks = synflow(net, 0.5, (4,), 1, weights=weights_of(net))
+    masks = synflow(net, 0.5, input_shape=(4,), iterations=1, weights=weights_of(net))
     assert masks["main.weight"].all()
     assert not masks["side.weight"].any()
 
@@ -276,7 +294,7 @@ def test_overflow_names_the_layer(dtype):
     with pytest.raises(
         SearchError, match=r"scores of '0.weight': expected finite values, found 16"
     ):
-        synflow(net, 0.5, (4,), 2, weights=weights_of(net), dtype=dtype)
+        synflow(net, 0.5, input_shape=(4,), iterations=2, weights=weights_of(net), dtype=dtype)
 
 
 def test_weights_that_are_not_finite_are_named():
@@ -284,7 +302,7 @@ def test_weights_that_are_not_finite_are_named():
     with torch.no_grad():
         net[2].weight[0, 1] = float("nan")
     with pytest.raises(SearchError, match=r"weights\['2.weight'\]: .* found 1 of 28"):
-        synflow(net, 0.5, (5,), weights=weights_of(net))
+        synflow(net, 0.5, input_shape=(5,), weights=weights_of(net))
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.1, 1.1, float("nan"), True])
@@ -293,27 +311,27 @@ def test_keep_ratio_out_of_range(keep):
     with pytest.raises(
         SearchError, match=r"keep_ratio: expected a fraction with 0 < keep_ratio <="
     ):
-        synflow(net, keep, (5,), weights=weights_of(net))
+        synflow(net, keep, input_shape=(5,), weights=weights_of(net))
 
 
 def test_keep_ratio_that_leaves_nothing():
     net = small_net()
     with pytest.raises(SearchError, match=r"0.001 of 63 weights leaves none"):
-        synflow(net, 0.001, (5,), weights=weights_of(net))
+        synflow(net, 0.001, input_shape=(5,), weights=weights_of(net))
 
 
 @pytest.mark.parametrize("iterations", [0, -1, 2.0, True])
 def test_iterations_out_of_range(iterations):
     net = small_net()
     with pytest.raises(SearchError, match=r"iterations: expected an integer of at least 1"):
-        synflow(net, 0.5, (5,), iterations, weights=weights_of(net))
+        synflow(net, 0.5, input_shape=(5,), iterations=iterations, weights=weights_of(net))
 
 
 @pytest.mark.parametrize("shape", [(), 5, (5, 0), (2.0,), "ab"])
 def test_input_shape_that_is_no_shape(shape):
     net = small_net()
     with pytest.raises(SearchError, match=r"input_shape: expected the sizes of one input"):
-        synflow(net, 0.5, shape, weights=weights_of(net))
+        synflow(net, 0.5, input_shape=shape, weights=weights_of(net))
 
 
 def test_input_shape_that_does_not_fit_restores_everything():
@@ -322,7 +340,7 @@ def test_input_shape_that_does_not_fit_restores_everything():
     with pytest.raises(
         SearchError, match=r"ResidualNet on inputs of shape \(1, 4, 8, 8\): .* input_"
     ):
-        synflow(net, 0.5, (4, 8, 8))
+        synflow(net, 0.5, input_shape=(4, 8, 8))
     assert_same(before, snapshot(net))
 
 
@@ -335,7 +353,7 @@ def test_an_interrupt_restores_everything():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synflow(net, 0.5, (3, 8, 8), 3, on_iteration=interrupt)
+        synflow(net, 0.5, input_shape=(3, 8, 8), iterations=3, on_iteration=interrupt)
     assert_same(before, snapshot(net))
 
 
@@ -350,7 +368,7 @@ def test_an_exception_of_the_network_restores_everything():
     net = Breaking().train()
     before = snapshot(net)
     with pytest.raises(KeyError, match="mine"):
-        synflow(net, 0.5, (3, 8, 8), weights=weights_of(net))
+        synflow(net, 0.5, input_shape=(3, 8, 8), weights=weights_of(net))
     assert_same(before, snapshot(net))
 
 
@@ -373,20 +391,20 @@ def test_outputs_that_cannot_be_summed(result, problem):
 
     net = Odd()
     with pytest.raises(SearchError, match=problem):
-        synflow(net, 0.5, (5,), weights=weights_of(net))
+        synflow(net, 0.5, input_shape=(5,), weights=weights_of(net))
 
 
 def test_network_without_a_seed():
     with pytest.raises(SeedError, match=r"call pabzip.init_\(net, seed=...\) first"):
-        synflow(small_net(), 0.5, (5,))
+        synflow(small_net(), 0.5, input_shape=(5,))
 
 
 def test_weights_of_another_network():
     net = small_net()
     with pytest.raises(SearchError, match=r"weights\['0.weight'\]: expected a parameter of Sequen"):
-        synflow(net, 0.5, (5,), weights=weights_of(small_net()))
+        synflow(net, 0.5, input_shape=(5,), weights=weights_of(small_net()))
     with pytest.raises(SearchError, match="expected at least one weight to search"):
-        synflow(net, 0.5, (5,), weights={})
+        synflow(net, 0.5, input_shape=(5,), weights={})
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16])
@@ -394,4 +412,4 @@ def test_dtype_of_scores(dtype):
     net = small_net()
     problem = rf"dtype: expected torch.float64 or torch.float32, found {dtype}"
     with pytest.raises(SearchError, match=problem):
-        synflow(net, 0.5, (5,), weights=weights_of(net), dtype=dtype)
+        synflow(net, 0.5, input_shape=(5,), weights=weights_of(net), dtype=dtype)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from pabzip.errors import RecipeError
-from pabzip.train.config import read_recipe
 from pabzip.train.cost import estimate_costs
+from pabzip.train.recipes import read_recipe
 
 
 def estimate(**search):

@@ -19,7 +19,7 @@ def ticket(arch="resnet20", options=None, keep_ratio=0.3):
     net = pabzip.init_(pabzip.models.build(arch, options, dense_seed=1), 3)
     options = net.pabzip_arch[1]
     shape = (options["in_channels"], options["image_size"], options["image_size"])
-    return net, pabzip.search.synflow(net, keep_ratio, shape, 5)
+    return net, pabzip.search.synflow(net, keep_ratio, input_shape=shape, iterations=5)
 
 
 def train_a_little(net, flips):

@@ -223,7 +223,7 @@ def test_an_infinite_loss_stops_the_run_and_keeps_the_old_file(
 ) -> None:
     file, recorder = tmp_path / "model.pt", Recorder()
     file.write_bytes(b"old")
-    recipe = tiny(sgd={"learning_rate": 1e30})
+    recipe = tiny(sgd={"lr": 1e30})
     with pytest.raises(TrainingError, match=r"epoch 1, step [2-4]: expected a finite loss"):
         train(recipe, output=file, observers=[recorder], splits=splits)
     assert file.read_bytes() == b"old"
@@ -294,7 +294,7 @@ def test_what_does_not_fit_is_refused_early(tmp_path: Path, splits: Splits) -> N
         train(tiny(augment=True), output=file, splits=splits)
     with pytest.raises(RecipeError, match=r"device: expected one of .*found 'cuda:99'"):
         train(tiny(device="cuda:99"), output=file, splits=splits)
-    with pytest.raises(DataError, match="expected one of digits"):
+    with pytest.raises(DataError, match="expected one of .*digits"):
         train(tiny(data="mnst"), output=file)
     assert not file.exists()
 

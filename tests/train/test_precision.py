@@ -39,7 +39,7 @@ def ticket() -> nn.Module:
         nn.Linear(12, 3),
     )
     pabzip.init_(net, 5, skip=["9"])
-    synflow(net, 0.5, (3, 8, 8), 5)
+    synflow(net, 0.5, input_shape=(3, 8, 8), iterations=5)
     return net
 
 
@@ -188,7 +188,7 @@ def test_runs_of_a_recipe_take_it_and_pack(changes: dict[str, Any], tmp_path: Pa
     with pabzip.open(tmp_path / "model.pabz") as opened:
         opened.verify()
     plain = train(
-        dataclasses.replace(recipe, precision="float32", channels_last=False),
+        recipe.replace(precision="float32", channels_last=False),
         output=tmp_path / "plain.pt",
         splits=small,
     )

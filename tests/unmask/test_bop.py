@@ -100,7 +100,7 @@ def test_takes_the_seeded_weights_of_a_network():
     bop = Bop(net)
     (group,) = bop.param_groups
     assert [id(p) for p in group["params"]] == [id(net[0].weight), id(net[2].weight)]
-    assert (group["adaptivity_rate"], group["threshold"]) == (1e-3, 1e-6)
+    assert (group["lr"], group["threshold"]) == (1e-3, 1e-6)
     assert group["start"] == "first-gradient"
     assert bop.flips.shape == ()
     assert bop.flips.dtype == torch.int64
@@ -156,7 +156,7 @@ def test_state_round_trip_goes_on_bit_for_bit(dtype):
     two = nn.Parameter(one.detach().clone())
     other = Bop([two])
     other.load_state_dict(pickle.loads(pickle.dumps(bop.state_dict())))
-    assert other.param_groups[0]["adaptivity_rate"] == 0.1
+    assert other.param_groups[0]["lr"] == 0.1
     assert other.state[two]["moving_average"].dtype == torch.float32
     for gradient in gradients[4:]:
         for parameter, optimizer in ((one, bop), (two, other)):
@@ -219,7 +219,7 @@ def test_decay_of_the_paper():
     decay = AdaptivityDecay(bop)
     rates = []
     for _ in range(180):
-        rates.append(bop.param_groups[0]["adaptivity_rate"])
+        rates.append(bop.param_groups[0]["lr"])
         decay.step()
     expected = [1e-3 * 0.15 ** (epoch // 45) for epoch in range(180)]
     np.testing.assert_allclose(rates, expected, rtol=1e-14)
@@ -229,7 +229,7 @@ def test_decay_resumes():
     def run(steps, bop, decay):
         for _ in range(steps):
             decay.step()
-        return bop.param_groups[0]["adaptivity_rate"]
+        return bop.param_groups[0]["lr"]
 
     bop = Bop([nn.Parameter(torch.ones(2))])
     decay = AdaptivityDecay(bop, 3, 0.5)
@@ -242,6 +242,36 @@ def test_decay_resumes():
     second.load_state_dict(first.state_dict())
     resumed.load_state_dict(decay.state_dict())
     assert run(3, second, resumed) == whole == 0.25e-3
+
+
+def test_torchs_own_schedulers_set_the_rate():
+    weights, gradients = random_problem(8, steps=7)
+    runs = []
+    for scheduler in (
+        lambda bop: AdaptivityDecay(bop, 2, 0.15),
+        lambda bop: torch.optim.lr_scheduler.StepLR(bop, 2, 0.15),
+    ):
+        parameter = nn.Parameter(torch.from_numpy(weights.copy()))
+        bop = Bop([{"params": [parameter], "adaptivity_rate": 0.5}], 1e-3, 1e-5, "zero")
+        decay = scheduler(bop)
+        rates = []
+        for gradient in gradients:
+            parameter.grad = torch.from_numpy(gradient.copy())
+            bop.step()
+            rates.append(bop.param_groups[0]["lr"])
+            decay.step()
+        runs.append((parameter.detach(), bop.state[parameter]["moving_average"], rates))
+    assert runs[0][2] == runs[1][2]
+    assert runs[0][2] == [
+        0.5,
+        0.5,
+        *[0.5 * 0.15] * 2,
+        *[0.5 * 0.15 * 0.15] * 2,
+        0.5 * 0.15**2 * 0.15,
+    ]
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+    assert not np.array_equal(runs[0][0].numpy(), weights)
 
 
 @pytest.mark.parametrize(
@@ -259,5 +289,5 @@ def test_decay_out_of_range(values, problem):
 
 
 def test_decay_of_another_optimizer():
-    with pytest.raises(RecipeError, match="SGD: expected parameter groups with an adaptivity_rate"):
+    with pytest.raises(RecipeError, match="AdaptivityDecay: expected Bop, found SGD; for a lear"):
         AdaptivityDecay(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))

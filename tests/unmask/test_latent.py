@@ -50,9 +50,11 @@ def test_every_step_matches_numpy(momentum, decay):
         assert not np.signbit(found[drawn == 0]).any()
         assert int(latent.flips) == flips
         u = latent.state[net.weight]["latent"].numpy()
-        alive = drawn != 0
-        np.testing.assert_allclose(u[alive], (t * np.sign(drawn))[alive], rtol=2e-5, atol=1e-8)
-        assert not u[~alive].any()
+        survives = drawn != 0
+        np.testing.assert_allclose(
+            u[survives], (t * np.sign(drawn))[survives], rtol=2e-5, atol=1e-8
+        )
+        assert not u[~survives].any()
         total += flips
     assert total > 30
 
@@ -176,7 +178,7 @@ def test_predictive_gradients_drive_it_too():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"learning_rate": -1.0}, r"learning_rate: expected zero or more, and finite, found -1"),
+        ({"lr": -1.0}, r"lr: expected zero or more, and finite, found -1"),
         ({"weight_decay": float("nan")}, r"weight_decay: .*found nan"),
         ({"momentum": 1.0}, r"momentum: expected 0 <= momentum < 1, found 1\.0"),
         ({"start": 0.0}, r"start: expected a number from .* found 0\.0"),

@@ -314,7 +314,7 @@ def test_evaluation_mode_is_exact_and_search_is_not_disturbed():
     plain, changed = seeded_net(), seeded_net()
     changed.load_state_dict(plain.state_dict())
     apply_psg(changed, PsgConfig(2, 2, 2))
-    one, two = (synflow(net, 0.3, (3, 6, 6), 5) for net in (plain, changed))
+    one, two = (synflow(net, 0.3, input_shape=(3, 6, 6), iterations=5) for net in (plain, changed))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -340,7 +340,7 @@ def test_autocast(dtype):
 
 def test_trains_with_bop_and_keeps_every_magnitude():
     net = seeded_net()
-    synflow(net, 0.5, (3, 6, 6), 5)
+    synflow(net, 0.5, input_shape=(3, 6, 6), iterations=5)
     seeded = pabzip.init.seeded_parameters(net)
     before = {name: p.detach().clone() for name, p in seeded.items()}
     apply_psg(net)

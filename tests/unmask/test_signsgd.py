@@ -73,7 +73,7 @@ def test_the_state_comes_back_to_the_bit():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"learning_rate": -1.0}, r"learning_rate: expected zero or more, and finite, found -1"),
+        ({"lr": -1.0}, r"lr: expected zero or more, and finite, found -1"),
         ({"weight_decay": float("inf")}, r"weight_decay: .*found inf"),
         ({"momentum": -0.1}, r"momentum: expected 0 <= momentum < 1, found -0\.1"),
     ],

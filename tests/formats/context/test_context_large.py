@@ -56,8 +56,7 @@ def test_pieces_reach_beyond_2_to_the_32() -> None:
     row, place, seen, added = 0, 0, [], []
     while True:
         count, row, place = next_piece(
-            plan.rows, plan.group, plan.places, plan.starts, plan.width,
-            row_offsets, place_offsets, row, place, len(plan.rows), element, offsets,
+            plan, row_offsets, place_offsets, row, place, len(plan.rows), element, offsets,
         )  # fmt: skip
         if not count:
             break

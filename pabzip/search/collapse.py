@@ -1,0 +1,133 @@
+"""When a search fails: layers that cannot be scored, weights without a path, layer collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pabzip.errors import SearchError
+from pabzip.search.linearized import LinearizedNetwork
+
+Masks = Mapping[str, Tensor]
+"""Bool tensors by name of the weight, True for one that is not pruned."""
+
+Exact = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""`pabzip.search.ExactScorer.exact`."""
+
+
+def refuse_collapse(
+    net: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    masks: Masks,
+    input_shape: tuple[int, ...] | None,
+) -> None:
+    """Raise if tensors are empty and the network is cut by it; a bypassed empty one is harmless.
+
+    A path counts if it leads from an input of ones to the outputs of the linearized network.
+
+    Args:
+        net: the network; it is not changed.
+        weights: the weights that were searched, by name.
+        masks: of the weights.
+        input_shape: shape of one input, without the batch dimension. Without it no empty tensor
+            is known to be harmless.
+
+    Raises:
+        SearchError: layer collapse; the message names the layers.
+    """
+    empty = [name for name, mask in masks.items() if not bool(torch.any(mask))]
+    if not empty:
+        return
+    if input_shape is None:
+        raise SearchError(
+            f"layer collapse: nothing is left of {_shown(empty)}; expected survivors in every "
+            "layer. Raise keep_ratio, or pass input_shape= if the network has a way around them"
+        )
+    network = LinearizedNetwork(net, weights, input_shape)
+    network.prune(masks)
+    if not bool(torch.any(network.flow().from_input != 0)):
+        raise SearchError(
+            f"layer collapse: nothing is left of {_shown(empty)}, and no path leads from the input "
+            "to the output. Raise keep_ratio, use more iterations, or give every layer a threshold "
+            "of its own (scope='layer')"
+        )
+
+
+def refuse_unscored(
+    scores: Mapping[str, Tensor], masks: Masks, reached: Collection[str], exact: Exact | None
+) -> None:
+    """Raise if a layer of a dense network has no score above zero although inputs reach it.
+
+    Args:
+        scores: of the first round.
+        masks: before it. Where something is pruned already, a layer may have lost its paths.
+        reached: names of the weights that inputs reach.
+        exact: of the scorer, if its scores are rounded.
+
+    Raises:
+        SearchError: the message names the layers.
+    """
+    if not all(bool(mask.all()) for mask in masks.values()):
+        return
+    unscored = [
+        name for name, mask in masks.items()
+        if name in reached and not bool(scores[name].any())
+        and bool(_without_path({name: scores[name]}, {name: mask}, exact)[name].all())
+    ]  # fmt: skip
+    if unscored:
+        raise SearchError(
+            f"scores of {_shown(unscored)}: expected some above zero, found none: inputs reach the "
+            "layer, but its output does not reach the network's, or only through factors of zero. "
+            "Leave it out with skip=, or change what blocks it"
+        )
+
+
+def refuse_ties_at_zero(
+    scores: Mapping[str, Tensor], before: Masks, after: Masks, exact: Exact | None
+) -> None:
+    """Raise if the last round had to choose among weights without a path.
+
+    Args:
+        scores: of the weights that compete; zero for no path.
+        before: their masks before the round.
+        after: their masks after it.
+        exact: of the scorer, if its scores are rounded.
+
+    Raises:
+        SearchError: the message names the layers of those weights.
+    """
+    if all(torch.equal(before[name], after[name]) for name in after):
+        return  # nothing was pruned, so nothing was chosen
+    if not any(bool((after[name] & (scores[name] == 0)).any()) for name in after):
+        return
+    without = _without_path(scores, before, exact)
+    found = [name for name, weights in without.items() if bool((weights & after[name]).any())]
+    if found:
+        asked = sum(int(mask.sum()) for mask in after.values())
+        paths = sum(int((before[name] & ~without[name]).sum()) for name in after)
+        every = [name for name, weights in without.items() if bool(weights.any())]
+        raise SearchError(
+            f"keep_ratio: asks for {asked} survivors, found only {paths} weights with a path from "
+            f"the input to the output; {_shown(every)} have weights without one. Lower keep_ratio, "
+            "or leave such layers out with skip="
+        )
+
+
+def _without_path(
+    scores: Mapping[str, Tensor], masks: Masks, exact: Exact | None
+) -> dict[str, Tensor]:
+    """Return which of the weights in ``masks`` have no path: a score of zero, also unrounded."""
+    zero = {name: mask & (scores[name] == 0) for name, mask in masks.items()}
+    if exact is not None:
+        places = {name: where.flatten().nonzero().flatten() for name, where in zero.items()}
+        asked = {name: place for name, place in places.items() if len(place)}
+        for name, values in exact(asked).items():
+            zero[name].view(-1)[asked[name]] = values == 0
+    return zero
+
+
+def _shown(names: Iterable[str]) -> str:
+    """Return names for a message."""
+    return ", ".join(repr(name) for name in names)
