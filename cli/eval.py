@@ -151,7 +151,6 @@ def command(
     require_arch(arch, arch_options)
     require("torch", extra="train", purpose="pabzip eval")
     from pabzip import data as datasets
-    from pabzip.cli.eval import read_subject
     from pabzip.train.build import pick_device
     from pabzip.train.evaluation import evaluate
 
