@@ -59,7 +59,7 @@ def test_a_layer_that_cannot_be_scored_is_named(use, dtype):
 
 
 @DTYPES
-def test_weights_without_a_path_are_never_chosen_by_position(dtype):
+def test_a_layer_without_a_path_is_never_kept_by_position(dtype):
     # 48 of the 112 weights have a path: those of a layer that is not called have none.
     for iterations in (1, 4):
         net = net_of(never)
@@ -68,8 +68,8 @@ def test_weights_without_a_path_are_never_chosen_by_position(dtype):
         assert masks["last.weight"].all()
         assert not masks["side.weight"].any()
         problem = (
-            r"keep_ratio: asks for 49 survivors, found only 48 weights with a path .*; "
-            r"'side.weight' have weights without one. Lower keep_ratio, or leave such layers out"
+            r"keep_ratio: asks for 49 survivors, found only 48 weights with a path .*; no weight of "
+            r"'side.weight' has one. Lower keep_ratio, or leave such layers out with skip="
         )
         net = net_of(never)
         with pytest.raises(SearchError, match=problem):
