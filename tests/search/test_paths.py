@@ -68,8 +68,8 @@ def test_a_layer_without_a_path_is_never_kept_by_position(dtype):
         assert masks["last.weight"].all()
         assert not masks["side.weight"].any()
         problem = (
-            r"keep_ratio: asks for 49 survivors, found only 48 weights with a path .*; no weight of "
-            r"'side.weight' has one. Lower keep_ratio, or leave such layers out with skip="
+            r"keep_ratio: asks for 49 survivors, found only 48 weights with a path .*; no "
+            r"weight of 'side.weight' has one. Lower keep_ratio, or leave such layers out"
         )
         net = net_of(never)
         with pytest.raises(SearchError, match=problem):
