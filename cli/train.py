@@ -25,7 +25,7 @@ from pabzip.cli._options import (
 from pabzip.cli._output import Reporter, one_line, short, to_json, write_text
 from pabzip.formats.registry import ARCHITECTURES
 from pabzip.seeds import SCHEMES
-from pabzip.train.callbacks import Observer
+from pabzip.train.callbacks import Callback
 from pabzip.train.config import (
     BEHAVIORS,
     CLASSIFIERS,
@@ -39,15 +39,15 @@ from pabzip.train.config import (
     Recipe,
     method_of,
 )
-from pabzip.train.cost import StepCosts
 from pabzip.train.recipes import find_recipe
+from pabzip.train.results import StepCosts
 from pabzip.train.resume import progress_path
 
 if TYPE_CHECKING:
     from pabzip.train.config import Recipe
 
 
-class CostRemark(Observer):
+class CostRemark(Callback):
     """Writes a line before the first step and after each later search.
 
     Args:
@@ -57,7 +57,7 @@ class CostRemark(Observer):
     def __init__(self, *, layers: bool):
         self._layers = layers
 
-    def counted(self, costs: StepCosts) -> None:
+    def on_costs(self, costs: StepCosts) -> None:
         """Write the line, past a progress bar if there is one."""
         from tqdm import tqdm
 
@@ -405,12 +405,12 @@ class RunFlags:
             return None if is_stream(self.output) else _SAVE_EVERY
         return None if self.save_every == "never" else self.save_every
 
-    def observers(self, reporter: Reporter) -> list[Observer]:
+    def callbacks(self, reporter: Reporter) -> list[Callback]:
         """Return those that were asked for."""
         from pabzip.cli.train import CostRemark
         from pabzip.train.callbacks import Curves, ProgressBar, TensorBoard
 
-        found: list[Observer] = [ProgressBar()] if reporter.progress else []
+        found: list[Callback] = [ProgressBar()] if reporter.progress else []
         if reporter.progress or (reporter.verbose and not reporter.quiet):
             found.append(CostRemark(layers=reporter.verbose > 0))
         if self.tensorboard is not None:
@@ -533,7 +533,7 @@ def command(
             recipe,
             output=target,
             log=log,
-            observers=run.observers(reporter),
+            callbacks=run.callbacks(reporter),
             download=download,
             ticket=ticket,
             save_every=run.saving(),
@@ -551,7 +551,7 @@ def command(
 
 def _search(recipe: Recipe, target: str, download: bool, reporter: Reporter) -> None:
     """Find a ticket and write it, untrained."""
-    from pabzip.train.found_tickets import find_ticket
+    from pabzip.train.pruning import find_ticket
 
     with search_bar(reporter) as on_iteration:
         found = find_ticket(recipe, output=target, download=download, on_iteration=on_iteration)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from pabzip.registry import register_search
 from pabzip.search.driver import OnIteration, iterative_search, search_weights
 from pabzip.search.loss import Batch, LossNetwork
 from pabzip.search.schedule import prune_groups
@@ -39,6 +40,7 @@ class SnipScorer:
             }
 
 
+@register_search("snip", needs_data=True)
 def snip(
     net: nn.Module,
     keep_ratio: float,

@@ -1,17 +1,12 @@
-from .bitops import (
-    LayerCost,
-    bit_operations,
-    count_macs,
-    layer_costs,
-)
 from .build import (
     build_network,
     classifier_name,
     seed_network,
 )
 from .callbacks.base import (
-    Observer,
-    Progress,
+    Callback,
+    build_callback,
+    parse_callback,
 )
 from .callbacks.curves import (
     Curves,
@@ -43,8 +38,10 @@ from .config import (
 )
 from .cost import (
     Estimate,
-    StepCosts,
+    bit_operations,
+    count_macs,
     estimate_costs,
+    layer_costs,
     method_costs,
     step_costs,
 )
@@ -55,13 +52,16 @@ from .evaluation import (
 from .file_size import (
     ExpectedBytes,
 )
-from .found_tickets import (
+from .pruning import (
     SearchResult,
     apply_ticket,
     find_ticket,
 )
 from .results import (
     EpochStats,
+    LayerCost,
+    Progress,
+    StepCosts,
     TrainResult,
 )
 from .resume import (
@@ -73,6 +73,7 @@ from .trainer import (
 
 __all__ = [
     "BopRecipe",
+    "Callback",
     "Curves",
     "EpochStats",
     "Estimate",
@@ -82,7 +83,6 @@ __all__ = [
     "LatentRecipe",
     "LayerCost",
     "Method",
-    "Observer",
     "Progress",
     "ProgressBar",
     "PsgRecipe",
@@ -97,6 +97,7 @@ __all__ = [
     "TrainResult",
     "apply_ticket",
     "bit_operations",
+    "build_callback",
     "build_network",
     "classifier_name",
     "count_macs",
@@ -109,6 +110,7 @@ __all__ = [
     "merge",
     "method_costs",
     "method_of",
+    "parse_callback",
     "read_recipe",
     "seed_network",
     "step_costs",

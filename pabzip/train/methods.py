@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from pabzip.init import seeded_parameters
-from pabzip.train.bitops import bit_operations
 from pabzip.train.config import Recipe, method_of
+from pabzip.train.cost import bit_operations
 from pabzip.unmask import AdaptivityDecay, Bop, LatentSigns, PsgConfig, SignSgd, apply_psg
 
 

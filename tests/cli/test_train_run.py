@@ -32,15 +32,15 @@ def failing(monkeypatch):
     """Let the second epoch end with an error of one's choice."""
 
     def fail_with(error):
-        whole = pabzip.train.trainer.Run._epoch
+        whole = pabzip.train.trainer.Trainer._epoch
 
         def fail(self):
             if self.state.history:
                 raise error
             whole(self)
 
-        monkeypatch.setattr(pabzip.train.trainer.Run, "_epoch", fail)
-        return lambda: monkeypatch.setattr(pabzip.train.trainer.Run, "_epoch", whole)
+        monkeypatch.setattr(pabzip.train.trainer.Trainer, "_epoch", fail)
+        return lambda: monkeypatch.setattr(pabzip.train.trainer.Trainer, "_epoch", whole)
 
     return fail_with
 

@@ -12,8 +12,7 @@ from pabzip import data
 from pabzip.checkpoint import load_checkpoint, network_from_checkpoint, save_checkpoint
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.train import Recipe, SearchRecipe, build_network, estimate_costs
-from pabzip.train.found_tickets import apply_ticket, find_ticket
-from pabzip.train.pruning import search_masks
+from pabzip.train.pruning import apply_ticket, find_ticket, search_masks
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from pabzip.checkpoint import load_checkpoint
 from pabzip.data import Images, Splits
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
 from pabzip.train import (
+    Callback,
     EpochStats,
-    Observer,
     Recipe,
     SaveEvery,
     SearchRecipe,
@@ -32,7 +32,7 @@ from pabzip.train import (
     train,
 )
 from pabzip.train.config import METHODS
-from pabzip.train.resume import Cadence, check_resumption, surroundings
+from pabzip.train.resume import SaveSchedule, check_resume, surroundings
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def tiny(**changes: Any) -> Recipe:
     return merge(merge(recipe, few), changes)
 
 
-class Stop(Observer):
+class Stop(Callback):
     """Interrupts a run where an epoch's numbers are first read, at its last step."""
 
     def __init__(self, epoch: int, error: BaseException | None = None):
@@ -66,17 +66,17 @@ class Stop(Observer):
         self.error = error or KeyboardInterrupt()
         self.past: list[Any] = []
 
-    def resumed(self, history: Sequence[EpochStats], step: int) -> None:
+    def on_resume(self, history: Sequence[EpochStats], step: int) -> None:
         self.past.append((len(history), step))
 
-    def stepped(self, progress: Any) -> None:
+    def on_step_end(self, progress: Any) -> None:
         if progress.epoch == self.epoch:
             raise self.error
 
 
 def interrupted(recipe: Recipe, output: Path, splits: Splits, epoch: int, **how: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, output=output, splits=splits, observers=[Stop(epoch)], **how)
+        train(recipe, output=output, splits=splits, callbacks=[Stop(epoch)], **how)
 
 
 SEVERAL = {"search": {"method": "snip", "samples": 40, "epoch": 2, "shots": 3}, "shards": 2,
@@ -105,7 +105,7 @@ def test_a_resumed_run_writes_the_same_bytes(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.pt.progress", "whole.pt"]
     interrupted(recipe, file, splits, 3, save_every=every, resume=True)
     watcher = Stop(-1)
-    train(recipe, output=file, splits=splits, resume=True, observers=[watcher])
+    train(recipe, output=file, splits=splits, resume=True, callbacks=[watcher])
     ((epochs, step),) = watcher.past
     assert epochs == 2
     assert step in {"1epoch": {0}, "3steps": {2, 3}, "0.00001min": {4}}[every]
@@ -223,9 +223,9 @@ def test_published_rounds_may_be_given_by_number(then: int | None, now: int | No
         Recipe(search=SearchRecipe(method="snip", iterations=rounds)) for rounds in (then, now)
     )
     saved = {**surroundings(cpu), "recipe": to_dict(begun)}
-    check_resumption(saved, other, cpu, "model.pt.progress")
+    check_resume(saved, other, cpu, "model.pt.progress")
     with pytest.raises(RecipeError, match=r"search\.iterations = 1 then and 7 now"):
-        check_resumption(saved, merge(other, {"search": {"iterations": 7}}), cpu, "model.pt")
+        check_resume(saved, merge(other, {"search": {"iterations": 7}}), cpu, "model.pt")
 
 
 def test_another_torch_or_thread_count_is_told(tmp_path: Path, splits: Splits) -> None:
@@ -295,17 +295,17 @@ def test_a_lost_log_begins_again_with_the_past(tmp_path: Path, splits: Splits) -
 
 def test_when_a_save_is_due() -> None:
     now = [0.0]
-    cadence = Cadence(SaveEvery(steps=3, epochs=2, minutes=1), lambda: now[0])
-    assert [cadence.step_due() for _ in range(3)] == [False, False, True]
-    cadence.saved()
-    assert [cadence.epoch_due() for _ in range(2)] == [False, True]
-    cadence.saved()
+    schedule = SaveSchedule(SaveEvery(steps=3, epochs=2, minutes=1), lambda: now[0])
+    assert [schedule.step_due() for _ in range(3)] == [False, False, True]
+    schedule.saved()
+    assert [schedule.epoch_due() for _ in range(2)] == [False, True]
+    schedule.saved()
     now[0] = 60
-    assert cadence.step_due()
-    cadence.saved()
-    assert not cadence.step_due()
-    assert not Cadence(None).step_due()
-    assert not Cadence(None).epoch_due()
+    assert schedule.step_due()
+    schedule.saved()
+    assert not schedule.step_due()
+    assert not SaveSchedule(None).step_due()
+    assert not SaveSchedule(None).epoch_due()
 
 
 @pytest.mark.parametrize(("text", "every"), [

@@ -31,10 +31,10 @@ def epoch(number: int, **changes: Any) -> EpochStats:
 def test_curves_show_the_past_and_the_present(tmp_path: Path) -> None:
     file = tmp_path / "curves.png"
     curves = Curves(file)
-    curves.resumed((epoch(1),), 3)
-    curves.started(Recipe(), 5)
-    curves.epoch_ended(epoch(2))
-    curves.finished(RESULT)
+    curves.on_resume((epoch(1),), 3)
+    curves.on_train_start(Recipe(), 5)
+    curves.on_epoch_end(epoch(2))
+    curves.on_train_end(RESULT)
     assert file.read_bytes().startswith(b"\x89PNG\r\n")
     assert "matplotlib.pyplot" not in sys.modules
     figure = draw_curves([epoch(1), epoch(2)], "title")
@@ -56,22 +56,22 @@ def test_no_panel_for_a_size_that_nobody_expects() -> None:
 
 def test_an_unwritable_picture_leaves_nothing(tmp_path: Path) -> None:
     curves = Curves(tmp_path / "no" / "curves.png")
-    curves.started(Recipe(), 5)
-    curves.epoch_ended(epoch(1))
+    curves.on_train_start(Recipe(), 5)
+    curves.on_epoch_end(epoch(1))
     with pytest.raises(FileNotFoundError, match="create it first"):
-        curves.finished(RESULT)
+        curves.on_train_end(RESULT)
 
 
-@pytest.mark.parametrize(("observer", "module", "flag"), [
+@pytest.mark.parametrize(("callback", "module", "flag"), [
     (Curves, "matplotlib", "--curves"), (TensorBoard, "tensorboard", "--tensorboard"),
 ])  # fmt: skip
 def test_what_is_missing_is_named_at_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, observer: Any, module: str, flag: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callback: Any, module: str, flag: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    watcher = observer(tmp_path / "x")
+    watcher = callback(tmp_path / "x")
     with pytest.raises(MissingDependencyError, match=rf"{flag} needs {module}.*pabzip\[train\]"):
-        watcher.started(Recipe(), 5)
+        watcher.on_train_start(Recipe(), 5)
     watcher.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -86,17 +86,17 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path: Path) -> None:
     first = TensorBoard(tmp_path)
-    first.started(Recipe(), 5)
+    first.on_train_start(Recipe(), 5)
     for number in (1, 2):
-        first.stepped(Progress(number, 5, 1.0, 0.5, 3.0))
-        first.epoch_ended(epoch(number))
+        first.on_step_end(Progress(number, 5, 1.0, 0.5, 3.0))
+        first.on_epoch_end(epoch(number))
     first.close()
     second = TensorBoard(tmp_path)
-    second.resumed((epoch(1),), 3)
-    second.started(Recipe(), 5)
+    second.on_resume((epoch(1),), 3)
+    second.on_train_start(Recipe(), 5)
     for number in (2, 3):
-        second.stepped(Progress(number, 5, 0.5, 0.5, 3.0))
-        second.epoch_ended(epoch(number, loss=0.25))
+        second.on_step_end(Progress(number, 5, 0.5, 0.5, 3.0))
+        second.on_epoch_end(epoch(number, loss=0.25))
     second.close()
     assert scalars(tmp_path, "loss/train") == [(5, 1.0), (10, 0.25), (15, 0.25)]
     assert scalars(tmp_path, "running/loss") == [(5, 1.0), (10, 0.5), (15, 0.5)]
