@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pabzip.errors import ArchitectureError, DataError, PabzError, PackError, RecipeError
 
 Registered = TypeVar("Registered")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class Registry(Generic[Registered]):
             f"{self._what}: expected one of {', '.join(self.names)}, found {name!r}{hint}"
         )
 
-    def register(self, name: str, **facts: Any) -> Callable[[Registered], Registered]:
+    def register(self, name: str, **facts: Any) -> Callable[[_Value], _Value]:
         """Return a decorator that registers what it is put on, and leaves it as it is.
 
         Args:
@@ -132,7 +133,7 @@ class Registry(Generic[Registered]):
             PabzError: the name is taken by another module (the registry's own error class).
         """
 
-        def add(value: Registered) -> Registered:
+        def add(value: _Value) -> _Value:
             module = getattr(value, "__module__", "")
             taken = self._own.get(name) or self._declared.get(name)
             if taken is not None and taken.module != module:
@@ -140,7 +141,7 @@ class Registry(Generic[Registered]):
                     f"{self._what}: expected a name that is free, found {name!r}, which "
                     f"{taken.module} has registered; choose another"
                 )
-            self._own[name] = Registration(name, facts, module, value)
+            self._own[name] = Registration(name, facts, module, cast(Registered, value))
             return value
 
         return add

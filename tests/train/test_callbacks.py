@@ -1,15 +1,29 @@
-"""Curves and TensorBoard: what they write, and what they take up."""
+"""Callbacks by name, a user's own among them; what curves and TensorBoard write."""
 
 from __future__ import annotations
 
+import importlib
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pabzip.errors import MissingDependencyError
-from pabzip.train import Curves, EpochStats, Progress, Recipe, TensorBoard, TrainResult
+from pabzip.errors import MissingDependencyError, RecipeError
+from pabzip.registry import CALLBACKS
+from pabzip.train import (
+    Curves,
+    EpochStats,
+    Progress,
+    Recipe,
+    TensorBoard,
+    TrainResult,
+    build_callback,
+    parse_callback,
+    train,
+)
 from pabzip.train.callbacks.curves import draw_curves
 
 RESULT = TrainResult(
@@ -102,3 +116,71 @@ def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path: Path) -> No
     assert scalars(tmp_path, "running/loss") == [(5, 1.0), (10, 0.5), (15, 0.5)]
     assert scalars(tmp_path, "ticket/expected_bytes")[-1] == (15, 7003.0)
     assert scalars(tmp_path, "signs/flips_per_step")[0] == (5, 9.0)
+
+
+OWN = """
+from pabzip.registry import register_callback
+from pabzip.train import Callback
+
+@register_callback("count-epochs", help="Count epochs.", metavar="FILE", writes="file")
+class CountEpochs(Callback):
+    def __init__(self, path):
+        self.path, self.count = path, 0
+
+    def on_epoch_end(self, stats):
+        self.count += 1
+
+    def on_train_end(self, result):
+        with open(self.path, "w") as file:
+            file.write(f"{self.count} of {result.epochs}")
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A module of a user's that registers a callback, imported."""
+    (tmp_path / "own_callbacks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("own_callbacks")
+    yield
+    del sys.modules["own_callbacks"]
+    del CALLBACKS._own["count-epochs"]
+
+
+def test_a_callback_of_ones_own_is_one_file(tmp_path: Path, own_module: None) -> None:
+    assert CALLBACKS.names[-1] == "count-epochs"
+    file = tmp_path / "epochs.txt"
+    own = build_callback(*parse_callback(f"count-epochs={file}"))
+    recipe = Recipe(arch="lenet-300-100", epochs=2, method="dense-sgd", device="cpu")
+    train(recipe, output=tmp_path / "model.pt", callbacks=[own])
+    assert file.read_text() == "2 of 2"
+
+
+def test_names_and_facts_need_no_torch() -> None:
+    script = """
+import sys
+sys.modules["torch"] = None
+from pabzip.train.callbacks import parse_callback
+from pabzip.registry import CALLBACKS
+flags = {CALLBACKS.facts(name).get("flag"): name for name in CALLBACKS}
+print(flags, parse_callback("json-log=a=b.jsonl"), parse_callback("progress"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (
+        "{'--curves': 'curves', '--log': 'json-log', None: 'progress', "
+        "'--tensorboard': 'tensorboard'} ('json-log', 'a=b.jsonl') ('progress', None)\n"
+    )
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("wandb", r"callback: expected one of curves, json-log, progress, tensorboard, found 'wandb'"),
+    ("json-log", r"callback: expected json-log=FILE\.jsonl, found 'json-log'"),
+    ("tensorboard=", r"callback: expected tensorboard=DIR, found 'tensorboard='"),
+    ("progress=1", r"callback: expected progress, found 'progress=1'"),
+    ("curves=a.jpg", r"callback curves: expected a name that ends in \.png, found 'a\.jpg'"),
+])  # fmt: skip
+def test_what_is_no_callback_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_callback(text)
