@@ -49,10 +49,10 @@ def _method(name: str, *flags: str, note: str = "") -> Variant:
 # they do at adaptivity rates from 1e-4 up to the paper's 1e-3, even with an average from zero. The
 # rate falls where the learning rate falls: before, many flips do no harm; after, few are needed.
 _CLUTTERED = (
-    "--data cluttered-digits --arch resnet18 --arch-option width=32 --keep-ratio 0.5 --epochs 10 "
-    "--batch-size 64 --no-augment --precision bfloat16 --channels-last --learning-rate 0.05 "
-    "--milestones 6,9 --adaptivity-rate 3e-5 --threshold 1e-6 --bop-decay-every 6 "
-    "--bop-decay-ratio 0.2"
+    "--data cluttered-digits --arch resnet18 --set arch_options.width=32 --keep-ratio 0.5 "
+    "--epochs 10 --batch-size 64 --set augment=false --precision bfloat16 --set channels_last=true "
+    "--lr 0.05 --set sgd.milestones=[6,9] --adaptivity-rate 3e-5 --threshold 1e-6 "
+    "--set bop.decay_every=6 --set bop.decay_ratio=0.2"
 )
 
 METHODS = (
@@ -71,13 +71,13 @@ STUDIES = {
         tuple(_CLUTTERED.split()),
         (
             _method("sgd"),
-            _method("pab-bop-psg", "--bop-start", "zero", note=", average starts at zero"),
-            _method("pab-bop-psg", "--bop-start", "first-gradient", note=", as published"),
+            _method("pab-bop-psg", "--set", "bop.start=zero", note=", average starts at zero"),
+            _method("pab-bop-psg", "--set", "bop.start=first-gradient", note=", as published"),
         ),
     ),
 }
 
-_QUICK = ("--epochs", "1", "--search-iterations", "3")
+_QUICK = ("--epochs", "1", "--set", "search.iterations=3")
 
 
 def main() -> None:

@@ -173,21 +173,19 @@ def train_one(
     epochs = epochs or recipe.epochs
     part = epochs / recipe.epochs
     milestones = (max(1, round(at * part)) for at in recipe.sgd.milestones)
-    bop = dataclasses.replace(
-        recipe.bop,
+    bop = recipe.bop.replace(
         start=point.start,
         threshold=point.threshold,
         flip_cost=point.flip_cost,
         decay_every=max(1, round(recipe.bop.decay_every * part)),
     )
-    recipe = dataclasses.replace(
-        recipe,
+    recipe = recipe.replace(
         seed=seed,
         epochs=epochs,
         keep_ratio=keep_ratio or recipe.keep_ratio,
         device="cpu",
         bop=bop,
-        sgd=dataclasses.replace(recipe.sgd, milestones=tuple(sorted(set(milestones)))),
+        sgd=recipe.sgd.replace(milestones=tuple(sorted(set(milestones)))),
     )
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, file = Path(folder) / "model.pt", Path(folder) / "model.pabz"

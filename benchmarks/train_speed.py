@@ -37,7 +37,7 @@ from pabzip.search import apply_masks, synflow
 from pabzip.train.build import pick_device, seed_network
 from pabzip.train.config import Recipe
 from pabzip.train.distributed import ProcessGroup
-from pabzip.train.methods import Optimizers
+from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
 from pabzip.train.step import BatchGradients, EpochMetrics, train_step
 from pabzip.unmask import PsgConfig, apply_psg

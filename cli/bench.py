@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pabzip._optional import require
-from pabzip.cli._options import arch_options_option, parse_options, reporting, search_bar
+from pabzip.cli._options import reporting, search_bar
 from pabzip.cli._output import Reporter, printable, short
-from pabzip.cli.train import overrides, some_recipe_flags
-from pabzip.formats.registry import ARCHITECTURES
-from pabzip.train.recipes import find_recipe
+from pabzip.cli._settings import (
+    MORE,
+    GroupedCommand,
+    given,
+    grouped,
+    import_packages,
+    remark,
+    settings_options,
+)
+from pabzip.train.recipes import find_recipe, read_recipe
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,33 +91,29 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-_NAMES = ", ".join(name for name in ARCHITECTURES if name != "custom")
 _ARCH, _DATA, _ITERATIONS = "resnet18", "cifar10", 20
 _KEYS = (
-    "data", "seed", "scheme", "classifier", "keep_ratio", "drop_ratio", "search.iterations",
-    "search.schedule", "search.scope", "search.precision", "psg.input_bits", "psg.weight_bits",
-    "psg.gradient_bits",
+    "arch", "arch_options", "data", "seed", "scheme", "classifier", "keep_ratio", "drop_ratio",
+    "search.iterations", "search.schedule", "search.scope", "search.precision", "psg.input_bits",
+    "psg.weight_bits", "psg.gradient_bits",
 )  # fmt: skip
 _PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
 
-@click.command("bitops")
-@click.option(
+@click.command("bitops", cls=GroupedCommand)
+@settings_options(_KEYS.__contains__)
+@grouped(
+    MORE,
     "--recipe",
-    "recipe_file",
+    "recipe_name",
     metavar="NAME|FILE.toml",
     help="A recipe, as for `pabzip train`; flags win over it, and it has its own iterations.",
 )
-@click.option(
-    "--arch", metavar="NAME", help=f"One of {_NAMES}, or your own module:callable. [{_ARCH}]"
-)
-@arch_options_option
-@some_recipe_flags(_KEYS)
 @reporting
 def bitops(
-    recipe_file: str | None,
-    arch: str | None,
-    arch_options: tuple[str, ...],
+    assignments: tuple[str, ...],
+    packages: tuple[str, ...],
+    recipe_name: str | None,
     reporter: Reporter,
     **flags: Any,
 ) -> None:
@@ -119,36 +121,38 @@ def bitops(
 
     Draws the network, searches its mask by SynFlow and counts multiply-accumulates times the bits
     of their operands: forward, input gradient and weight gradient of every layer. Needs no data on
-    disk; --data [cifar10] says what the network must fit. The search takes the time: unless told
-    otherwise it has 20 iterations, whose count is within 0.5 % of that of the published 100.
+    disk; --data [cifar10] says what the network must fit, --arch [resnet18] which it is. The search
+    takes the time: unless --set search.iterations says otherwise it has 20, whose count is within
+    0.5 % of that of the published 100.
     A recipe that searches later, or in several shots, is counted by the mask of its last search,
     found in one go at initialization.
     """
-    from pabzip.train.config import read_recipe
-
-    given = {"arch": arch, "arch_options": parse_options(arch_options) or None, **overrides(flags)}
-    if recipe_file is None:
-        search = {"iterations": _ITERATIONS, **given.get("search", {})}
-        given = {"data": _DATA, **given, "arch": arch or _ARCH, "search": search}
-    path = None if recipe_file is None else os.fspath(find_recipe(recipe_file))
-    recipe = read_recipe(path, given)
+    import_packages(packages)
+    values, keys = given(flags, assignments)
+    if recipe_name is None:
+        search = {"iterations": _ITERATIONS, **values.get("search", {})}
+        values = {"data": _DATA, "arch": _ARCH, **values, "search": search}
+    recipe = read_recipe(None if recipe_name is None else find_recipe(recipe_name), values)
+    for key in keys:
+        if key not in _KEYS:
+            remark(reporter, f"{key}: the count does not depend on it")
     require("torch", extra="train", purpose="pabzip bench bitops")
     from pabzip.train.cost import estimate_costs
 
     with search_bar(reporter) as on_iteration:
         estimate = estimate_costs(recipe, on_iteration=on_iteration)
-    values = _values(recipe, estimate)
+    result = _values(recipe, estimate)
     if reporter.json or reporter.quiet:
-        reporter.result(values)
+        reporter.result(result)
     else:
         reporter.result(
-            values,
-            about(values),
+            result,
+            about(result),
             "",
-            method_table(values),
+            method_table(result),
             "",
-            layer_table(values),
-            footnote(values),
+            layer_table(result),
+            footnote(result),
         )
 
 

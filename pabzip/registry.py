@@ -19,7 +19,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -66,10 +66,7 @@ class Registry(Generic[Registered]):
         """What pabzip's modules register, read from their text."""
         found: dict[str, Registration[Registered]] = {}
         for package in self._packages:
-            spec = importlib.util.find_spec(package)  # finds the package without importing it
-            assert spec is not None
-            assert spec.submodule_search_locations is not None
-            for file in sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.py")):
+            for file in sorted(_folder(package).glob("*.py")):
                 for name, facts in _decorations(file.read_text("utf-8"), self._decorator):
                     found[name] = Registration(name, facts, f"{package}.{file.stem}")
         return found
@@ -84,6 +81,9 @@ class Registry(Generic[Registered]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def facts(self, name: str) -> Mapping[str, Any]:
         """Return what is said beside a name; imports nothing.
@@ -147,6 +147,14 @@ class Registry(Generic[Registered]):
         return add
 
 
+def _folder(package: str) -> Path:
+    """Return the folder of a package without importing it."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
 def _decorations(text: str, decorator: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and the facts of each use of ``decorator`` at the top level of a module."""
     if f"@{decorator}(" not in text:
@@ -181,3 +189,21 @@ register_dataset = DATASETS.register
 register_network = NETWORKS.register
 register_callback = CALLBACKS.register
 register_coder = CODERS.register
+
+
+@cache
+def constant(package: str, module: str, name: str) -> tuple[str, ...]:
+    """Return a tuple of names that a module of pabzip holds, without importing it.
+
+    Args:
+        package: such as ``"pabzip.search"``.
+        module: in it, such as ``"schedule"``.
+        name: of a tuple of texts, or of a table whose keys are wanted, such as ``"SCHEDULES"``.
+    """
+    for node in ast.parse((_folder(package) / f"{module}.py").read_text("utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if name in {getattr(target, "id", None) for target in targets}:
+            value: Any = getattr(node, "value", None)
+            entries: list[Any] = value.keys if isinstance(value, ast.Dict) else value.elts
+            return tuple(ast.literal_eval(entry) for entry in entries)
+    raise LookupError(f"{package}.{module} has no {name}")

@@ -1,1 +1,1 @@
-"""Recipes for every row of the paper's tables, one TOML file a row; installed as pabzip.recipes."""
+"""Recipes for every row of the paper's tables, a TOML file a table; installed as pabzip.recipes."""

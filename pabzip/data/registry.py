@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pabzip.errors import DataError
+from pabzip.registry import DATASETS
 
 if TYPE_CHECKING:
     from pabzip.data.splits import Splits
@@ -142,6 +143,9 @@ def load(
             from pabzip.data.folders import load_folder
 
             return load_folder(root)
+    if name in DATASETS:
+        splits: Splits = DATASETS.get(name)(name, root=root, download=download)
+        return splits
     if Path(name).expanduser().is_dir():
         if root is not None:
             raise DataError(

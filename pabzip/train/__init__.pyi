@@ -23,7 +23,6 @@ from .callbacks.tensorboard import (
 from .config import (
     BopRecipe,
     LatentRecipe,
-    Method,
     PsgRecipe,
     Recipe,
     SearchRecipe,
@@ -32,8 +31,6 @@ from .config import (
     default_recipe,
     from_dict,
     merge,
-    method_of,
-    read_recipe,
     to_dict,
 )
 from .cost import (
@@ -52,10 +49,17 @@ from .evaluation import (
 from .file_size import (
     ExpectedBytes,
 )
+from .methods import (
+    Method,
+    method_of,
+)
 from .pruning import (
     SearchResult,
     apply_ticket,
     find_ticket,
+)
+from .recipes import (
+    read_recipe,
 )
 from .results import (
     EpochStats,

@@ -195,7 +195,7 @@ def sharded(recipe: Recipe, group: ProcessGroup) -> Recipe:
     if recipe.shards:
         return recipe
     try:
-        return dataclasses.replace(recipe, shards=group.size)
+        return recipe.replace(shards=group.size)
     except RecipeError as error:
         raise RecipeError(
             f"{error}, one for each process; start torchrun with --nproc-per-node of 1, 2, 4, ..., "
@@ -240,7 +240,7 @@ def prepare_data(
     if recipe.shards % group.size:
         raise RecipeError(
             f"shards: expected a multiple of the {group.size} processes, which must be a power of "
-            f"two, found {recipe.shards}; leave it out, set --shards "
+            f"two, found {recipe.shards}; leave it out, set shards = "
             f"{1 << (group.size - 1).bit_length()}, or start torchrun with --nproc-per-node of "
             "1, 2, 4, ... processes"
         )

@@ -1,21 +1,241 @@
-"""What each training method optimizes, with which optimizers and schedules."""
+"""The training methods: how each moves the weights that the seed drew, and its settings.
+
+A method is a function that builds the optimizer of these weights and the schedule of its rate::
+
+    class LionRecipe(Section, table="lion"):
+        lr: float = setting(1e-4, "Learning rate.", ge=0)
+
+    @register_method("lion", uses=("lion",), seeded=False)
+    def lion(net, recipe):
+        optimizer = Lion(seeded_parameters(net).values(), recipe.section(LionRecipe).lr)
+        return optimizer, MilestoneDecay(optimizer, recipe.sgd.milestones, recipe.sgd.decay)
+
+Nothing here imports torch before a run begins.
+"""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-import torch
-from torch import nn
-from torch.optim import SGD, Optimizer
+from pydantic import BeforeValidator
 
-from pabzip.init import seeded_parameters
-from pabzip.train.config import Recipe, method_of
-from pabzip.train.cost import bit_operations
-from pabzip.unmask import AdaptivityDecay, Bop, LatentSigns, PsgConfig, SignSgd, apply_psg
+from pabzip.registry import METHODS, constant, register_method
+from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
+from pabzip.train.settings import Section, Settings, setting
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from pabzip.train.config import Recipe
+
+
+def _milestones(value: Any) -> Any:
+    """Take a list as the tuple that it stands for; refuse epochs that do not increase from 1."""
+    epochs = tuple(value) if isinstance(value, list) else value
+    if isinstance(epochs, tuple) and all(type(epoch) is int and epoch >= 1 for epoch in epochs):
+        if any(first >= second for first, second in pairwise(epochs)):
+            raise ValueError(value)
+        return epochs
+    raise ValueError(value)
+
+
+class SgdRecipe(Section, table="sgd"):
+    """How the dense parameters train: biases, batch norm and a dense classifier.
+
+    The methods ``sgd``, ``dense-sgd`` and ``dense-sgd-short`` train every weight so, and the
+    learning rates of ``latent`` and ``signsgd`` fall at the same milestones.
+
+    Source: Peek-a-Boo, Section 4.1 (rate 0.1, decayed by 0.1 at epochs 80 and 120). Momentum and
+    weight decay are not in the paper; the defaults are those of its published code.
+    """
+
+    lr: float = setting(
+        0.1, "Learning rate of SGD; 0 leaves its parameters as drawn.", flag="--lr", ge=0
+    )
+    momentum: float = setting(0.9, "Momentum of SGD.", ge=0, lt=1)
+    weight_decay: float = setting(5e-4, "Weight decay, on all parameters that SGD trains.", ge=0)
+    milestones: Annotated[tuple[int, ...], BeforeValidator(_milestones)] = setting(
+        (80, 120),
+        "Epochs after which learning rates are multiplied by sgd.decay.",
+        expected="increasing whole numbers of 1 or more, such as [80, 120]",
+    )
+    decay: float = setting(0.1, "Factor of the learning rates at each milestone.", gt=0, le=1)
+
+
+class SignSgdRecipe(Section, table="signsgd"):
+    """How the method ``signsgd`` moves the weights that the seed drew; the others train by SGD.
+
+    Source: Bernstein et al. 2018, Algorithms 1 and 2; Peek-a-Boo, Section 4.1 (rate 0.01).
+    """
+
+    lr: float = setting(0.01, "How far SignSGD moves every weight in a step.", ge=0)
+    momentum: float = setting(
+        0.0, "Momentum of the gradient before its sign is taken; above 0 it is Signum.", ge=0, lt=1
+    )
+    weight_decay: float = setting(
+        5e-4, "Times the learning rate: fraction that a weight loses in a step.", ge=0
+    )
+
+
+class BopRecipe(Section, table="bop"):
+    """How Bop learns signs.
+
+    Too high an adaptivity rate and single batches flip signs; too low and nothing ever flips. Too
+    high a threshold freezes the signs; too low a one makes them flicker.
+
+    Source: Peek-a-Boo, Appendix A, equations 5 and 6, and Section 4.1 for the defaults. A
+    ``flip_cost`` of 0 is the paper's rule.
+    """
+
+    adaptivity_rate: float = setting(
+        1e-3,
+        "Weight of a new gradient in Bop's moving average.",
+        flag="--adaptivity-rate",
+        gt=0,
+        le=1,
+    )
+    threshold: float = setting(
+        1e-6, "Size of Bop's moving average that flips a sign.", flag="--threshold", ge=0
+    )
+    start: str = setting(
+        "first-gradient",
+        "Where Bop's moving average begins; first-gradient is the published code's.",
+        choices=lambda: constant("pabzip.unmask", "bop", "STARTS"),
+    )
+    decay_every: int = setting(45, "Epochs between decays of the adaptivity rate.", ge=1)
+    decay_ratio: float = setting(0.15, "Factor of each such decay; 1 never decays.", gt=0, le=1)
+    flip_cost: float = setting(
+        0.0,
+        "Loss decrease required for each extra bit of the file; best with bop.start = zero.",
+        ge=0,
+    )
+
+
+class LatentRecipe(Section, table="latent"):
+    """How latent weights learn signs.
+
+    What decides is the size of the learning rate next to ``start``: the larger, the sooner a sign
+    flips, and flips back.
+
+    Source: Ivan & Florian 2020, Sections 2 and 3 (``start`` of 0.1); Peek-a-Boo, Section 4.1
+    (rate 0.1). Momentum and weight decay are those of the published code of Peek-a-Boo.
+    """
+
+    lr: float = setting(0.1, "Learning rate of the latent weights.", ge=0)
+    momentum: float = setting(0.9, "Momentum of the latent weights.", ge=0, lt=1)
+    weight_decay: float = setting(5e-4, "Pulls latent weights towards a flip.", ge=0)
+    start: float = setting(
+        0.1,
+        "Latent weights begin between 0 and this, on the side of the seed's sign.",
+        ge=MIN_SCALE,
+        le=MAX_SCALE,
+    )
+
+
+class PsgRecipe(Section, table="psg"):
+    """Low-precision gradients (predictive sign gradient), used by the methods ``pab-*-psg``.
+
+    Source: Peek-a-Boo, Section 3.3 and Table 5 (bit widths); the published command for the
+    threshold. A relative threshold is the paper's, an absolute one the published command's.
+    """
+
+    input_bits: int = setting(8, "Bits of a layer's inputs in the backward pass.", ge=2, le=32)
+    weight_bits: int = setting(8, "Bits of its weights in the backward pass.", ge=2, le=32)
+    gradient_bits: int = setting(
+        16, "Bits of its output gradients, the most sensitive of the three.", ge=2, le=32
+    )
+    threshold: float = setting(
+        1e-7, "Weight gradients below this are handled as psg.behavior says.", ge=0
+    )
+    adaptive: bool = setting(
+        True, "Whether psg.threshold is relative to the largest gradient of each layer."
+    )
+    behavior: str = setting(
+        "remove",
+        "Gradients below psg.threshold: set to zero, all kept, or replaced by precise ones.",
+        choices=lambda: constant("pabzip.unmask", "psg_functions", "BEHAVIORS"),
+    )
+
+
+class MethodSections(Settings):
+    """The tables of pabzip's own methods, which `pabzip.train.Recipe` inherits."""
+
+    bop: BopRecipe = BopRecipe()
+    latent: LatentRecipe = LatentRecipe()
+    psg: PsgRecipe = PsgRecipe()
+    sgd: SgdRecipe = SgdRecipe()
+    signsgd: SignSgdRecipe = SignSgdRecipe()
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method. Every method draws the network from the recipe's seed and runs the same loop.
+
+    Attributes:
+        name: as recipes and the command line call it.
+        uses: tables of settings of its own.
+        masked: whether a search prunes the network; otherwise it stays dense.
+        psg: whether gradients are predictive ones (`pabzip.unmask.apply_psg`).
+        short: whether the epochs are cut to the bit operations of ``pab-bop-psg``.
+        seeded: whether the trained weights still are plus or minus their seed's magnitudes;
+            otherwise the checkpoint names no seeded weight and a file stores them as dense tensors.
+    """
+
+    name: str
+    uses: tuple[str, ...] = ()
+    masked: bool = True
+    psg: bool = False
+    short: bool = False
+    seeded: bool = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The tables, and settings outside of tables, that matter to it and not to all methods."""
+        search = ("search", "keep_ratio") if self.masked or self.short else ()
+        psg = ("psg",) if self.psg or self.short else ()
+        return frozenset((*self.uses, *search, *psg))
+
+
+def method_of(recipe: Recipe) -> Method:
+    """Return the method that a recipe names.
+
+    Source: Peek-a-Boo, Section 4.1 ("Comparison Methods").
+    """
+    return _method(recipe.method)
+
+
+def _method(name: str) -> Method:
+    """Return a method from what was said where it is registered."""
+    return Method(name, **METHODS.facts(name))
+
+
+def unused(recipe: Recipe, keys: Iterable[str]) -> list[str]:
+    """Return those of some settings that the recipe's method has no use for.
+
+    Args:
+        recipe: its method decides.
+        keys: dotted, such as ``"bop.threshold"``.
+    """
+    particular = frozenset[str]().union(*(_method(name).reads for name in METHODS))
+    idle = particular - method_of(recipe).reads
+    return [key for key in keys if key.partition(".")[0] in idle]
+
+
+class Schedule(Protocol):
+    """What lowers a rate of an optimizer."""
+
+    def step(self) -> None:
+        """Count one finished epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a `state_dict`."""
 
 
 class MilestoneDecay:
@@ -32,7 +252,7 @@ class MilestoneDecay:
     Source: Peek-a-Boo, Section 4.1 (0.1 at epochs 80 and 120).
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, milestones: tuple[int, ...], decay: float):
+    def __init__(self, optimizer: Optimizer, milestones: tuple[int, ...], decay: float):
         self.optimizer = optimizer
         self.milestones = frozenset(milestones)
         self.decay = decay
@@ -50,182 +270,51 @@ class MilestoneDecay:
         return {"epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count of `state_dict`; restore the optimizer's own state as well."""
+        """Restore the count of `state_dict`; the optimizer's own state is restored apart."""
         self.epoch = int(state_dict["epoch"])
 
 
-class Optimizers:
-    """What the recipe's method takes its steps with.
-
-    Bop or latent signs flip the weights that the seed drew, SignSGD moves them, or SGD does, as it
-    moves every other parameter that trains. Pruned weights stay exactly +0.0 under all of them:
-    flips cannot move a zero, and the other rules see their gradients as zero.
-
-    Args:
-        net: a network drawn from a seed and pruned, on its final device.
-        recipe: ``method``, ``bop``, ``latent``, ``sgd`` and ``signsgd`` matter.
-        masks: bool tensors by name of the seeded weight, True for a survivor; none for a network
-            that stays dense or is pruned later (`prune`).
-
-    Source: Peek-a-Boo, Section 4.1.
-    """
-
-    def __init__(self, net: nn.Module, recipe: Recipe, masks: Mapping[str, torch.Tensor]):
-        self._seeded = seeded_parameters(net)
-        seeded = list(self._seeded.values())
-        rule = method_of(recipe).rule
-        self._parts: dict[str, Optimizer] = {}
-        self._schedules: dict[str, AdaptivityDecay | MilestoneDecay] = {}
-        self._flipping: Bop | LatentSigns | None = None
-        if rule == "bop":
-            bop = recipe.bop
-            self._flipping = Bop(net, bop.adaptivity_rate, bop.threshold, bop.start, bop.flip_cost)
-            self._parts["bop"] = self._flipping
-            decay = AdaptivityDecay(self._flipping, bop.decay_every, bop.decay_ratio)
-            self._schedules["bop"] = decay
-        elif rule == "latent":
-            latent = recipe.latent
-            self._flipping = self._parts["latent"] = LatentSigns(
-                net, latent.learning_rate, latent.momentum, latent.weight_decay, latent.start
-            )
-        elif rule == "signsgd":
-            signs = recipe.signsgd
-            self._parts["signsgd"] = SignSgd(
-                seeded, signs.learning_rate, signs.momentum, signs.weight_decay
-            )
-        claimed = set() if rule == "sgd" else {id(weight) for weight in seeded}
-        rest = [p for p in net.parameters() if p.requires_grad and id(p) not in claimed]
-        sgd = recipe.sgd
-        if rest:
-            self._parts["sgd"] = SGD(
-                rest, sgd.learning_rate, sgd.momentum, weight_decay=sgd.weight_decay
-            )
-        for name, part in self._parts.items():
-            if name != "bop":
-                self._schedules[name] = MilestoneDecay(part, sgd.milestones, sgd.decay)
-        self._no_flips = torch.zeros((), dtype=torch.int64, device=seeded[0].device)
-        self._pruned: dict[str, torch.Tensor] = {}
-        self._mask(masks)
-
-    @property
-    def flips(self) -> torch.Tensor:
-        """How many signs the last step flipped: int64 scalar on the device.
-
-        Zero for rules that move magnitudes.
-        """
-        return self._no_flips if self._flipping is None else self._flipping.flips
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for part in self._parts.values():
-            part.zero_grad()
-
-    def step(self) -> None:
-        """Flip signs or move weights, and move the other parameters, by their gradients."""
-        for name, pruned in self._pruned.items():
-            gradient = self._seeded[name].grad
-            if gradient is not None:
-                gradient.masked_fill_(pruned, 0.0)
-        for part in self._parts.values():
-            part.step()
-
-    def end_epoch(self) -> None:
-        """Advance all schedules by an epoch."""
-        for schedule in self._schedules.values():
-            schedule.step()
-
-    def prune(self, masks: Mapping[str, torch.Tensor]) -> None:
-        """Take up the masks of a later search; the weights themselves are the search's to prune.
-
-        Averages, latents and momenta of weights that are pruned now become zero.
-        """
-        for name, mask in masks.items():
-            weight = self._seeded[name]
-            for part in self._parts.values():
-                for value in part.state.get(weight, {}).values():
-                    if isinstance(value, torch.Tensor) and value.shape == mask.shape:
-                        value.masked_fill_(~mask, 0.0)
-        self._mask(masks)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as nested plain values and tensors, which are the live ones.
-
-        ``torch.load(weights_only=True)`` reads back what ``torch.save`` makes of it.
-        """
-        return {
-            "parts": {name: part.state_dict() for name, part in self._parts.items()},
-            "schedules": {
-                name: schedule.state_dict() for name, schedule in self._schedules.items()
-            },
-        }
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore a `state_dict` to the bit; it must come from the same recipe and network."""
-        for name, part in self._parts.items():
-            # A copy, as torch would go on to train the very tensors that it is given.
-            part.load_state_dict(copy.deepcopy(state_dict["parts"][name]))
-        for name, schedule in self._schedules.items():
-            schedule.load_state_dict(state_dict["schedules"][name])
-
-    def _mask(self, masks: Mapping[str, torch.Tensor]) -> None:
-        """Remember where gradients must not move weights; flips cannot."""
-        if self._flipping is None:
-            self._pruned = {name: ~mask for name, mask in masks.items()}
+Build = Callable[["nn.Module", "Recipe"], "tuple[Optimizer, Schedule] | None"]
+"""What a method registers: it takes a network, drawn from its seed, and a recipe, and returns the
+optimizer of the weights that the seed drew and its schedule; None leaves them to SGD."""
 
 
-@contextmanager
-def predictive_gradients(net: nn.Module, recipe: Recipe) -> Iterator[None]:
-    """Let the seeded layers of ``net`` compute approximate gradients, where the method does so.
+@register_method("pab-bop", uses=("bop",))
+@register_method("pab-bop-psg", uses=("bop",), psg=True)
+def bop(net: nn.Module, recipe: Recipe) -> tuple[Optimizer, Schedule]:
+    """Flip signs by a moving average of their gradients."""
+    from pabzip.unmask import AdaptivityDecay, Bop
 
-    Source: Peek-a-Boo, Section 3.3.
-    """
-    if not method_of(recipe).psg:
-        yield
-        return
-    handle = apply_psg(net, PsgConfig(**dataclasses.asdict(recipe.psg)))
-    try:
-        yield
-    finally:
-        handle.remove()
+    own = recipe.bop
+    optimizer = Bop(net, own.adaptivity_rate, own.threshold, own.start, own.flip_cost)
+    return optimizer, AdaptivityDecay(optimizer, own.decay_every, own.decay_ratio)
 
 
-Search = Callable[[nn.Module], Mapping[str, torch.Tensor]]
+@register_method("pab-latent", uses=("latent",))
+@register_method("pab-latent-psg", uses=("latent",), psg=True)
+def latent(net: nn.Module, recipe: Recipe) -> tuple[Optimizer, Schedule]:
+    """Flip signs by latent weights, which move by SGD."""
+    from pabzip.unmask import LatentSigns
+
+    own = recipe.latent
+    optimizer = LatentSigns(net, own.lr, own.momentum, own.weight_decay, own.start)
+    return optimizer, MilestoneDecay(optimizer, recipe.sgd.milestones, recipe.sgd.decay)
 
 
-def shortened(
-    recipe: Recipe, net: nn.Module, input_shape: tuple[int, ...], search: Search
-) -> Recipe:
-    """Return ``recipe`` with so many epochs that they cost what ``pab-bop-psg`` would.
+@register_method("signsgd", uses=("signsgd",), seeded=False)
+def signsgd(net: nn.Module, recipe: Recipe) -> tuple[Optimizer, Schedule]:
+    """Move every weight by the same step, against the sign of its gradient."""
+    from pabzip.init import seeded_parameters
+    from pabzip.unmask import SignSgd
 
-    Epochs and milestones are scaled by the ratio of the bit operations of a step, and rounded; at
-    least one epoch remains, and milestones that fall together count once.
+    own = recipe.signsgd
+    weights = seeded_parameters(net).values()
+    optimizer = SignSgd(weights, own.lr, own.momentum, own.weight_decay)
+    return optimizer, MilestoneDecay(optimizer, recipe.sgd.milestones, recipe.sgd.decay)
 
-    Args:
-        recipe: of a dense run; ``epochs``, ``keep_ratio``, ``search``, ``psg`` and ``sgd`` decide.
-        net: the network, drawn from its seed; stays as it is.
-        input_shape: shape of one sample without the batch.
-        search: prunes the network that it is given as the ticket would be, and returns the masks.
 
-    Source: Peek-a-Boo, Section 4.1 (Dense-SGD-Short) and Table 1: 0.30 Tr of 1.71 Tr for ResNet-18
-    leaves 35 of 200 epochs. Where the recipe prunes in the midst of training, the cost is that of
-    the last mask throughout.
-    """
-    masks = search(copy.deepcopy(net))
-    psg = recipe.psg
-    cheap = bit_operations(
-        net,
-        input_shape,
-        masks,
-        input_bits=psg.input_bits,
-        weight_bits=psg.weight_bits,
-        gradient_bits=psg.gradient_bits,
-    )
-    ratio = cheap / bit_operations(net, input_shape)
-    milestones = sorted({max(1, round(epoch * ratio)) for epoch in recipe.sgd.milestones})
-    return dataclasses.replace(
-        recipe,
-        epochs=max(1, round(recipe.epochs * ratio)),
-        sgd=dataclasses.replace(recipe.sgd, milestones=tuple(milestones)),
-        # The dense network is not pruned, so nothing happens at the epochs that the search names.
-        search=dataclasses.replace(recipe.search, epoch=0, shots=1),
-    )
+@register_method("sgd", seeded=False)
+@register_method("dense-sgd", seeded=False, masked=False)
+@register_method("dense-sgd-short", seeded=False, masked=False, short=True)
+def sgd(net: nn.Module, recipe: Recipe) -> None:
+    """Move every weight by SGD, magnitudes too."""

@@ -134,7 +134,10 @@ def search_masks(
             ratios = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
             return search.layerwise_random(net, ratios, input_shape, seed=recipe.seed)
         case method:
-            raise RecipeError(f"search.method: expected a known method, found {method!r}")
+            found: dict[str, Tensor] = SEARCHES.get(method)(
+                net, keep_ratio, input_shape=input_shape, **rounds
+            )
+            return found
 
 
 def _samples(net: nn.Module, recipe: Recipe, images: AnyImages) -> list[tuple[Tensor, Tensor]]:

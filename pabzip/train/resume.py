@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from pabzip._version import __version__
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
-from pabzip.train.config import Recipe, check_integer, check_number, settled, to_dict
+from pabzip.train.config import Recipe, comparable, to_dict
 from pabzip.train.distributed import digest
-from pabzip.train.methods import Optimizers
+from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
 from pabzip.train.results import EpochStats
+from pabzip.train.settings import Settings, setting
 from pabzip.train.step import EpochMetrics
 
 
@@ -247,30 +248,16 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(steps?|epochs?|min|minutes?)")
 _UNITS = {"s": "steps", "e": "epochs", "m": "minutes"}
 
 
-@dataclass(frozen=True, slots=True)
-class SaveEvery:
+class SaveEvery(Settings, table="save_every"):
     """How often a run saves its state; it is saved when any of these is due.
-
-    Attributes:
-        steps: 1 or more; None: steps do not matter.
-        epochs: 1 or more; None: epochs do not matter.
-        minutes: since the last save, above 0; None: time does not matter.
 
     Raises:
         RecipeError: a value out of range.
     """
 
-    steps: int | None = None
-    epochs: int | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps is not None:
-            check_integer("save_every.steps", self.steps, 1)
-        if self.epochs is not None:
-            check_integer("save_every.epochs", self.epochs, 1)
-        if self.minutes is not None:
-            check_number("save_every.minutes", self.minutes, above=0)
+    steps: int | None = setting(None, "Steps between saves; None: they do not matter.", ge=1)
+    epochs: int | None = setting(None, "Epochs between saves; None: they do not matter.", ge=1)
+    minutes: float | None = setting(None, "Minutes since the last save; None: no matter.", gt=0)
 
     @classmethod
     def parse(cls, text: str) -> SaveEvery:
@@ -334,10 +321,6 @@ class SaveSchedule:
         )
 
 
-_ELSEWHERE = ("device", "data_root")
-"""Keys that say where a run happens, not what it does."""
-
-
 def surroundings(device: torch.device) -> dict[str, Any]:
     """Return what decides the last bits of a result besides the recipe."""
     return {
@@ -350,12 +333,6 @@ def surroundings(device: torch.device) -> dict[str, Any]:
 def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """Return what a saved state tells of the run that it is of; `check_resume` compares it."""
     return {"pabzip": __version__, **surroundings(device), "recipe": to_dict(recipe)}
-
-
-def comparable(recipe: Recipe) -> dict[str, Any]:
-    """Return what a recipe does, by dotted key, without where it does it."""
-    values = _values(to_dict(recipe))
-    return {key: value for key, value in values.items() if key not in _ELSEWHERE}
 
 
 def check_resume(
@@ -372,10 +349,10 @@ def check_resume(
     Raises:
         RecipeError: the recipes differ; the message shows each difference.
     """
-    before, now = _values(saved["recipe"]), comparable(recipe)
+    before, now = comparable(saved["recipe"]), comparable(recipe)
     differences = [
         f"{key} = {before.get(key)!r} then and {now.get(key)!r} now"
-        for key in sorted({*before, *now} - set(_ELSEWHERE))
+        for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
     if differences:
@@ -391,20 +368,3 @@ def check_resume(
                 "the run goes on, but its last bits may differ from an uninterrupted one's",
                 stacklevel=2,
             )
-
-
-def _values(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain values by dotted key; a number of iterations left out is the published one."""
-    search = recipe.get("search")
-    return _flat({**recipe, "search": settled(search)} if isinstance(search, Mapping) else recipe)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as one with dotted keys."""
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            values |= _flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value
-    return values

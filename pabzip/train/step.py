@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pabzip.data.order import random_words
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.train.distributed import ProcessGroup
-from pabzip.train.methods import Optimizers
+from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
 from pabzip.train.results import Progress
 
@@ -333,7 +333,7 @@ class EpochMetrics:
                 f"epoch {self._epoch}, step {int(failed)}: expected a finite loss and finite "
                 f"gradients, found a loss of {found:g}"
                 f"{' with an infinite gradient' if finite else ''}; begin again with a lower "
-                "sgd.learning_rate, or use an architecture with batch norm"
+                "sgd.lr, or use an architecture with batch norm"
             )
         samples, taken = max(self._samples, 1), max(self._taken, 1)
         return Progress(self._epoch, self._step, loss / samples, correct / samples, flips / taken)

@@ -31,12 +31,12 @@ from pabzip.train.build import (
     sharded,
 )
 from pabzip.train.callbacks import Callback, JsonLog
-from pabzip.train.config import Recipe, method_of
+from pabzip.train.config import Recipe, comparable, method_of
 from pabzip.train.cost import step_costs
 from pabzip.train.distributed import ProcessGroup, digest, local_rank, process_group
 from pabzip.train.evaluation import Evaluation, batch_sums, summarized
 from pabzip.train.file_size import ExpectedBytes
-from pabzip.train.methods import Optimizers, predictive_gradients, shortened
+from pabzip.train.optimizers import Optimizers, predictive_gradients, shortened
 from pabzip.train.precision import Precision
 from pabzip.train.pruning import (
     AT_ONCE,
@@ -52,7 +52,6 @@ from pabzip.train.resume import (
     SaveEvery,
     SaveSchedule,
     check_resume,
-    comparable,
     origin,
 )
 from pabzip.train.step import BatchGradients, EpochMetrics, dropped, steps_per_epoch, train_step
@@ -237,7 +236,7 @@ class Trainer:
         if not math.isfinite(tested.loss):
             raise TrainingError(
                 f"epoch {epoch}, step {trained.step}: expected a finite test loss, found "
-                f"{tested.loss:g}; lower sgd.learning_rate, or use an architecture with batch norm"
+                f"{tested.loss:g}; lower sgd.lr, or use an architecture with batch norm"
             )
         stats = EpochStats(
             epoch=epoch,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 SMALL = (
-    "bench", "bitops", "--arch", "resnet20", "--arch-option", "width=4", "--data", "digits",
-    "--search-iterations", 3,
+    "bench", "bitops", "--arch", "resnet20", "--set", "arch_options.width=4", "--data", "digits",
+    "--set", "search.iterations=3",
 )  # fmt: skip
 METHODS = {
     "pab-bop", "pab-bop-psg", "pab-latent", "pab-latent-psg", "sgd", "signsgd", "dense-sgd",
@@ -60,12 +60,19 @@ def test_json_is_one_object_with_every_method_and_layer(bitops):
 
 
 def test_bits_and_dropped_steps(bitops):
-    narrow = ("--psg-input-bits", 4, "--psg-weight-bits", 2, "--psg-gradient-bits", 8)
-    found = bitops(*narrow, "--drop-ratio", 0.5, "--classifier", "seeded")
+    changes = ("psg.input_bits=4", "psg.weight_bits=2", "psg.gradient_bits=8", "drop_ratio=0.5",
+               "classifier=seeded")  # fmt: skip
+    found = bitops(*(part for change in changes for part in ("--set", change)))
     assert found["bits"] == {"input": 4, "weight": 2, "gradient": 8}
     kept = found["methods"]["pab-bop"] / (3 * 1024)
     assert found["methods"]["pab-bop-psg"] == pytest.approx(kept * (1024 + 8 * 6), abs=99)
     assert found["methods"]["dense-sgd"] == sum(r["macs"] for r in found["layers"]) * 3 * 512
+
+
+def test_a_setting_that_the_count_does_not_depend_on_is_told(run):
+    result = run(*SMALL, "--set", "bop.threshold=1", "--json")
+    assert result.exit_code == 0
+    assert result.stderr == "pabzip: bop.threshold: the count does not depend on it\n"
 
 
 def test_another_dataset_is_only_looked_up(bitops):
@@ -76,8 +83,8 @@ def test_another_dataset_is_only_looked_up(bitops):
 
 def test_a_recipe_says_what_to_count(run):
     result = run(
-        "bench", "bitops", "--recipe", "table5-4-4-8", "--arch", "resnet20", "--arch-option",
-        "width=2", "--search-iterations", 2, "--json",
+        "bench", "bitops", "--recipe", "table5-4-4-8", "--arch", "resnet20", "--set",
+        "arch_options.width=2", "--set", "search.iterations=2", "--json",
     )  # fmt: skip
     found = json.loads(result.stdout)
     assert found["bits"] == {"input": 4, "weight": 4, "gradient": 8}
@@ -85,7 +92,7 @@ def test_a_recipe_says_what_to_count(run):
 
 
 def test_the_scope_of_the_search_counts(bitops):
-    for layer in bitops("--search-scope", "layer", "--keep-ratio", 0.25)["layers"]:
+    for layer in bitops("--set", "search.scope=layer", "--keep-ratio", 0.25)["layers"]:
         if layer["masked"]:
             assert layer["kept"] == pytest.approx(0.25, abs=0.02)
     kept = [layer["kept"] for layer in bitops("--keep-ratio", 0.25)["layers"] if layer["masked"]]
@@ -114,8 +121,8 @@ def test_the_estimate_is_told_the_whole_search(monkeypatch):
 
 def test_several_shots_are_counted_by_the_last_mask(run):
     small = (
-        "--recipe", "table4-3-shots-pab-bop", "--arch", "resnet20", "--arch-option", "width=2",
-        "--search-iterations", 2,
+        "--recipe", "table4-3-shots-pab-bop", "--arch", "resnet20", "--set",
+        "arch_options.width=2", "--set", "search.iterations=2",
     )  # fmt: skip
     result = run("bench", "bitops", *small, "--json")
     assert result.exit_code == 0, result.stderr
@@ -153,7 +160,7 @@ def test_tables_for_people(run):
         (("--data", "cifar"), "data: expected one of digits, .*cifar10.* found 'cifar'"),
         (("--arch", "resnet19"), "arch: expected one of .*found 'resnet19'"),
         (("--keep-ratio", 0), "keep_ratio"),
-        (("--arch-option", "in_channels=3"), "input_shape"),
+        (("--set", "arch_options.in_channels=3"), "input_shape"),
     ],
 )
 def test_errors(run, arguments, message):

@@ -10,8 +10,9 @@ import torch
 from pabzip.train.config import METHODS, Recipe, method_of
 
 TINY = (
-    "--arch", "lenet-300-100", "--arch-option", "width=12", "--epochs", "1", "--milestones", "1",
-    "--search-iterations", "3", "--device", "cpu", "--keep-ratio", "0.3", "--json",
+    "--arch", "lenet-300-100", "--set", "arch_options.width=12", "--epochs", "1",
+    "--set", "sgd.milestones=[1]", "--set", "search.iterations=3", "--device", "cpu",
+    "--keep-ratio", "0.3", "--json",
 )  # fmt: skip
 
 
@@ -75,8 +76,9 @@ def test_a_baseline_unpacks_to_the_bit_and_exports(ask, run, tmp_path, method):
                                   (16, 16, 32)])  # fmt: skip
 @pytest.mark.parametrize("method", ["pab-bop-psg", "pab-latent-psg"])
 def test_every_configuration_of_table_5_trains(ask, method, bits):
-    names = ("--psg-input-bits", "--psg-weight-bits", "--psg-gradient-bits")
-    flags = [part for name, count in zip(names, bits, strict=True) for part in (name, count)]
+    names = ("psg.input_bits", "psg.weight_bits", "psg.gradient_bits")
+    pairs = zip(names, bits, strict=True)
+    flags = [part for name, count in pairs for part in ("--set", f"{name}={count}")]
     trained = ask("train", "--method", method, *flags, *TINY)
     assert 0 < trained["flipped"] < 1
     forward, backward = 32 * 32, bits[2] * (bits[0] + bits[1])
@@ -85,6 +87,6 @@ def test_every_configuration_of_table_5_trains(ask, method, bits):
 
 @pytest.mark.parametrize("behavior", ["remove", "all", "correct"])
 def test_every_behavior_of_figure_4_trains(ask, behavior):
-    trained = ask("train", "--method", "pab-bop-psg", "--psg-behavior", behavior,
-                  "--psg-threshold", "0.01", *TINY)  # fmt: skip
+    trained = ask("train", "--method", "pab-bop-psg", "--set", f"psg.behavior={behavior}",
+                  "--set", "psg.threshold=0.01", *TINY)  # fmt: skip
     assert 0 < trained["flipped"] < 1

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
 import torch
 
-from pabzip.cli.train import FLAGS, overrides, unheeded
-from pabzip.train.config import Recipe, merge
+from pabzip.cli._settings import given
+from pabzip.train.config import Recipe, all_settings, comparable, unused
 
-TINY = ("--arch-option", "width=12", "--epochs", "1", "--search-iterations", "3", "--device", "cpu")
+TINY = (
+    "--set", "arch_options.width=12", "--epochs", "1", "--set", "search.iterations=3",
+    "--device", "cpu",
+)  # fmt: skip
 KEYS = {
     "arch", "data", "method", "keep_ratio", "epochs", "test_accuracy", "output", "seconds",
     "bitops",
@@ -23,47 +25,76 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def dotted_keys(part, prefix=""):
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from dotted_keys(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
+def test_help_is_short_and_names_what_is_set_often(run):
+    lines = run("train", "--help").stdout.splitlines()
+    assert len(lines) <= 75
+    flags = [line.split()[0] for line in lines if line.strip().startswith("--")]
+    assert len(flags) <= 31
+    assert set(flags) >= {"--lr", "--epochs", "--method", "--set", "--list-settings", "--import"}
 
 
-def test_every_value_of_a_recipe_has_a_flag():
-    assert {flag.key for flag in FLAGS} | {"arch", "arch_options"} == set(dotted_keys(Recipe()))
+def test_list_settings_names_every_setting(folder, run):
+    result = run("train", "--list-settings", "--data", "cifar10", "--set", "bop.start=zero",
+                 "--json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = {entry["name"]: entry for entry in json.loads(result.stdout)["settings"]}
+    assert list(found) == [setting.key for setting in all_settings()]
+    assert set(comparable(Recipe())) <= set(found)
+    assert all(entry["help"] and entry["expected"] for entry in found.values())
+    assert (found["epochs"]["value"], found["bop.start"]["value"]) == (200, "zero")
+    assert found["sgd.lr"]["flag"] == "--lr"
+    assert found["bop.start"]["choices"] == ["first-gradient", "zero"]
+    text = run("train", "--list-settings").stdout
+    assert all(name in text for name in found)
+    assert "at least 0 and below 1" in text
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("method", "flags", "unused"),
+    ("method", "keys", "idle"),
     [
-        ("pab-bop", {"bop.flip_cost": 0.1, "search.scope": "layer", "epochs": 2}, []),
-        ("pab-bop", {"psg.input_bits": 4, "latent.momentum": 0.5}, ["psg", "latent"]),
-        ("sgd", {"bop.flip_cost": 0.1, "keep_ratio": 0.5, "sgd.momentum": 0.5}, ["bop"]),
-        ("dense-sgd", {"keep_ratio": 0.5, "search.scope": "layer"}, ["keep_ratio", "search"]),
-        ("dense-sgd-short", {"keep_ratio": 0.5, "psg.input_bits": 4}, []),
+        ("pab-bop", ["bop.flip_cost", "search.scope", "epochs"], []),
+        ("pab-bop", ["psg.input_bits", "latent.momentum", "sgd.lr"],
+         ["psg.input_bits", "latent.momentum"]),
+        ("sgd", ["bop.flip_cost", "keep_ratio", "sgd.momentum"], ["bop.flip_cost"]),
+        ("dense-sgd", ["keep_ratio", "search.scope", "seed"], ["keep_ratio", "search.scope"]),
+        ("dense-sgd-short", ["keep_ratio", "psg.input_bits"], []),
     ],
-)
-def test_flags_that_a_method_has_no_use_for_are_told(method, flags, unused):
-    by_key = {flag.key: flag for flag in FLAGS}
-    given = {by_key[key].parameter: value for key, value in flags.items()}
-    found = unheeded(given, Recipe(method=method))
-    wanted = [by_key[key].name for key in flags if key.split(".")[0] in unused]
-    assert sorted(found) == sorted(wanted)
+)  # fmt: skip
+def test_what_a_method_has_no_use_for(method, keys, idle):
+    assert unused(Recipe(method=method), keys) == idle
 
 
-def test_flags_that_are_not_given_change_nothing():
-    assert overrides(dict.fromkeys([flag.parameter for flag in FLAGS])) == {}
+def test_a_setting_without_use_is_told(folder, run):
+    result = run("train", *TINY, "--method", "sgd", "--threshold", "1", "--set", "latent.start=1")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == (
+        "pabzip: bop.threshold: method sgd has no use for it\n"
+        "pabzip: latent.start: method sgd has no use for it\n"
+    )
 
 
-def test_flags_nest_as_the_recipe_does():
-    values = dict.fromkeys([flag.parameter for flag in FLAGS])
-    values |= {"recipe_epochs": 3, "recipe_bop__threshold": 0.0, "recipe_augment": False}
-    table = overrides(values)
-    assert table == {"epochs": 3, "bop": {"threshold": 0.0}, "augment": False}
-    assert merge(Recipe(epochs=9, augment=True), table).bop.threshold == 0.0
+def test_assignments_are_toml_with_bare_words_as_text():
+    typed = {"setting_epochs": "3", "setting_seed": None, "setting_data": "2024"}
+    assignments = [
+        "bop.threshold=0", "bop.start=zero", 'scheme="xavier_normal"', "augment=true",
+        "sgd.milestones=[80, 120]", "search.ratios.fc.weight=.5", 'search.ratios."a.b"=1',
+        "arch_options.width=32", "bop.threshold=1e-3",
+    ]  # fmt: skip
+    table, keys = given(typed, assignments)
+    assert table == {
+        "epochs": 3,
+        "data": "2024",
+        "bop": {"threshold": 1e-3, "start": "zero"},
+        "scheme": "xavier_normal",
+        "augment": True,
+        "sgd": {"milestones": [80, 120]},
+        "search": {"ratios": {"fc.weight": 0.5, "a.b": 1}},
+        "arch_options": {"width": 32},
+    }
+    assert keys == ["data", "epochs", "bop.threshold", "bop.start", "scheme", "augment",
+                    "sgd.milestones", "search.ratios", "arch_options"]  # fmt: skip
+    assert given(dict.fromkeys(typed), []) == ({}, [])
 
 
 def test_train_writes_model_pt_and_prints_the_stable_keys(folder, run):
@@ -102,20 +133,26 @@ def test_flags_win_over_the_recipe_and_the_rest_stays(folder, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--keep-ratio", "2"), "keep_ratio"),
-        (("--epochs", "0"), "epochs"),
-        (("--seed", "-1"), "seed"),
+        (("--keep-ratio", "2"), "keep_ratio: expected a number above 0 and at most 1, found 2"),
+        (("--epochs", "0"), "epochs: expected a whole number of 1 or more, found 0"),
+        (("--epochs", "ten"), "epochs: expected a whole number of 1 or more, found 'ten'"),
+        (("--seed", "-1"), "seed: expected a whole number from 0 to"),
         (("--arch", "resnet19"), "resnet18"),
-        (("--scheme", "lecun"), "kaiming_normal"),
-        (("--milestones", "one"), "80,120"),
-        (("--search-ratios", "fc.weight"), "conv1.weight=0.5"),
-        (("--search-ratios", "a=1,a=1"), "different names"),
-        (("--arch-option", "width"), "KEY=VALUE"),
-        (("--arch-option", "width=1", "--arch-option", "width=2"), "twice"),
+        (("--method", "bop"), "method: expected one of pab-bop, "),
+        (("--lr", "nan"), "sgd.lr: expected a number at least 0, found nan"),
+        (("--set", "scheme=lecun"), "kaiming_normal"),
+        (("--set", "sgd.milestones=one"), "such as [80, 120], found 'one'"),
+        (("--set", "sgd.milestones=[9,3]"), "such as [80, 120], found [9, 3]"),
+        (("--set", "search.ratios=fc.weight"), "expected a table of numbers by name"),
+        (("--set", "arch_options.width=[1]"), "arch_options.width: expected a text, a number"),
+        (("--set", "bop.treshold=1"), "bop.treshold: expected the name of a setting, found an "
+         "unknown one; did you mean bop.threshold?"),
+        (("--set", "epochs"), "--set: expected NAME=VALUE, such as bop.threshold=1e-6"),
+        (("--epochs", "3", "--set", "epochs=4"), "epochs is given twice, by --epochs and by --set"),
+        (("--import", "no_such_package"), "found none called 'no_such_package'"),
         (("-o", "-"), "name them"),
-        (("--learning-rate", "nan"), "learning_rate"),
     ],
-)
+)  # fmt: skip
 def test_values_out_of_range_are_usage_errors(folder, run, arguments, message):
     result = run("train", *arguments)
     assert result.exit_code == 2, result.stderr

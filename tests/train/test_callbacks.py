@@ -176,10 +176,10 @@ print(flags, parse_callback("json-log=a=b.jsonl"), parse_callback("progress"))
 
 @pytest.mark.parametrize(("text", "message"), [
     ("wandb", r"callback: expected one of curves, json-log, progress, tensorboard, found 'wandb'"),
-    ("json-log", r"callback: expected json-log=FILE\.jsonl, found 'json-log'"),
-    ("tensorboard=", r"callback: expected tensorboard=DIR, found 'tensorboard='"),
-    ("progress=1", r"callback: expected progress, found 'progress=1'"),
-    ("curves=a.jpg", r"callback curves: expected a name that ends in \.png, found 'a\.jpg'"),
+    ("json-log", r"--callback: expected json-log=FILE\.jsonl, found 'json-log'"),
+    ("tensorboard=", r"--callback: expected tensorboard=DIR, found 'tensorboard='"),
+    ("progress=1", r"--callback: expected progress, found 'progress=1'"),
+    ("curves=a.jpg", r"--callback: expected a name that ends in \.png, found 'a\.jpg'"),
 ])  # fmt: skip
 def test_what_is_no_callback_is_refused(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):

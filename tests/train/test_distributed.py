@@ -124,8 +124,9 @@ def test_ranks_that_differ_are_named(tmp_path: Path, fault: str, message: str) -
 def test_torchrun_itself(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-        "-m", "--", "pabzip.cli", "train", "--device", "cpu", "--arch", "conv2", "--arch-option",
-        "width=4", "--epochs", "1", "--search-iterations", "3", "--log", "run.jsonl", "--json",
+        "-m", "--", "pabzip.cli", "train", "--device", "cpu", "--arch", "conv2", "--set",
+        "arch_options.width=4", "--epochs", "1", "--set", "search.iterations=3",
+        "--log", "run.jsonl", "--json",
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
@@ -200,7 +201,7 @@ def test_processes_must_divide_the_shards(tmp_path: Path) -> None:
     found = run(2, tmp_path / "model.pt", {**TINY, "shards": 1})
     assert all(
         "shards: expected a multiple of the 2 processes, which must be a power of two, found 1; "
-        "leave it out, set --shards 2, or start torchrun with" in result["error"]
+        "leave it out, set shards = 2, or start torchrun with" in result["error"]
         for _, result, _ in found
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -84,7 +82,7 @@ def test_the_search_leaves_no_trace(recipe, splits, tmp_path):
     ],
 )
 def test_every_difference_is_shown(recipe, splits, found, changes, problem):
-    other = dataclasses.replace(recipe, **changes)
+    other = recipe.replace(**changes)
     net = build_network(other, splits)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(CheckpointError, match=problem):
@@ -93,37 +91,37 @@ def test_every_difference_is_shown(recipe, splits, found, changes, problem):
 
 
 def test_several_differences_stand_in_one_message(recipe, splits, found):
-    other = dataclasses.replace(recipe, seed=1, keep_ratio=0.5)
+    other = recipe.replace(seed=1, keep_ratio=0.5)
     with pytest.raises(CheckpointError, match=r"found\.pt: .*seed: 9 .*keep_ratio: 0.3 there, 0.5"):
         apply_ticket(build_network(other, splits), other, found[0])
 
 
 def test_what_does_not_decide_the_ticket_may_differ(recipe, splits, found):
-    other = dataclasses.replace(recipe, epochs=7, method="pab-bop-psg", batch_size=3)
+    other = recipe.replace(epochs=7, method="pab-bop-psg", batch_size=3)
     assert apply_ticket(build_network(other, splits), other, load_checkpoint(found[0]))
 
 
 def test_published_rounds_may_be_given_by_number(recipe, splits, tmp_path):
     search = SearchRecipe(method="snip")
-    other = dataclasses.replace(recipe, search=search)
+    other = recipe.replace(search=search)
     find_ticket(other, output=tmp_path / "snip.pt", splits=splits)
-    named = dataclasses.replace(other, search=dataclasses.replace(search, iterations=1))
+    named = other.replace(search=search.replace(iterations=1))
     assert apply_ticket(build_network(named, splits), named, tmp_path / "snip.pt")
-    more = dataclasses.replace(other, search=dataclasses.replace(search, iterations=100))
+    more = other.replace(search=search.replace(iterations=100))
     with pytest.raises(CheckpointError, match=r"search\.iterations: 1 there, 100 here"):
         apply_ticket(build_network(more, splits), more, tmp_path / "snip.pt")
 
 
 def test_data_and_batches_decide_a_ticket_of_snip(recipe, splits, tmp_path):
-    other = dataclasses.replace(recipe, search=SearchRecipe(method="snip"))
+    other = recipe.replace(search=SearchRecipe(method="snip"))
     find_ticket(other, output=tmp_path / "snip.pt", splits=splits)
-    smaller = dataclasses.replace(other, batch_size=16)
+    smaller = other.replace(batch_size=16)
     with pytest.raises(CheckpointError, match=rf"batch_size: {recipe.batch_size} there, 16 here"):
         apply_ticket(build_network(smaller, splits), smaller, tmp_path / "snip.pt")
 
 
 def test_a_dense_method_has_no_ticket(recipe, splits, tmp_path):
-    dense = dataclasses.replace(recipe, method="dense-sgd")
+    dense = recipe.replace(method="dense-sgd")
     message = "expected a method that trains on a mask, found 'dense-sgd'; choose another method"
     with pytest.raises(RecipeError, match=message):
         find_ticket(dense, output=tmp_path / "f.pt", splits=splits)
@@ -150,7 +148,7 @@ def test_a_checkpoint_without_a_recipe_is_refused(recipe, splits, found, tmp_pat
 
 @pytest.mark.parametrize("search", [{"epoch": 1}, {"epoch": 1, "shots": 2}])
 def test_searches_between_epochs_cannot_stand_alone(recipe, splits, tmp_path, search):
-    other = dataclasses.replace(recipe, search=SearchRecipe(**search))
+    other = recipe.replace(search=SearchRecipe(**search))
     with pytest.raises(RecipeError, match=r"a search without training: .* search.epoch = 1"):
         find_ticket(other, output=tmp_path / "f.pt", splits=splits)
     assert not list(tmp_path.iterdir())

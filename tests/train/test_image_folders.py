@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -47,7 +45,7 @@ def test_from_folder_to_evaluation(folder):
 
 
 def test_a_ticket_does_not_tell_the_path_of_its_data(folder):
-    by_path = dataclasses.replace(recipe(folder), data=str(folder), data_root=None)
+    by_path = recipe(folder).replace(data=str(folder), data_root=None)
     result = train(by_path, output=folder / "model.pt")
     assert result.data == str(folder)
     pack(folder / "model.pt", folder / "model.pabz")

@@ -223,7 +223,7 @@ def test_an_infinite_loss_stops_the_run_and_keeps_the_old_file(
 ) -> None:
     file, recorder = tmp_path / "model.pt", Recorder()
     file.write_bytes(b"old")
-    recipe = tiny(sgd={"learning_rate": 1e30})
+    recipe = tiny(sgd={"lr": 1e30})
     with pytest.raises(TrainingError, match=r"epoch 1, step [2-4]: expected a finite loss"):
         train(recipe, output=file, callbacks=[recorder], splits=splits)
     assert file.read_bytes() == b"old"

@@ -22,7 +22,7 @@ from pabzip.train import Recipe
 from pabzip.train.build import seed_network, sharded
 from pabzip.train.config import METHODS, method_of
 from pabzip.train.distributed import ProcessGroup
-from pabzip.train.methods import Optimizers
+from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
 from pabzip.train.step import BatchGradients, EpochMetrics, train_step
 from pabzip.unmask import apply_psg
@@ -65,7 +65,9 @@ def no_waiting() -> Iterator[None]:
 
 def step_on(device: torch.device, **recipe_values: Any) -> Callable[[], None]:
     """Return one step of the loop, after a first one that made the optimizers' states."""
-    recipe = sharded(Recipe("resnet20", {"width": 4}, **recipe_values), ProcessGroup())
+    recipe = sharded(
+        Recipe(arch="resnet20", arch_options={"width": 4}, **recipe_values), ProcessGroup()
+    )
     net = seed_network(models.build("resnet20", {"width": 4}), recipe).to(device).train()
     precision = Precision(recipe.precision, recipe.channels_last, device)
     precision.arrange(net)

@@ -188,7 +188,7 @@ def test_runs_of_a_recipe_take_it_and_pack(changes: dict[str, Any], tmp_path: Pa
     with pabzip.open(tmp_path / "model.pabz") as opened:
         opened.verify()
     plain = train(
-        dataclasses.replace(recipe, precision="float32", channels_last=False),
+        recipe.replace(precision="float32", channels_last=False),
         output=tmp_path / "plain.pt",
         splits=small,
     )

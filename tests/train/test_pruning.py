@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import numpy as np
@@ -41,7 +40,7 @@ def test_one_search_at_initialization_or_later():
 
 
 def test_shots_are_even_in_epochs_and_in_what_they_prune():
-    recipe = dataclasses.replace(recipe_of(shots=5, epoch=50), keep_ratio=0.1)
+    recipe = recipe_of(shots=5, epoch=50).replace(keep_ratio=0.1)
     plan = planned_searches(recipe)
     assert [planned.epoch for planned in plan] == [0, 12, 25, 37, 50]
     kept = [planned.of(recipe.keep_ratio) for planned in plan]
@@ -53,7 +52,7 @@ def test_shots_are_even_in_epochs_and_in_what_they_prune():
 
 
 def test_dense_methods_search_never():
-    assert planned_searches(dataclasses.replace(recipe_of(), method="dense-sgd")) == ()
+    assert planned_searches(recipe_of().replace(method="dense-sgd")) == ()
 
 
 @pytest.mark.parametrize("method", ["synflow", "snip", "grasp", "magnitude", "random"])
@@ -140,7 +139,7 @@ def test_ratios_by_name_and_the_keep_ratio_for_the_rest(splits):
     }
     half_way = search_masks(build_network(recipe, splits), recipe, splits, PlannedSearch(0, 0.5))
     assert counts(half_way)[first] == round(0.95 * weights[first].numel())
-    others = dataclasses.replace(recipe, keep_ratio=1.0)
+    others = recipe.replace(keep_ratio=1.0)
     for share, kept in ((0.5, 0.95), (1.0, 0.9)):
         masks = search_masks(build_network(others, splits), others, splits, PlannedSearch(0, share))
         assert counts(masks) == {

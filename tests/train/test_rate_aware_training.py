@@ -1,7 +1,5 @@
 """A flip cost in the recipe reaches Bop, and the file is smaller for it."""
 
-import dataclasses
-
 import pabzip
 from pabzip.train import default_recipe, train
 
@@ -10,10 +8,8 @@ def test_a_flip_cost_makes_a_smaller_file(tmp_path):
     recipe = default_recipe("lenet-300-100")
     results, sizes = [], []
     for flip_cost in (0.0, 1e-4, 1e-3):
-        bop = dataclasses.replace(recipe.bop, start="zero", flip_cost=flip_cost)
-        found = train(
-            dataclasses.replace(recipe, epochs=2, device="cpu", bop=bop), output=tmp_path / "m.pt"
-        )
+        bop = recipe.bop.replace(start="zero", flip_cost=flip_cost)
+        found = train(recipe.replace(epochs=2, device="cpu", bop=bop), output=tmp_path / "m.pt")
         results.append(found)
         sizes.append(pabzip.pack(tmp_path / "m.pt", tmp_path / "m.pabz")["codes_bytes"])
     flipped = [found.flipped for found in results]

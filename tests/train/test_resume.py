@@ -187,7 +187,7 @@ def test_a_full_disk_keeps_the_last_state(
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
     tmp_path: Path, splits: Splits
 ) -> None:
-    recipe = tiny(sgd={"learning_rate": 1e30})
+    recipe = tiny(sgd={"lr": 1e30})
     file = tmp_path / "model.pt"
     with pytest.raises(
         TrainingError,

@@ -11,7 +11,7 @@ from torch import nn
 import pabzip
 from pabzip.search import apply_masks
 from pabzip.train import PsgRecipe, Recipe, SearchRecipe, SgdRecipe
-from pabzip.train.methods import shortened
+from pabzip.train.optimizers import shortened
 
 
 def every_tenth(net: nn.Module) -> Mapping[str, torch.Tensor]:
@@ -32,7 +32,8 @@ def test_epochs_and_milestones_shrink_by_the_ratio_of_the_costs() -> None:
     assert short.sgd.milestones == (3, 5)
     assert (short.search.epoch, short.method) == (0, "dense-sgd-short")
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
-    wide = Recipe(epochs=400, psg=PsgRecipe(32, 32, 32), sgd=SgdRecipe(milestones=()))
+    bits = PsgRecipe(input_bits=32, weight_bits=32, gradient_bits=32)
+    wide = Recipe(epochs=400, psg=bits, sgd=SgdRecipe(milestones=()))
     assert shortened(wide, net, (40,), every_tenth).epochs == 40
 
 

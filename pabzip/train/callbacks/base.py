@@ -66,8 +66,12 @@ class Callback:
         """Let go of files and the like: the run is over, complete or not. Called exactly once."""
 
 
-def parse_callback(text: str) -> tuple[str, str | None]:
+def parse_callback(text: str, place: str = "--callback") -> tuple[str, str | None]:
     """Read ``NAME`` or ``NAME=ARGUMENT``, as ``pabzip train --callback`` takes it; imports nothing.
+
+    Args:
+        text: what was typed.
+        place: the flag that it was typed after, for messages.
 
     Returns:
         The name and the argument, for `build_callback`.
@@ -82,11 +86,9 @@ def parse_callback(text: str) -> tuple[str, str | None]:
     metavar, suffix = facts.get("metavar"), facts.get("suffix", "")
     if (metavar is None) != (argument is None):
         wanted = name if metavar is None else f"{name}={metavar}"
-        raise RecipeError(f"callback: expected {wanted}, found {text!r}")
+        raise RecipeError(f"{place}: expected {wanted}, found {text!r}")
     if argument is not None and not argument.lower().endswith(suffix):
-        raise RecipeError(
-            f"callback {name}: expected a name that ends in {suffix}, found {argument!r}"
-        )
+        raise RecipeError(f"{place}: expected a name that ends in {suffix}, found {argument!r}")
     return name, argument
 
 
