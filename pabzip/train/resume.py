@@ -36,11 +36,11 @@ class RunState:
         optimizers: with their schedules.
         precision: with its loss scale.
         metrics: of the epoch that is under way.
+        begun: when the run began, by ``perf_counter``; a pause before a resume does not count.
+        epoch_begun: when the epoch that is under way began.
         history: the finished epochs.
         step: steps done in the epoch after them, dropped ones included.
         searches: searches done.
-        begun: when the run began, by ``perf_counter``; a pause between two parts of it is no time.
-        epoch_begun: when the epoch that is under way began.
     """
 
     net: nn.Module
@@ -48,11 +48,11 @@ class RunState:
     optimizers: Optimizers
     precision: Precision
     metrics: EpochMetrics
+    begun: float
+    epoch_begun: float
     history: list[EpochStats] = field(default_factory=list)
     step: int = 0
     searches: int = 0
-    begun: float = 0.0
-    epoch_begun: float = 0.0
 
     @property
     def epoch(self) -> int:
@@ -84,15 +84,14 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], place: str) -> None:
-        """Become what `state_dict` was taken of, to the bit.
+        """Restore a `state_dict`, to the bit.
 
         Args:
             state: what `state_dict` returned.
             place: the file's name, for messages.
 
         Raises:
-            CheckpointError: it is not the state of such a run. What this one is afterwards is
-                undefined.
+            CheckpointError: it is not the state of such a run; this one is then undefined.
         """
         try:
             _copy(state["tensors"], dict(self.tensors()))
@@ -331,7 +330,7 @@ def surroundings(device: torch.device) -> dict[str, Any]:
 
 
 def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """Return what a saved state tells of the run that it is of; `check_resume` compares it."""
+    """Return the facts about a run that are saved with its state, for `check_resume`."""
     return {"pabzip": __version__, **surroundings(device), "recipe": to_dict(recipe)}
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from pabzip.train.build import (
     prepare_data,
     sharded,
 )
-from pabzip.train.callbacks import Callback, JsonLog
+from pabzip.train.callbacks import Callback
 from pabzip.train.config import Recipe, comparable, method_of
 from pabzip.train.cost import step_costs
 from pabzip.train.distributed import ProcessGroup, digest, local_rank, process_group
@@ -111,7 +111,7 @@ class Trainer:
         self.steps = steps_per_epoch(len(splits.train), recipe.batch_size, recipe.shards)
         precision = Precision(recipe.precision, recipe.channels_last, device)
         net = build_network(recipe, splits).to(device)
-        precision.arrange(net)
+        precision.lay_out(net)
         weights = seeded_parameters(net)
         self._initial_signs = {name: weight.detach().signbit() for name, weight in weights.items()}
         self.recipe = recipe
@@ -125,6 +125,7 @@ class Trainer:
             precision=precision,
             metrics=EpochMetrics(1, device),
             begun=begun,
+            epoch_begun=begun,
         )
         self._gradients = BatchGradients(net, recipe.seed, recipe.shards, group, precision)
         self._costs: StepCosts | None = None
@@ -333,7 +334,6 @@ def train(
     recipe: Recipe,
     *,
     output: str | os.PathLike[str] = "model.pt",
-    log: str | os.PathLike[str] | IO[str] | None = None,
     callbacks: Iterable[Callback] = (),
     splits: Splits | None = None,
     download: bool = False,
@@ -359,8 +359,7 @@ def train(
         recipe: what to do.
         output: path of the checkpoint, written whole at the very end; an existing file stays as it
             is until then, and for good if anything goes wrong.
-        log: path or text stream for a log in JSON lines (`JsonLog`).
-        callbacks: called at every step, epoch and the end, such as `ProgressBar`.
+        callbacks: called at every step, epoch and the end, such as `ProgressBar` or `JsonLog`.
         splits: the data, already loaded; by default ``recipe.data`` is loaded from
             ``recipe.data_root``.
         download: fetch a dataset that is missing.
@@ -383,7 +382,7 @@ def train(
         RecipeError: a device that is not there, augmentation where the data has none, or a resumed
             run that was begun with another recipe.
         CheckpointError: the saved state is damaged, or ``ticket`` is not of this recipe.
-        OSError: ``output``, the state or ``log`` cannot be written.
+        OSError: ``output`` or the state cannot be written.
 
     Source: Peek-a-Boo, Algorithm 1.
     """
@@ -395,7 +394,7 @@ def train(
         group.check_same("the recipe", digest(comparable(recipe)))
         group.check_same("what the run was given besides it", given)
         device = pick_device(recipe.device, local_rank())
-        called = [*callbacks, *([] if log is None else [JsonLog(log)])]
+        called = list(callbacks)
         stack.enter_context(isolated(recipe.seed, device))
         for callback in called:
             stack.callback(callback.close)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pabzip.errors import PabzError
-from pabzip.train import Callback, Recipe, merge, train
+from pabzip.train import Callback, JsonLog, Recipe, merge, train
 from pabzip.train.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -46,8 +46,8 @@ def main() -> None:
     interrupt = fault == "interrupt"
     try:
         result = train(
-            recipe, output=output, log=f"{output}.jsonl", resume=fault != "resume" or not LAST,
-            save_every="3steps", callbacks=[Stop()] if interrupt else [],
+            recipe, output=output, resume=fault != "resume" or not LAST, save_every="3steps",
+            callbacks=[*([Stop()] if interrupt else []), JsonLog(f"{output}.jsonl")],
         )  # fmt: skip
     except (PabzError, KeyboardInterrupt) as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))  # noqa: T201

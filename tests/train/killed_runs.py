@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from pabzip import data
-from pabzip.train import Callback, Recipe, SaveEvery, merge, train
+from pabzip.train import Callback, JsonLog, Recipe, SaveEvery, merge, train
 
 RECIPE = merge(
     Recipe(),
@@ -61,9 +61,8 @@ def attempt(folder: Path, seconds: float | None) -> int:
         train(
             RECIPE,
             output=folder / "killed.pt",
-            log=folder / "killed.jsonl",
             splits=SPLITS,
-            callbacks=[killer],
+            callbacks=[killer, JsonLog(folder / "killed.jsonl")],
             save_every=SaveEvery(steps=2),
             resume=True,
         )

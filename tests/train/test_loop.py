@@ -22,6 +22,7 @@ from pabzip.seeds import weights
 from pabzip.train import (
     Callback,
     EpochStats,
+    JsonLog,
     Progress,
     ProgressBar,
     Recipe,
@@ -167,7 +168,7 @@ def costs(layer):
 def test_callbacks_and_log_hear_everything_in_order(tmp_path: Path, splits: Splits) -> None:
     recorder, log = Recorder(), tmp_path / "log.jsonl"
     result = train(
-        tiny(), output=tmp_path / "model.pt", log=log, callbacks=[recorder], splits=splits
+        tiny(), output=tmp_path / "model.pt", callbacks=[recorder, JsonLog(log)], splits=splits
     )
     kinds = [type(event).__name__ for event in recorder.events]
     epoch = ["Progress", "EpochStats"]

@@ -70,7 +70,7 @@ def step_on(device: torch.device, **recipe_values: Any) -> Callable[[], None]:
     )
     net = seed_network(models.build("resnet20", {"width": 4}), recipe).to(device).train()
     precision = Precision(recipe.precision, recipe.channels_last, device)
-    precision.arrange(net)
+    precision.lay_out(net)
     if method_of(recipe).psg:
         apply_psg(net)
     optimizers, metrics = Optimizers(net, recipe, {}), EpochMetrics(1, device)

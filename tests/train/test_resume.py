@@ -24,6 +24,7 @@ from pabzip.errors import CheckpointError, RecipeError, TrainingError
 from pabzip.train import (
     Callback,
     EpochStats,
+    JsonLog,
     Recipe,
     SaveEvery,
     SearchRecipe,
@@ -74,9 +75,11 @@ class Stop(Callback):
             raise self.error
 
 
-def interrupted(recipe: Recipe, output: Path, splits: Splits, epoch: int, **how: Any) -> None:
+def interrupted(
+    recipe: Recipe, output: Path, splits: Splits, epoch: int, *others: Callback, **how: Any
+) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, output=output, splits=splits, callbacks=[Stop(epoch)], **how)
+        train(recipe, output=output, splits=splits, callbacks=[Stop(epoch), *others], **how)
 
 
 SEVERAL = {"search": {"method": "snip", "samples": 40, "epoch": 2, "shots": 3}, "shards": 2,
@@ -270,13 +273,13 @@ def test_a_damaged_state_is_refused(tmp_path: Path, splits: Splits) -> None:
 
 def test_the_log_has_each_epoch_once(tmp_path: Path, splits: Splits) -> None:
     file, log = tmp_path / "model.pt", tmp_path / "log.jsonl"
-    interrupted(tiny(), file, splits, 3, save_every="2epochs", log=log)
+    interrupted(tiny(), file, splits, 3, JsonLog(log), save_every="2epochs")
     first = log.read_text()
     log.write_text(first + '{"event": "epo')
-    interrupted(tiny(), file, splits, 3, resume=True, log=log)
+    interrupted(tiny(), file, splits, 3, JsonLog(log), resume=True)
     lines = log.read_text().splitlines()
     log.write_text("\n".join([*lines[:3], lines[2]]))  # an epoch is lost, the last line is cut
-    train(tiny(), output=file, splits=splits, resume=True, log=log)
+    train(tiny(), output=file, splits=splits, resume=True, callbacks=[JsonLog(log)])
     events = [json.loads(line) for line in log.read_text().splitlines()]
     names = [event["event"] for event in events]
     assert names == ["start", "bitops", "epoch", "epoch", "resume", "bitops", "epoch", "result"]
@@ -286,9 +289,9 @@ def test_the_log_has_each_epoch_once(tmp_path: Path, splits: Splits) -> None:
 
 def test_a_lost_log_begins_again_with_the_past(tmp_path: Path, splits: Splits) -> None:
     file, log = tmp_path / "model.pt", tmp_path / "log.jsonl"
-    interrupted(tiny(), file, splits, 2, save_every="1epoch", log=log)
+    interrupted(tiny(), file, splits, 2, JsonLog(log), save_every="1epoch")
     log.unlink()
-    train(tiny(), output=file, splits=splits, resume=True, log=log)
+    train(tiny(), output=file, splits=splits, resume=True, callbacks=[JsonLog(log)])
     names = [json.loads(line)["event"] for line in log.read_text().splitlines()]
     assert names == ["start", "epoch", "resume", "bitops", "epoch", "epoch", "result"]
 
@@ -347,5 +350,5 @@ def test_a_file_that_is_no_log_is_spared(tmp_path: Path, splits: Splits) -> None
     interrupted(tiny(), file, splits, 1, save_every="1epoch")
     log.write_text("mine\n")
     with pytest.raises(FileExistsError, match="holds no log of a run; name another"):
-        train(tiny(), output=file, splits=splits, resume=True, log=log)
+        train(tiny(), output=file, splits=splits, resume=True, callbacks=[JsonLog(log)])
     assert log.read_text() == "mine\n"

@@ -49,7 +49,7 @@ class Curves(Callback):
         self._stats: list[EpochStats] = []
 
     def on_resume(self, history: Sequence[EpochStats], step: int) -> None:
-        """Take up the epochs of the earlier run."""
+        """Remember the epochs of the earlier run."""
         self._stats = list(history)
 
     def on_train_start(self, recipe: Recipe, steps: int) -> None:

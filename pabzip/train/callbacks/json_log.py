@@ -45,11 +45,11 @@ class JsonLog(Callback):
         self._past: tuple[Sequence[EpochStats], int] | None = None
 
     def on_resume(self, history: Sequence[EpochStats], step: int) -> None:
-        """Keep what the log says of the past."""
+        """Remember where the earlier run stood."""
         self._past = (history, step)
 
     def on_train_start(self, recipe: Recipe, steps: int) -> None:
-        """Open the file and write the recipe, or where an earlier run is taken up."""
+        """Open the file and write the recipe, or where an earlier run is continued."""
         header = {"pabzip": __version__, "steps": steps, "recipe": to_dict(recipe)}
         target = self._target
         if self._past is None:
@@ -145,7 +145,7 @@ def _keep_past(file: IO[str], epochs: int) -> int | None:
 
 
 def _belongs(event: dict[str, Any], epochs: int) -> bool:
-    """Say whether a line that is no epoch's may stay: it tells of nothing that is to come again."""
+    """Return whether a line that is no epoch's may stay: the run will not write it again."""
     if event.get("event") == "bitops":
         return bool(event.get("epoch", 0) <= epochs)
     return event.get("event") == "resume"
