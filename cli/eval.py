@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,21 +25,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What ``pabzip eval`` measures.
-
-    Attributes:
-        model: a network, or a function from images ``float32[B, C, H, W]`` to logits.
-        data: the dataset that the file says it was trained on, if it does.
-    """
-
-    model: nn.Module | Callable[[torch.Tensor], Any]
-    data: str | None
+    Subject = tuple[nn.Module | Callable[[torch.Tensor], Any], str | None]
 
 
-def read_subject(
+def _read_model(
     source: str,
     *,
     arch: str | None,
@@ -57,6 +45,10 @@ def read_subject(
         arch_options: ``key=value`` pairs for ``arch``.
         device: where a network runs; an ONNX model runs on the CPU.
         max_bytes: refuse a ticket that regenerates to more.
+
+    Returns:
+        A network, or a function from images ``float32[B, C, H, W]`` to logits; and the dataset that
+        the file says it was trained on, if it does.
 
     Raises:
         PabzError: the file cannot be read, or needs an ``arch`` that was not given.
@@ -88,7 +80,7 @@ def _from_ticket(
             net = load(data, device=device, max_bytes=max_bytes)
         else:
             net = load_into(net, data, max_bytes=max_bytes).to(device)
-    return Subject(net, named if isinstance(named, str) else None)
+    return net, named if isinstance(named, str) else None
 
 
 def _from_checkpoint(source: str, net: nn.Module | None, device: torch.device) -> Subject:
@@ -100,7 +92,7 @@ def _from_checkpoint(source: str, net: nn.Module | None, device: torch.device) -
         raise _needs_arch(source)
     named = checkpoint.metadata().get("data")
     net = network_from_checkpoint(checkpoint, net).to(device)
-    return Subject(net, named if isinstance(named, str) else None)
+    return net, named if isinstance(named, str) else None
 
 
 def _from_onnx(source: str) -> Subject:
@@ -111,7 +103,7 @@ def _from_onnx(source: str) -> Subject:
     session = open_onnx(source)
     logits = session_logits(session)
     named = session.get_modelmeta().custom_metadata_map.get("pabzip.data")
-    return Subject(lambda images: logits(images.numpy()), named or None)
+    return (lambda images: logits(images.numpy())), named or None
 
 
 def _needs_arch(source: str) -> ArchitectureError:
@@ -154,20 +146,20 @@ def command(
     from pabzip.train.build import pick_device
     from pabzip.train.evaluation import evaluate
 
-    subject = read_subject(
+    model, named = _read_model(
         source,
         arch=arch,
         arch_options=arch_options,
         device=pick_device(device),
         max_bytes=max_bytes,
     )
-    name = data or subject.data
+    name = data or named
     if name is None:
         raise click.UsageError(f"{source} does not say what it was trained on; name it with --data")
     images = datasets.load(name, root=data_root, download=download).test
     reporter.detail(f"measuring on {len(images):,} test images of {name}")
     try:
-        found = evaluate(subject.model, images)
+        found = evaluate(model, images)
     except (RuntimeError, ValueError, IndexError) as error:
         if "out of memory" in str(error):
             raise

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 import numpy as np
@@ -20,30 +20,15 @@ if TYPE_CHECKING:
     from pabzip.ticket import Ticket
 
 
-class Writer(Protocol):
-    """Writes all tensors of a ticket into an open file."""
-
-    def __call__(
-        self,
-        ticket: Ticket,
-        file: BinaryIO,
-        *,
-        threads: int | None,
-        wrote: Callable[[str], None],
-    ) -> None:
-        """Write, and call ``wrote`` with each tensor's name."""
+Writer = Callable[["Ticket", BinaryIO, int | None, Callable[[str], None]], None]
+"""Writes all tensors of an open ticket into a binary file, regenerated with so many threads, and
+calls the last argument with each tensor's name once it is regenerated."""
 
 
 def write_safetensors(
-    ticket: Ticket, file: BinaryIO, *, threads: int | None, wrote: Callable[[str], None]
+    ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
 ) -> None:
     """Write the safetensors format; all tensors are in memory at once, as the library wants them.
-
-    Args:
-        ticket: an open ticket.
-        file: a binary file open for writing.
-        threads: threads to regenerate with.
-        wrote: called with each tensor's name once it is regenerated.
 
     Raises:
         FormatError: a section of the ticket is damaged.
@@ -72,12 +57,9 @@ def write_safetensors(
 
 
 def write_npz(
-    ticket: Ticket, file: BinaryIO, *, threads: int | None, wrote: Callable[[str], None]
+    ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
 ) -> None:
-    """Write numpy's .npz, uncompressed; bfloat16 becomes float32, exactly.
-
-    Arguments and errors as for `write_safetensors`.
-    """
+    """Write numpy's .npz, uncompressed; bfloat16 becomes float32, exactly."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name in ticket.names:
             # A fixed date, so that the same ticket gives the same bytes.
@@ -89,11 +71,9 @@ def write_npz(
 
 
 def write_pt(
-    ticket: Ticket, file: BinaryIO, *, threads: int | None, wrote: Callable[[str], None]
+    ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
 ) -> None:
-    """Write a torch state dict that ``torch.load(weights_only=True)`` reads.
-
-    Arguments and errors as for `write_safetensors`; all tensors are in memory at once.
+    """Write a torch state dict that ``torch.load(weights_only=True)`` reads, all at once.
 
     Raises:
         MissingDependencyError: torch is not installed.
@@ -157,7 +137,7 @@ def command(
     check_output(target, force=force, inputs=[source])
     chosen = format_name or _format_of(target)
     with open_ticket(source, max_bytes=max_bytes) as ticket, open_output(target) as file:
-        FORMATS[chosen](ticket, file, threads=threads, wrote=reporter.detail)
+        FORMATS[chosen](ticket, file, threads, reporter.detail)
         names = list(ticket.names)
         written = file.tell()
     values = {"output": target, "format": chosen, "tensors": len(names), "bytes": written}

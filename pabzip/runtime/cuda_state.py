@@ -117,7 +117,7 @@ def _start_coded(
         return None
     with naming(ticket.file):
         tables = decode_tables(coded)
-    return launch(ticket.seed, coded, tables, send(tables.arrays(), device), made)
+    return launch(ticket.seed, coded, tables, send(tables, device), made)
 
 
 def _make_rest(
@@ -231,7 +231,7 @@ def launch(
         seed: the file's seed.
         tensors: whose weights are all of ``dtype``.
         tables: of ``tensors``, as `decode_tables` lays them out.
-        sent: ``tables.arrays()`` on the device.
+        sent: ``tables`` on the device.
         dtype: one of `pabzip.seeds.cuda.DTYPES`; the half-precision values are the float32 ones
             rounded to nearest even.
     """

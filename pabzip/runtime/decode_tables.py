@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +74,7 @@ class CodedTensor:
     out: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DecodeTables:
+class DecodeTables(NamedTuple):
     """Everything that the kernels read, over all tensors.
 
     Attributes:
@@ -95,13 +94,6 @@ class DecodeTables:
     places: NDArray[np.int64]
     place_offsets: NDArray[np.int32]
     chances: NDArray[np.int32]
-
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Return all of them, in the order of the attributes."""
-        return (
-            self.data, self.chunks, self.chunk_of, self.rows,
-            self.places, self.place_offsets, self.chances,
-        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -128,15 +120,7 @@ def decode_tables(tensors: Sequence[CodedTensor]) -> DecodeTables:
     joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
     data, chunks, rows, places, place_offsets, chances = joined
     chunk_of = np.repeat(np.arange(len(chunks), dtype=np.int32), _pieces(chunks[:, _COUNT]))
-    return DecodeTables(
-        data=data,
-        chunks=chunks,
-        chunk_of=chunk_of,
-        rows=rows,
-        places=places,
-        place_offsets=place_offsets,
-        chances=chances,
-    )
+    return DecodeTables(data, chunks, chunk_of, rows, places, place_offsets, chances)
 
 
 def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArray[Any], ...]:

@@ -53,7 +53,11 @@ class InitSpec:
     stream: int
 
     def __post_init__(self) -> None:
-        check_distribution(self.distribution)
+        if self.distribution not in DISTRIBUTIONS:
+            raise SeedError(
+                f"distribution: expected one of {', '.join(DISTRIBUTIONS)}, found "
+                f"{self.distribution!r}"
+            )
         object.__setattr__(self, "scale", check_scale(self.scale))
         object.__setattr__(self, "stream", _check_integer("stream", self.stream, MAX_STREAM))
 
@@ -70,19 +74,6 @@ def check_seed(seed: SupportsIndex) -> int:
         SeedError: not an integer (bool and float are refused), or not in ``0 <= seed < 2**64``.
     """
     return _check_integer("seed", seed, MAX_SEED)
-
-
-def check_distribution(distribution: str) -> str:
-    """Return ``distribution`` if it is one of `DISTRIBUTIONS`.
-
-    Raises:
-        SeedError: it is not; the message lists the valid ones.
-    """
-    if distribution not in DISTRIBUTIONS:
-        raise SeedError(
-            f"distribution: expected one of {', '.join(DISTRIBUTIONS)}, found {distribution!r}"
-        )
-    return distribution
 
 
 Entry = TypeVar("Entry")

@@ -187,7 +187,7 @@ def _on_device(name: str, coded: Coded, device: str) -> str:
     job = CodedTensor(name, spec, kind, description, coded.payload, out.data_ptr())
     try:
         tables = decode_tables([job])
-        sent = send(tables.arrays(), torch.device(device))
+        sent = send(tables, torch.device(device))
         launch(SEED, [job], tables, sent, torch.float32).check()
     except FormatError as error:
         return error.problem if error.place == f"tensor {name!r}" else str(error)
