@@ -99,7 +99,7 @@ def search_masks(
     input_shape = (splits.in_channels, splits.image_size, splits.image_size)
     facts = SEARCHES.facts(settings.method)
     own: dict[str, Any] = {}
-    if facts["needs_data"]:
+    if facts.get("needs_data"):
         own["example_inputs"] = _samples(net, recipe, splits.train)
     elif "dtype" in facts.get("takes", ()):
         own["dtype"] = getattr(torch, settings.precision)
