@@ -8,7 +8,7 @@ A search of your own is a scorer (`Scorer`), which `iterative_search` runs by a 
 function around it with ``@pabzip.registry.register_search("name", needs_data=False, rounds=1)``.
 """
 
-from pabzip.search.driver import ExactScorer, Scorer, iterative_search
+from pabzip.search.driver import ExactScorer, PathScorer, Scorer, iterative_search
 from pabzip.search.grasp import GraspScorer, grasp
 from pabzip.search.loss import LossNetwork
 from pabzip.search.magnitude import MagnitudeScorer, magnitude
@@ -33,6 +33,7 @@ __all__ = [
     "GraspScorer",
     "LossNetwork",
     "MagnitudeScorer",
+    "PathScorer",
     "PruneGroup",
     "RandomScorer",
     "Scorer",

@@ -26,7 +26,9 @@ the flow of its trunk as it is, and its own weights are scored by what they add 
 passes the mean of its values, and queries and keys are scored by what they add.
 
 What is linear on a network without negative values already (convolution, batch norm by running
-statistics, pooling, residual sums, ReLU) computes the same bits as without these forms.
+statistics, pooling, residual sums, ReLU) computes the same bits as without these forms. Parts of a
+network in TorchScript and custom autograd functions compute as they are: torch shows their
+operations to no one.
 
 Source: Tanaka et al. 2020, Section 4, for linear activations; the forms of products, norms,
 attention and recurrent layers are ours.
@@ -45,71 +47,16 @@ from torch import Tensor
 IsActivation = Callable[[object], bool]
 """Says whether an argument depends on the network's input."""
 
-_ELEMENTWISE = frozenset(
-    [
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "rrelu",
-        "prelu",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-        "threshold",
-        "sigmoid",
-        "hardsigmoid",
-        "hardswish",
-        "hardtanh",
-        "hardshrink",
-        "softshrink",
-        "tanhshrink",
-        "softplus",
-        "softsign",
-        "logsigmoid",
-        "log_sigmoid",
-        "log_softmax",
-        "softmin",
-        "gumbel_softmax",
-        "tanh",
-        "sin",
-        "cos",
-        "atan",
-        "arctan",
-        "erf",
-        "expit",
-        "exp",
-        "expm1",
-        "exp2",
-        "log",
-        "log1p",
-        "log2",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "pow",
-        "rpow",
-        "float_power",
-        "reciprocal",
-        "clamp",
-        "clip",
-        "clamp_min",
-        "clamp_max",
-        "abs",
-        "absolute",
-        "neg",
-        "negative",
-        "round",
-        "floor",
-        "ceil",
-        "trunc",
-        "sign",
-        "normalize",
-        "local_response_norm",
-    ]
-)
+_ELEMENTWISE = frozenset({
+    "relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu",
+    "mish", "threshold", "sigmoid", "hardsigmoid", "hardswish", "hardtanh", "hardshrink",
+    "softshrink", "tanhshrink", "softplus", "softsign", "logsigmoid", "log_sigmoid",
+    "log_softmax", "softmin", "gumbel_softmax", "tanh", "sin", "cos", "atan", "arctan", "erf",
+    "expit", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "square", "pow",
+    "rpow", "float_power", "reciprocal", "clamp", "clip", "clamp_min", "clamp_max", "abs",
+    "absolute", "neg", "negative", "round", "floor", "ceil", "trunc", "sign", "normalize",
+    "local_response_norm",
+})  # fmt: skip
 """Functions that become the identity, by torch's names."""
 
 _FORMS: dict[str, Callable[..., Any]] = {}

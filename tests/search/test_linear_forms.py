@@ -438,6 +438,36 @@ class LstmClassifier(nn.Module):
         return self.head(F.gelu(self.hidden(last)))
 
 
+class CausalBlock(nn.Module):
+    """Causal attention written out, and a SwiGLU: the block of a language model."""
+
+    def __init__(self, width=16, heads=4):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.gate = nn.Linear(width, 4 * width), nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.register_buffer("allowed", torch.ones(8, 8).tril())
+
+    def forward(self, x):
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).chunk(3, -1)
+        )
+        logits = (q @ k.transpose(-2, -1)) * k.shape[-1] ** -0.5
+        weights = logits.masked_fill(self.allowed == 0, -math.inf)
+        weights = F.softmax(weights, -1, dtype=torch.float32).to(q.dtype)
+        x = x + self.out((weights @ v).transpose(1, 2).flatten(2))
+        h = self.norm2(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+def language_model():
+    blocks = nn.Sequential(CausalBlock(), CausalBlock())
+    return nn.Sequential(nn.Linear(6, 16), blocks, nn.Flatten(), nn.Linear(128, 5))
+
+
 def efficientnet():
     blocks = [
         MBConvConfig(1, 3, 1, 16, 16, 1), MBConvConfig(6, 3, 2, 16, 24, 2),
@@ -460,6 +490,7 @@ NETWORKS = {
         (3, 32, 32),
     ),
     "lstm": (LstmClassifier, (12, 8)),
+    "language_model": (language_model, (8, 6)),
 }
 
 
