@@ -34,12 +34,10 @@ class Network:
 
     Attributes:
         arch: its name.
-        width: of its first stage; None for its own.
-        options: others that differ from the architecture's own, as pairs.
+        options: those that differ from the architecture's own, as pairs.
     """
 
     arch: str
-    width: int | None = None
     options: tuple[tuple[str, int], ...] = ()
 
     @classmethod
@@ -47,18 +45,14 @@ class Network:
         """Return the network that is asked for; a small one where a quick run names none."""
         if arguments.arch:
             return cls(arguments.arch)
-        return cls("resnet20", 4) if arguments.quick else cls("resnet18")
+        return cls("resnet20", (("width", 4),)) if arguments.quick else cls("resnet18")
 
     def __str__(self) -> str:
-        parts = [self.arch, *(f"{key}{value:d}" for key, value in self.options)]
-        return "-".join(parts if self.width is None else [*parts, f"w{self.width}"])
+        return "-".join([self.arch, *(f"{key}{value:d}" for key, value in self.options)])
 
     def build(self) -> nn.Module:
         """Return the network, drawn from `SEED`."""
-        options = dict(self.options)
-        if self.width is not None:
-            options["width"] = self.width
-        return pabzip.init_(pabzip.models.build(self.arch, options), SEED)
+        return pabzip.init_(pabzip.models.build(self.arch, dict(self.options)), SEED)
 
 
 @cache

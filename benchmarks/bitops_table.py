@@ -18,7 +18,7 @@ from _tickets import Network, synflow_masks
 from pabzip.train import PsgRecipe, layer_costs, method_costs
 
 SHAPE = (3, 32, 32)
-WIDE = Network("wideresnet28", options=(("late_stride", True),))
+WIDE = Network("wideresnet28", (("late_stride", True),))
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,8 +147,7 @@ def _measure(case: Case, masks: Masks, progress: Progress) -> dict[str, Any]:
     return {
         "case": case.title,
         "kind": case.kind,
-        "arch": case.network.arch,
-        "width": case.network.width,
+        "network": str(case.network),
         "keep_ratio": case.keep_ratio,
         "flips": case.flips,
         "weights": sum(mask.size for mask in masks.values()),

@@ -101,8 +101,7 @@ def main() -> None:
         sizes = files.sizes()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     result = {
-        "arch": network.arch,
-        "width": network.width,
+        "network": str(network),
         "keep_ratio": keep_ratio,
         "weights": files.info["weights"],
         "bytes": sizes,

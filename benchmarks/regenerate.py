@@ -161,14 +161,16 @@ def _report(
 
 def _cuda_clock(run: Run) -> float:
     """Return the seconds that one call takes on the GPU, from several queued back to back."""
-    torch.cuda.synchronize()
-    begin, end = torch.Event("cuda", enable_timing=True), torch.Event("cuda", enable_timing=True)
+    begin, end = (
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(2)
+    )
     begin.record()
     for _ in range(CUDA_CALLS):
         run()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / CUDA_CALLS
+    return float(begin.elapsed_time(end)) / 1e3 / CUDA_CALLS
 
 
 def _torch_draw(distribution: str, target: torch.Tensor) -> Run:

@@ -37,11 +37,10 @@ from pabzip import models
 from pabzip.search import apply_masks, synflow
 from pabzip.train.build import pick_device, seed_network
 from pabzip.train.config import Recipe
-from pabzip.train.distributed import World
+from pabzip.train.distributed import ProcessGroup
 from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
-from pabzip.train.run_state import Meter
-from pabzip.train.step import BatchGradients
+from pabzip.train.step import BatchGradients, EpochMetrics, train_step
 from pabzip.unmask import PsgConfig, apply_psg, quantize
 
 DENSE, BOP, PSG, PUBLISHED = "dense SGD", "Bop", "Bop with PSG", "Bop with PSG as published"
@@ -137,18 +136,15 @@ def _step(
 ) -> Callable[[], None]:
     """Return what the training loop does with the next batch; see `pabzip.train.step`."""
     device = batches[0][0].device
-    gradients = BatchGradients(net, 0, 1, World(), Precision("float32", False, device))
-    meter = Meter(1, device)
+    gradients = BatchGradients(net, 0, 1, ProcessGroup(), Precision("float32", False, device))
+    metrics = EpochMetrics(1, device)
     walk = enumerate(batches, 1)
     net.train()
 
     def run() -> None:
-        step, (inputs, labels) = next(walk)
-        optimizers.zero_grad()
-        meter.begin(step)
-        batch = gradients(inputs, labels, len(labels), 1, step)
-        meter.check(batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
-        optimizers.step()
+        step, batch = next(walk)
+        metrics.begin(step)
+        train_step(gradients, optimizers, metrics, batch, len(batch[1]), 1, step)
 
     return run
 

@@ -78,7 +78,7 @@ def check_output(target: str, *, force: bool, inputs: Iterable[str] = ()) -> Non
 
 
 def is_stream(target: str) -> bool:
-    """Tell stdout, devices and pipes, which are written to, from files, which are replaced."""
+    """Return whether a target is written to (stdout, a device, a pipe) and not replaced."""
     if target == STANDARD:
         return True
     try:
@@ -136,7 +136,7 @@ def read_stdin(limit: int | None = None) -> bytes:
 
 
 def _same_file(first: str, second: str) -> bool:
-    """Tell whether two paths lead to one file, by symbolic or hard links too."""
+    """Return whether two paths lead to one file, by symbolic or hard links too."""
     try:
         return os.path.samefile(first, second)
     except OSError:

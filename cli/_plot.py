@@ -145,7 +145,7 @@ def _parts(row: Mapping[str, Any]) -> dict[str, int]:
     return {part: row[part] for part in PARTS}
 
 
-# Told apart with any color vision, and in gray, too.
+# Different with any color vision, and in gray, too.
 _COLORS = {
     "mask": "#d1495b",
     "factors": "#edae49",
@@ -344,7 +344,7 @@ def _byte_axis(axes: Axes, end: float, remark: str = "") -> None:
 
 
 def _short(label: str) -> str:
-    """Return a label that fits beside the bars; the end of a name tells more than its middle."""
+    """Return a label that fits beside the bars; the middle of a long name is left out."""
     if len(label) <= _LABEL_LIMIT:
         return label
     half = (_LABEL_LIMIT - 3) // 2

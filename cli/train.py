@@ -6,10 +6,10 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -29,14 +29,18 @@ from pabzip.cli._settings import (
     settings_options,
     show_settings,
 )
+from pabzip.registry import CALLBACKS
+from pabzip.train.callbacks import Callback, build_callback, parse_callback
 from pabzip.train.config import to_dict
 from pabzip.train.recipes import find_recipe, published_recipes, read_recipe, recipe_file
 
 if TYPE_CHECKING:
-    from pabzip.train.callbacks import Observer
     from pabzip.train.config import Recipe
-    from pabzip.train.cost import StepCosts
+    from pabzip.train.results import StepCosts
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_RUN, _OUTPUT = "The run", "Output and help"
 _SAVE_EVERY = "10min"
 _EXAMPLES = """\
 \b
@@ -49,31 +53,87 @@ Examples:
 """
 
 
-def _cost_remark(*, layers: bool) -> Observer:
-    """Return an observer that writes a line before the first step and after each later search.
+class CostRemark(Callback):
+    """Writes a line before the first step and after each later search.
 
     Args:
         layers: add a line for each layer.
     """
-    from tqdm import tqdm
 
-    from pabzip.train.callbacks import Observer
+    def __init__(self, *, layers: bool):
+        self._layers = layers
 
-    class CostRemark(Observer):
-        def counted(self, costs: StepCosts) -> None:
-            """Write the line, past a progress bar if there is one."""
-            lines = [
-                f"pabzip: from epoch {costs.epoch} on {costs.survivors:,} of {costs.weights:,} "
-                f"weights train, at {short(costs.bitops)} bit operations a step and sample"
+    def on_costs(self, costs: StepCosts) -> None:
+        """Write the line, past a progress bar if there is one."""
+        from tqdm import tqdm
+
+        lines = [
+            f"pabzip: from epoch {costs.epoch} on {costs.survivors:,} of {costs.weights:,} weights "
+            f"train, at {short(costs.bitops)} bit operations a step and sample"
+        ]
+        if self._layers:
+            lines += [
+                f"  {layer.name}: {short(layer.total)}, {layer.kept:.2%} kept"
+                for layer in costs.layers
             ]
-            if layers:
-                lines += [
-                    f"  {layer.name}: {short(layer.total)}, {layer.kept:.2%} kept"
-                    for layer in costs.layers
-                ]
-            tqdm.write("\n".join(lines), file=sys.stderr)
+        tqdm.write("\n".join(lines), file=sys.stderr)
 
-    return CostRemark()
+
+def callback_options(command: Command) -> Command:
+    """Add ``--callback`` and the short forms of those that pabzip registers, such as ``--log``.
+
+    The command receives what was typed, which `requested` reads.
+    """
+    options = [
+        grouped(
+            _OUTPUT,
+            facts["flag"],
+            _parameter(name),
+            metavar=facts["metavar"],
+            help=facts["help"],
+        )
+        for name, facts in ((name, CALLBACKS.facts(name)) for name in CALLBACKS)
+        if "flag" in facts
+    ]
+    names = ", ".join(CALLBACKS)
+    options.append(
+        grouped(
+            _OUTPUT,
+            "--callback",
+            "named",
+            metavar="NAME[=ARGUMENT]",
+            multiple=True,
+            help=f"Have a callback called: {names}, or one of --import; repeatable.",
+        )
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def requested(
+    typed: Mapping[str, Any], named: Sequence[str]
+) -> tuple[tuple[str, str, str | None], ...]:
+    """Return the callbacks that were asked for: the flag that was typed, the name, the argument.
+
+    Args:
+        typed: texts by parameter of the flag; others are ignored.
+        named: of ``--callback``.
+
+    Raises:
+        RecipeError: no such callback, or an argument that is missing or does not fit.
+    """
+    found = []
+    for name in CALLBACKS:
+        if typed.get(_parameter(name)) is not None:
+            flag = CALLBACKS.facts(name)["flag"]
+            found.append((flag, *parse_callback(f"{name}={typed[_parameter(name)]}", flag)))
+    return (*found, *(("--callback", *parse_callback(text)) for text in named))
+
+
+def _parameter(name: str) -> str:
+    """Return the name under which click hands a callback's argument over."""
+    return f"callback_{name.replace('-', '_')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +142,7 @@ class RunFlags:
 
     Attributes:
         output: path of the checkpoint.
-        log: path of the JSON log, or None.
-        curves: path of the picture, or None.
-        tensorboard: folder of the event files, or None.
+        requested: the callbacks that were asked for, as `requested` returns them.
         save_every: how often the state is saved, or None for the default.
         resume: continue an earlier run.
         search_only: do not train.
@@ -92,9 +150,7 @@ class RunFlags:
     """
 
     output: str
-    log: str | None
-    curves: str | None
-    tensorboard: str | None
+    requested: tuple[tuple[str, str, str | None], ...]
     save_every: str | None
     resume: bool
     search_only: bool
@@ -109,13 +165,8 @@ class RunFlags:
         """
         from pabzip.train.resume import progress_path
 
-        if STANDARD in (self.output, self.log, self.curves, self.tensorboard):
+        if STANDARD in (self.output, *(argument for _, _, argument in self.requested)):
             raise click.UsageError("a training run writes files; name them, '-' will not do")
-        if self.curves is not None and not self.curves.lower().endswith(".png"):
-            raise click.UsageError(
-                f"--curves: expected a name that ends in .png, found {self.curves!r}; the picture "
-                "is a PNG"
-            )
         if self.search_only:
             self._check_search_only()
         if self.ticket is not None:
@@ -124,10 +175,10 @@ class RunFlags:
         taken = [*inputs, self.output]
         state = progress_path(self.output)
         continued = self.resume and os.path.lexists(state)
-        for extra in (self.log, self.curves):
-            if extra is not None:
-                check_output(extra, force=force or continued, inputs=taken)
-                taken.append(extra)
+        for _, name, argument in self.requested:
+            if argument is not None and CALLBACKS.facts(name).get("writes") == "file":
+                check_output(argument, force=force or continued, inputs=taken)
+                taken.append(argument)
         if os.path.lexists(state) and not (self.resume or force):
             raise FileExistsError(
                 errno.EEXIST,
@@ -139,9 +190,7 @@ class RunFlags:
     def _check_search_only(self) -> None:
         """Refuse flags that a search alone has no use for."""
         unusable = {
-            "--log": self.log,
-            "--curves": self.curves,
-            "--tensorboard": self.tensorboard,
+            **{flag: name for flag, name, _ in self.requested},
             "--save-every": self.save_every,
             "--ticket": self.ticket,
             "--resume": self.resume or None,
@@ -161,18 +210,12 @@ class RunFlags:
             return None if is_stream(self.output) else _SAVE_EVERY
         return None if self.save_every == "never" else self.save_every
 
-    def observers(self, reporter: Reporter) -> list[Observer]:
-        """Return those that were asked for."""
-        from pabzip.train.callbacks import Curves, ProgressBar, TensorBoard
-
-        found: list[Observer] = [ProgressBar()] if reporter.progress else []
+    def callbacks(self, reporter: Reporter) -> list[Callback]:
+        """Return those that were asked for, and on a terminal the progress bar."""
+        found = [build_callback("progress")] if reporter.progress else []
         if reporter.progress or (reporter.verbose and not reporter.quiet):
-            found.append(_cost_remark(layers=reporter.verbose > 0))
-        if self.tensorboard is not None:
-            found.append(TensorBoard(self.tensorboard))
-        if self.curves is not None:
-            found.append(Curves(self.curves))
-        return found
+            found.append(CostRemark(layers=reporter.verbose > 0))
+        return [*found, *(build_callback(name, argument) for _, name, argument in self.requested)]
 
     @contextmanager
     def remarks(self, reporter: Reporter) -> Iterator[None]:
@@ -205,9 +248,6 @@ def show_recipes(reporter: Reporter) -> None:
     reporter.result({"recipes": values}, table, "Run one with: pabzip train --recipe NAME")
 
 
-_RUN, _OUTPUT = "The run", "Output and help"
-
-
 @click.command("train", cls=GroupedCommand, epilog=_EXAMPLES)
 @settings_options()
 @grouped(
@@ -236,9 +276,7 @@ _RUN, _OUTPUT = "The run", "Output and help"
 )
 @grouped(_RUN, "--resume", is_flag=True, help="Continue from the saved state, if there is one.")
 @output_option("model.pt", stdout=False)
-@grouped(_OUTPUT, "--log", metavar="FILE.jsonl", help="Write one JSON object an epoch.")
-@grouped(_OUTPUT, "--curves", metavar="FILE.png", help="Draw loss, accuracy, flips and bytes.")
-@grouped(_OUTPUT, "--tensorboard", metavar="DIR", help="Write event files for TensorBoard.")
+@callback_options
 @reporting
 def command(
     assignments: tuple[str, ...],
@@ -247,9 +285,7 @@ def command(
     list_recipes: bool,
     list_settings: bool,
     download: bool,
-    log: str | None,
-    curves: str | None,
-    tensorboard: str | None,
+    named: tuple[str, ...],
     save_every: str | None,
     resume: bool,
     search_only: bool,
@@ -278,7 +314,8 @@ def command(
         return
     require("torch", extra="train", purpose="pabzip train")
     target = output or ("found.pt" if search_only else "model.pt")
-    run = RunFlags(target, log, curves, tensorboard, save_every, resume, search_only, ticket)
+    callbacks = requested(flags, named)
+    run = RunFlags(target, callbacks, save_every, resume, search_only, ticket)
     run.check(force=force, inputs=[] if path is None else [recipe_file(path)])
     remark_unused(reporter, recipe, keys)
     reporter.detail(f"recipe: {to_json(to_dict(recipe))}")
@@ -292,8 +329,7 @@ def command(
         result = train(
             recipe,
             output=target,
-            log=log,
-            observers=run.observers(reporter),
+            callbacks=run.callbacks(reporter),
             download=download,
             ticket=ticket,
             save_every=run.saving(),
@@ -311,7 +347,7 @@ def command(
 
 def _search(recipe: Recipe, target: str, download: bool, reporter: Reporter) -> None:
     """Find a ticket and write it, untrained."""
-    from pabzip.train.found_tickets import find_ticket
+    from pabzip.train.pruning import find_ticket
 
     with search_bar(reporter) as on_iteration:
         found = find_ticket(recipe, output=target, download=download, on_iteration=on_iteration)

@@ -31,7 +31,7 @@ class Writer(Protocol):
         threads: int | None,
         wrote: Callable[[str], None],
     ) -> None:
-        """Write; ``wrote`` is told each tensor's name."""
+        """Write, and call ``wrote`` with each tensor's name."""
 
 
 def write_safetensors(

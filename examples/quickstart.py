@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     """Run every step in ``folder`` and print what it gives."""
     checkpoint, ticket, exported = (folder / f"model.{ending}" for ending in ("pt", "pabz", "onnx"))
 
-    result = train(default_recipe(), output=checkpoint, observers=[ProgressBar()])
+    result = train(default_recipe(), output=checkpoint, callbacks=[ProgressBar()])
     print(f"trained  {result.arch}: {result.test_accuracy:.2%} of the test digits")
 
     report = pabzip.pack(checkpoint, ticket)

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never a part of one.
+"""Atomic writes: a file is the old one or the new one, never a part of one.
 
 A temporary beside the target takes the target's name only when it is complete and on disk. It is
 called ``.<target's name>.<process>.<random>.pabzip-tmp``, and its writer holds a lock on it; the
@@ -31,6 +31,7 @@ except ImportError:
 
 SUFFIX = ".pabzip-tmp"
 _DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.EIO)
+_WINDOWS = os.name == "nt"
 _NAME_CHARACTERS = 48  # of the target's name: 4 bytes each at most, well within a name's 255
 
 
@@ -148,7 +149,7 @@ def _remove_stale(target: Path) -> None:
 def _remove_if_stale(path: str) -> None:
     """Remove a temporary if its lock is free, or on Windows if it is not open."""
     with contextlib.suppress(OSError):
-        if os.name == "nt":
+        if _WINDOWS:
             os.unlink(path)
         elif _fcntl is not None:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | OPEN_FLAGS)

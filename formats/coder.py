@@ -1,4 +1,4 @@
-"""The seam between the container and what turns codes into bytes."""
+"""What every coder of codes does: the seam between the coders and the container."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pabzip.seeds.generation import thread_count
 Payload = bytes | memoryview
 
 OnTensor = Callable[[str], None]
-"""Told the name of each tensor that is encoded, for progress bars."""
+"""Called with the name of each tensor that is encoded, for progress bars."""
 
 Task = Callable[[], None]
 """A piece of work that is independent of all others and may run on any thread."""
@@ -100,9 +100,9 @@ class Coder(Protocol):
         tensors: Sequence[SeededTensor],
         on_tensor: OnTensor | None = None,
     ) -> tuple[list[bytes], bytes]:
-        """Return one payload a tensor, and the side stream (empty where nothing is shared).
+        """Return one payload per tensor, and the side stream (empty where nothing is shared).
 
-        ``on_tensor`` is told the name of each tensor that is done, from any thread.
+        ``on_tensor`` is called with the name of each tensor that is done, from any thread.
         """
 
     def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> Decoder:

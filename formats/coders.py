@@ -21,7 +21,7 @@ class CodedTensors:
 
     Attributes:
         coders: name of the coder of each tensor.
-        payloads: one a tensor.
+        payloads: one per tensor.
         side: the side stream; empty for none.
     """
 
@@ -63,7 +63,7 @@ def encode_codes(
         seed: the ticket's seed.
         tensors: the seeded tensors, in the order of the file.
         coder: a registered name for every tensor, or ``"auto"``.
-        on_tensor: told the name of each tensor that is done, once, from any thread.
+        on_tensor: called with the name of each tensor that is done, once, from any thread.
 
     Raises:
         PackError: no such coder.

@@ -1,4 +1,4 @@
-"""The adaptive coder of dense tensors: bytes under probabilities that learn.
+"""The `adaptive` encoding of dense tensors: a range coder whose probabilities follow the data.
 
 Encoding and decoding are one function, so that they cannot drift apart: a writer's elements are
 passed through, a reader's are filled in.
@@ -26,6 +26,7 @@ from pabzip.formats.context.range_coder import (
     encode_bit,
     finish,
     start_decoding,
+    with_room,
 )
 from pabzip.formats.dense import DenseEntry
 from pabzip.formats.registry import DENSE_TYPES
@@ -192,6 +193,7 @@ _EXPONENT_BITS = {"float64": 11, "float32": 8, "float16": 5, "bfloat16": 8}
 _MANTISSA_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
 _OWN_KINDS = 32
 _BLOCK = 4096
+_ROOM = _BLOCK * BYTES_AN_ELEMENT + FLUSH_BYTES  # for one more block and the end of the stream
 _FULL_SPAN = 0xFFFFFFFF
 
 _Key = tuple[str, str, bool]
@@ -212,9 +214,9 @@ def encode_adaptive(entries: Sequence[DenseEntry], arrays: Sequence[NDArray[Any]
     state = np.zeros(4, dtype=np.uint64)
     state[SPAN], state[POSITION] = _FULL_SPAN, start
     for block in model.blocks():
-        data = _with_room(data, int(state[POSITION]))
+        data = with_room(data, int(state[POSITION]) + _ROOM)
         block.run(True, state, data, _to_patterns(flat[block.tensor][block.part]))
-    data = _with_room(data, int(state[POSITION]))
+    data = with_room(data, int(state[POSITION]) + _ROOM)
     stop = finish(state[LOW], state[SPAN], int(state[POSITION]), data, start)
     return data[:stop].tobytes()
 
@@ -354,7 +356,7 @@ class _Model:
         return len(floating)
 
     def _kind(self, entry: DenseEntry) -> _Kind:
-        """Return the kind of a tensor; when there are many, the rest share one a type."""
+        """Return the kind of a tensor; when there are many, the rest share one per type."""
         key = (entry.stored, entry.name.rpartition(".")[2], len(entry.shape) > 1)
         if key not in self._kinds and len(self._kinds) >= _OWN_KINDS:
             key = (entry.stored, "", False)
@@ -382,13 +384,3 @@ def _from_patterns(patterns: NDArray[np.uint64], element: np.dtype[Any]) -> NDAr
         half = (patterns >> np.uint64(1)).view(np.int64)
         return (half ^ -(patterns & np.uint64(1)).view(np.int64)).astype(element)
     return patterns.astype(f"<u{element.itemsize}").view(element)
-
-
-def _with_room(data: NDArray[np.uint8], position: int) -> NDArray[np.uint8]:
-    """Return the buffer, grown to take one more block and the end of the stream."""
-    need = position + _BLOCK * BYTES_AN_ELEMENT + FLUSH_BYTES
-    if need <= len(data):
-        return data
-    grown = np.zeros(max(need, 2 * len(data)), dtype=np.uint8)
-    grown[: len(data)] = data
-    return grown

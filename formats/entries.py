@@ -34,7 +34,7 @@ class Contents:
         arch: one of `pabzip.formats.registry.ARCHITECTURES`.
         options: of the architecture.
         metadata: anything else worth keeping; never interpreted.
-        entries: one a tensor, in the order of the network's state.
+        entries: one per tensor, in the order of the network's state.
     """
 
     seed: int
@@ -75,7 +75,7 @@ class Header:
     Attributes:
         contents: what the ticket holds.
         sha256: of the regenerated state, 64 hexadecimal digits.
-        codings: one a seeded tensor, in order.
+        codings: one per seeded tensor, in order.
         groups: the dense sections, in order; they take the dense tensors in order.
         side: bytes of the side stream that the coders of several tensors share; 0 for none.
     """

@@ -91,7 +91,7 @@ class Huffman:
         tensors: Sequence[SeededTensor],
         on_tensor: OnTensor | None = None,
     ) -> tuple[list[bytes], bytes]:
-        """Return one payload a tensor, and no side stream."""
+        """Return one payload per tensor, and no side stream."""
         payloads = []
         for tensor in tensors:
             payloads.append(encode(tensor.codes))

@@ -1,4 +1,4 @@
-"""The seam between the container and the kinds of tensors: what every kind says of itself.
+"""What every kind of tensor says of itself: the seam between the kinds and the container.
 
 A kind of tensor is two classes in a module of its own: the tensor in memory, and its entry in a
 header. Container, writer, reader, validator, digest and report ask them, and know no kind by name;

@@ -52,7 +52,7 @@ class DenseType:
 
     @property
     def itemsize(self) -> int:
-        """Bytes an element."""
+        """Bytes per element."""
         return self.numpy.itemsize
 
 

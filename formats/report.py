@@ -31,7 +31,7 @@ def report(header: Header, header_bytes: int) -> dict[str, Any]:
     Returns:
         ``bytes``, ``codes_bytes``, ``dense_bytes``, ``header_bytes``; ``weights`` (N) and
         ``survivors`` (K) of the seeded tensors; ``huffman_bytes``, the paper's N + K bits in whole
-        bytes a tensor; ``float32_bytes`` of the whole state as loaded: 4 a seeded weight, dense
+        bytes per tensor; ``float32_bytes`` of the whole state as loaded: 4 per seeded weight, dense
         tensors in their own type; ``seed``, ``arch``, ``sha256``; and ``tensors``, a list of
         ``name``, ``shape``, ``dtype``, ``kind``, ``coder`` (of a dense tensor: its section's
         encoding), ``bytes``, ``weights``, ``survivors`` (None for dense ones). A second name of
@@ -62,7 +62,7 @@ def report(header: Header, header_bytes: int) -> dict[str, Any]:
 
 
 def _rows(header: Header) -> list[dict[str, Any]]:
-    """Return one row a tensor, in the order of the file."""
+    """Return one row per tensor, in the order of the file."""
     codings = header.coding_of()
     parts: dict[str, list[tuple[str, int]]] = {}
     for group, entries in grouped(header.contents.dense, header.groups):
@@ -106,7 +106,7 @@ tensor's part of the side stream); the survivors' signs; dense values; the heade
 def breakdown(header: Header, header_bytes: int, side: bytes) -> list[dict[str, Any]]:
     """Return how the bytes of a file split, as JSON values.
 
-    Mask and signs that share a byte, and tensors that share a section, are told apart to the
+    Mask and signs that share a byte, and tensors that share a section, are separated to the
     nearest byte; the sum over all rows and parts is the file's size exactly. Where signs are
     coded together with the mask, they count with the bits that their probability gives them.
 
@@ -116,7 +116,7 @@ def breakdown(header: Header, header_bytes: int, side: bytes) -> list[dict[str, 
         side: the file's side stream; empty where it has none.
 
     Returns:
-        One row a tensor, in the order of the file, then one of the name None, which holds what
+        One row per tensor, in the order of the file, then one of the name None, which holds what
         belongs to no tensor. A row has the key ``name`` and those of `PARTS`, in bytes.
 
     Raises:

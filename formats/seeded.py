@@ -1,4 +1,4 @@
-"""Seeded tensors: weights that a seed, an init spec, and one code a weight determine."""
+"""Seeded tensors: weights that a seed, an init spec, and one code per weight determine."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _spec(place: str, distribution: Any, scale: Any, stream: Any) -> InitSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeededTensor:
-    """A weight that its seed, its init spec and one code a weight determine.
+    """A weight that its seed, its init spec and one code per weight determine.
 
     Attributes:
         name: the parameter's name in the network's state.
@@ -203,7 +203,7 @@ class SeededTensor:
         if scales.shape != codes.shape[:1] or not scales.shape:
             raise FormatError(
                 place,
-                f"expected one scale a row, shape {list(codes.shape[:1])}, found "
+                f"expected one scale per row, shape {list(codes.shape[:1])}, found "
                 f"{list(scales.shape)}",
             )
         return replace(self, codes=codes, scales=check_scales(self.name, scales))
@@ -268,7 +268,7 @@ def scale_range(
     Args:
         weights: successive ones of a tensor in row-major order, flat.
         scales: of all rows of the tensor.
-        size: weights a row.
+        size: weights per row.
         start: index of the first weight in the tensor.
     """
     row, within = divmod(start, size)

@@ -109,7 +109,7 @@ def encode(
         tensors: in the order of the network's state, checked.
         sha256: of the regenerated state.
         coder: for the codes of every seeded tensor; ``"auto"`` takes the smallest for each.
-        on_tensor: told the name of each seeded tensor that is encoded, from any thread.
+        on_tensor: called with the name of each seeded tensor that is encoded, from any thread.
 
     Raises:
         FormatError: the ticket breaks a rule of the format.
@@ -160,7 +160,7 @@ def encode_ticket(
         tensors: in the order of the network's state.
         coder: a coder's name, or ``"auto"``.
         dense_dtype: what to round wider dense tensors to, or None.
-        on_tensor: told the name of each seeded tensor that is encoded.
+        on_tensor: called with the name of each seeded tensor that is encoded.
 
     Raises:
         PackError: the ticket breaks a rule of the format, an unknown coder or ``dense_dtype``, or

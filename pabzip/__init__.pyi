@@ -20,9 +20,11 @@ from .runtime.arrays import load_arrays, open  # noqa: A004
 from .runtime.torch_module import load, load_file, load_into
 from .seeds.spec import InitSpec
 from .ticket import DenseTensor, SeededTensor, Ticket, TicketReport, TiedTensor
+from .train.evaluation import Evaluation, evaluate
 
 __all__ = [
     "DenseTensor",
+    "Evaluation",
     "FormatError",
     "InitSpec",
     "PabzError",
@@ -34,6 +36,7 @@ __all__ = [
     "__version__",
     "attach_seeding",
     "data",
+    "evaluate",
     "export",
     "export_onnx",
     "formats",

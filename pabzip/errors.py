@@ -77,7 +77,7 @@ class TrainingError(PabzError):
 
 
 class ExportError(PabzError):
-    """An exported model does not agree with the ticket that it came from."""
+    """A network cannot be exported, or the exported model does not agree with it."""
 
 
 class MissingDependencyError(PabzError, ImportError):

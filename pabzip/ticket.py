@@ -1,4 +1,4 @@
-"""The ticket: what search and unmasking find, files hold, and loaders regenerate."""
+"""The ticket: a network as a seed, one code a weight, and a few tensors trained as usual."""
 
 from __future__ import annotations
 
@@ -262,8 +262,7 @@ class Ticket:
             N bits, big-endian, in the weight's row-major order: 1 survives, 0 is pruned.
 
         Raises:
-            FormatError: the tensor's part of the file is damaged.
-            KeyError: no seeded tensor of this name.
+            FormatError, KeyError: as of `codes`.
         """
         return _bits(self.codes(name).reshape(-1) != 0)
 
@@ -275,8 +274,7 @@ class Ticket:
             that the seed gave, 0 is as the seed gave it.
 
         Raises:
-            FormatError: the tensor's part of the file is damaged.
-            KeyError: no seeded tensor of this name.
+            FormatError, KeyError: as of `codes`.
         """
         codes = self.codes(name).reshape(-1)
         return _bits(codes[codes != 0] < 0)
@@ -289,8 +287,7 @@ class Ticket:
             ``0`` is pruned, ``10`` keeps the seed's sign, ``11`` flips it.
 
         Raises:
-            FormatError: the tensor's part of the file is damaged.
-            KeyError: no seeded tensor of this name.
+            FormatError, KeyError: as of `codes`.
 
         Source: Peek-a-Boo, Appendix D, Figure 6.
         """

@@ -67,12 +67,20 @@ def test_every_command_and_flag_exists(page, words):
 
 def test_every_setting_exists():
     text = " ".join(page.read_text("utf-8") for page in PAGES)
-    keys = set(re.findall(r"--set ([a-z_.]+)=", text))
+    keys = set(re.findall(r"--set\s+([a-z_.]+)=", text))
     assert len(keys) > 5
     listed = CliRunner().invoke(main, ["train", "--list-settings"]).stdout
-    assert {key for key in keys if not re.search(rf"\b{re.escape(key)}\b", listed)} <= {
-        "arch_options.width"  # an option of one architecture
-    }
+    unlisted = {key for key in keys if not re.search(rf"\b{re.escape(key)}\b", listed)}
+    # The first stands for any; the second is an option of one architecture.
+    assert unlisted <= {"section.key", "arch_options.width"}
+
+
+@pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
+def test_every_recipe_is_one(text, tmp_path):
+    from pabzip.train.recipes import read_recipe
+
+    (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+    assert read_recipe(tmp_path / "run.toml").bop.flip_cost == 1e-4
 
 
 @pytest.mark.parametrize(("page", "link"), cases(links))

@@ -1,4 +1,4 @@
-"""One idea of what a wrapper is: packing, checkpoints, loading and export look inside it."""
+"""DataParallel and other wrappers: packing, checkpoints, loading and export look inside them."""
 
 from __future__ import annotations
 

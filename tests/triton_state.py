@@ -1,4 +1,4 @@
-"""Print the SHA-256 of a ticket's state as Triton regenerates it; run by `test_one_digest`.
+"""Print the SHA-256 of a ticket's state as Triton regenerates it; run by `test_sha256`.
 
 The digest is written here from formats/SPEC.md alone. ``TRITON_INTERPRET`` counts only if it is set
 before triton is imported, hence a process of its own.

@@ -1,4 +1,4 @@
-"""The ``context`` coder, in pieces."""
+"""The `context` coder: masks predicted from the magnitudes that the seed gives."""
 
 from __future__ import annotations
 

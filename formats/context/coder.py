@@ -38,12 +38,9 @@ class Context:
             )
 
     def encode(
-        self,
-        seed: int,
-        tensors: Sequence[SeededTensor],
-        on_tensor: OnTensor | None = None,
+        self, seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None = None
     ) -> tuple[list[bytes], bytes]:
-        """Return one payload a tensor, and the side stream."""
+        """Return one payload per tensor, and the side stream."""
         from pabzip.formats.context.encoder import encode_tensors
 
         return encode_tensors(seed, tensors, on_tensor)

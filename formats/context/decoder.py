@@ -1,4 +1,4 @@
-"""The decoder of the `context` coder: any tensor of a file, one piece of work a chunk."""
+"""The decoder of the `context` coder: any tensor of a file, one piece of work per chunk."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class ContextDecoder:
         )
 
     def codes(self, entry: SeededEntry, payload: Payload, out: NDArray[np.int8]) -> list[Task]:
-        """Return the work that writes codes to ``out``, one piece a chunk."""
+        """Return the work that writes codes to ``out``, one piece per chunk."""
         no_weights = np.zeros(0, dtype=np.float32)
         return chunk_tasks(
             self.descriptions[entry.name], payload, self._seed, entry.spec, out, no_weights
         )
 
     def weights(self, entry: SeededEntry, payload: Payload, out: NDArray[np.float32]) -> list[Task]:
-        """Return the work that writes weights to ``out``, one piece a chunk."""
+        """Return the work that writes weights to ``out``, one piece per chunk."""
         no_codes = np.zeros(0, dtype=np.int8)
         return chunk_tasks(
             self.descriptions[entry.name], payload, self._seed, entry.spec, no_codes, out
@@ -60,7 +60,7 @@ def chunk_tasks(
     codes: NDArray[np.int8],
     weights: NDArray[np.float32],
 ) -> list[Task]:
-    """Return the work that decodes one tensor, one piece a chunk.
+    """Return the work that decodes one tensor, one piece per chunk.
 
     Args:
         description: what the side stream says of the tensor.

@@ -47,8 +47,8 @@ _LEAST_GAIN = 0.995  # coded signs must at least save this to be worth their tim
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    """A tensor as one layout sees it.
+class _Candidate:
+    """One way to code a tensor: the best under one layout.
 
     Attributes:
         plan: its active weights.
@@ -76,7 +76,7 @@ def encode_tensors(
         on_tensor: called with the name of each tensor that is done, from the thread that did it.
 
     Returns:
-        One payload a tensor, and the side stream.
+        One payload per tensor, and the side stream.
     """
     if not tensors:
         return [], b""
@@ -112,8 +112,8 @@ def encode_tensor(
         rows_before: output channels of the tensor before it in the file, if there is one.
     """
     flat = np.ascontiguousarray(codes).reshape(-1)
-    seen = [_see(seed, spec, flat, layout) for layout in layouts(codes.shape, rows_before)]
-    best = min(seen, key=lambda one: one.bits)
+    seen = layouts(codes.shape, rows_before)
+    best = min((_candidate(seed, spec, flat, one) for one in seen), key=lambda one: one.bits)
     description, plan = best.description, best.plan
     predictor = description.predictor(plan)
     chunks = [
@@ -125,19 +125,19 @@ def encode_tensor(
     return description, b"".join(coded + signs for coded, signs, _ in chunks)
 
 
-def _see(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout) -> _Seen:
+def _candidate(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout) -> _Candidate:
     """Choose how to store a tensor's codes under one layout."""
     active = find_active(flat, layout)
     plan = ActivePlan.of(active)
     levels = np.zeros(active.count(), dtype=np.int16)
     codes = np.zeros(active.count(), dtype=np.int8)
     if not active.count():
-        return _Seen(plan, levels, codes, Description(active), 0.0)
+        return _Candidate(plan, levels, codes, Description(active), 0.0)
     gather_active(*generator_arguments(seed, spec), plan, flat, levels, codes)
     description, bits = describe(active, plan, levels, codes)
     for flags in (active.row_active, active.column_active):
         bits += 0 if flags.all() else len(flags)
-    return _Seen(plan, levels, codes, description, bits)
+    return _Candidate(plan, levels, codes, description, bits)
 
 
 def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]:
@@ -206,7 +206,7 @@ def _predictions(
     yield MaskMode.THRESHOLD, Factors(1, rows, zeros, positions), 24
     least = 2.0 * (len(plan.rows) + len(zeros))
     if least > even:
-        return  # two bits a factor is less than any fit will need
+        return  # two bits per factor is less than any fit will need
     for unit in UNITS if len(levels) < _SMALL else UNITS[:1]:
         factors = fit_factors(plan, levels, mask, unit, SLOPES)
         bits = _factor_bits(factors)

@@ -15,127 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.formats.context.geometry import ActivePlan
-from pabzip.formats.context.model import (
-    BUCKET_OF,
-    COUNT,
-    REACH,
-    Factors,
-)
+from pabzip.formats.context.model import BUCKET_OF, COUNT, REACH, Factors
 from pabzip.seeds.compiled import compiled
 
-_SHIFTS = 9  # candidates a factor: -4 to +4 units
-
-
-def bucket_counts(
-    plan: ActivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_], factors: Factors
-) -> NDArray[np.int64]:
-    """Return how many active weights fall in each bucket, (30, 2): pruned and surviving."""
-    counts = np.zeros((COUNT, 2), dtype=np.int64)
-    _count(plan, levels, mask, factors.row_offsets(), factors.place_offsets(plan), counts)
-    return counts
-
-
-@compiled
-def _count(
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    mask: NDArray[np.bool_],
-    row_offsets: NDArray[np.int32],
-    place_offsets: NDArray[np.int32],
-    counts: NDArray[np.int64],
-) -> None:
-    """Count the active weights of each bucket."""
-    done = 0
-    for row in range(len(row_offsets)):
-        base = row_offsets[row]
-        group = plan.group[row]
-        for place in range(plan.starts[group], plan.starts[group + 1]):
-            score = levels[done] + base + place_offsets[place]
-            score = min(max(score, -REACH - 1), REACH)
-            counts[BUCKET_OF[score + REACH + 1], np.int64(mask[done])] += 1
-            done += 1
-
-
-def bit_costs(counts: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return about how many bits a pruned and a surviving weight cost in each bucket, (30, 2)."""
-    total = counts.sum(axis=1)
-    chance = (counts[:, 1] + 0.01) / (total + 0.02)
-    empty = total == 0
-    chance[empty] = (np.arange(COUNT) >= COUNT // 2)[empty]
-    chance = np.clip(chance, 2.0**-14, 1 - 2.0**-14)
-    return np.stack([-np.log2(1 - chance), -np.log2(chance)], axis=1).astype(np.float32)
-
-
-def descend(
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    mask: NDArray[np.bool_],
-    factors: Factors,
-    costs: NDArray[np.float32],
-) -> None:
-    """Move each row's factor, then each column's, to where the bits are fewest, in place."""
-    for by_row in (True, False):
-        values = factors.rows if by_row else factors.columns
-        cost = np.zeros((len(values), _SHIFTS), dtype=np.float32)
-        _shift_costs(
-            plan, levels, mask, factors.row_offsets(), factors.place_offsets(plan),
-            factors.unit, costs, by_row, cost,
-        )  # fmt: skip
-        candidates = values[:, None] + np.arange(_SHIFTS) - _SHIFTS // 2
-        total = cost + _factor_costs(values, candidates)
-        total[:, _SHIFTS // 2] -= 1e-3  # stay where nothing is gained
-        values += (np.argmin(total, axis=1) - _SHIFTS // 2).astype(np.int32)
-
-
-def _factor_costs(values: NDArray[np.int32], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return about how many bits each candidate takes, from how the values scatter now."""
-    middle = int(np.median(values))
-    distance = np.minimum(np.abs(values - middle), 2047)
-    counts = np.bincount(distance, minlength=2048).astype(float)
-    smooth = np.convolve(counts, np.ones(5) / 5, "same")
-    smooth += 1e-3 * np.exp(-np.arange(2048) / max(4.0, 2 * distance.mean() + 1))
-    bits = 1 - np.log2(smooth / smooth.sum())
-    bits[0] -= 1  # no sign
-    return np.asarray(bits[np.minimum(np.abs(candidates - middle), 2047)])
-
-
-@compiled
-def _shift_costs(
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    mask: NDArray[np.bool_],
-    row_offsets: NDArray[np.int32],
-    place_offsets: NDArray[np.int32],
-    unit: int,
-    costs: NDArray[np.float32],
-    by_row: bool,
-    cost: NDArray[np.float32],
-) -> None:
-    """Add up, for each row or column, the bits of its mask after a shift of -4 to +4 units."""
-    half = _SHIFTS // 2
-    far = REACH + half * unit
-    done = 0
-    for row in range(len(row_offsets)):
-        base = row_offsets[row]
-        group = plan.group[row]
-        for place in range(plan.starts[group], plan.starts[group + 1]):
-            score = levels[done] + base + place_offsets[place]
-            kept = np.int64(mask[done])
-            done += 1
-            if (score > far and kept == 1) or (score < -far and kept == 0):
-                continue
-            target = row if by_row else plan.column[place]
-            for shift in range(_SHIFTS):
-                moved = score + (shift - half) * unit
-                moved = min(max(moved, -REACH - 1), REACH)
-                cost[target, shift] += costs[BUCKET_OF[moved + REACH + 1], kept]
-
-
 SLOPES = (4, 8, 16, 32, 64, 128)
-"""Of the logistic curve, an octave: from a blurred threshold to a sharp one."""
+"""Slopes of the logistic curve, per octave: from a blurred threshold to a sharp one."""
 
 SOFT_SLOPES = (2.5, 4, 8)
-"""For masks that follow the factors only loosely, as SNIP's do."""
+"""The same for masks that follow the factors only loosely, as SNIP's do."""
 
 _SWEEPS_A_SLOPE = 5
 _ROUNDS = 2  # of coordinate descent; more do not help
@@ -148,6 +35,8 @@ _CURVE = (1 / (1 + np.exp(-np.linspace(-_CURVE_REACH, _CURVE_REACH, _CURVE_STEPS
 )
 _CURVE_SCALE = np.float32(_CURVE_STEPS / (2 * _CURVE_REACH))
 _CURVE_END = np.float32(_CURVE_REACH)
+
+_SHIFTS = 9  # candidates a factor: -4 to +4 units
 
 
 def fit_factors(
@@ -163,7 +52,7 @@ def fit_factors(
         plan: the tensor's active weights.
         levels: int16, the level of each active weight.
         mask: bool, whether each active weight survives.
-        unit: levels a unit that row and column factors are rounded to.
+        unit: levels per unit that row and column factors are rounded to.
         slopes: of the logistic curve, one stage each.
 
     Returns:
@@ -178,7 +67,7 @@ def fit_factors(
     )
     for _ in range(_ROUNDS):
         counts = bucket_counts(plan, levels, mask, factors)
-        descend(plan, levels, mask, factors, bit_costs(counts))
+        _coordinate_descent(plan, levels, mask, factors, _bit_costs(counts))
     return factors
 
 
@@ -263,3 +152,108 @@ def _sweep(
             done += 1
         step = total / (steepness * (bend + np.float32(_RIDGE)))
         rows[row] += min(max(step, -_LONGEST_STEP), _LONGEST_STEP)
+
+
+def bucket_counts(
+    plan: ActivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_], factors: Factors
+) -> NDArray[np.int64]:
+    """Return how many active weights fall in each bucket, (30, 2): pruned and surviving."""
+    counts = np.zeros((COUNT, 2), dtype=np.int64)
+    _count(plan, levels, mask, factors.row_offsets(), factors.place_offsets(plan), counts)
+    return counts
+
+
+@compiled
+def _count(
+    plan: ActivePlan,
+    levels: NDArray[np.int16],
+    mask: NDArray[np.bool_],
+    row_offsets: NDArray[np.int32],
+    place_offsets: NDArray[np.int32],
+    counts: NDArray[np.int64],
+) -> None:
+    """Count the active weights of each bucket."""
+    done = 0
+    for row in range(len(row_offsets)):
+        base = row_offsets[row]
+        group = plan.group[row]
+        for place in range(plan.starts[group], plan.starts[group + 1]):
+            score = levels[done] + base + place_offsets[place]
+            score = min(max(score, -REACH - 1), REACH)
+            counts[BUCKET_OF[score + REACH + 1], np.int64(mask[done])] += 1
+            done += 1
+
+
+def _bit_costs(counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return about how many bits a pruned and a surviving weight cost in each bucket, (30, 2)."""
+    total = counts.sum(axis=1)
+    chance = (counts[:, 1] + 0.01) / (total + 0.02)
+    empty = total == 0
+    chance[empty] = (np.arange(COUNT) >= COUNT // 2)[empty]
+    chance = np.clip(chance, 2.0**-14, 1 - 2.0**-14)
+    return np.stack([-np.log2(1 - chance), -np.log2(chance)], axis=1).astype(np.float32)
+
+
+def _coordinate_descent(
+    plan: ActivePlan,
+    levels: NDArray[np.int16],
+    mask: NDArray[np.bool_],
+    factors: Factors,
+    costs: NDArray[np.float32],
+) -> None:
+    """Move each row's factor, then each column's, to where the file takes the fewest bits."""
+    for by_row in (True, False):
+        values = factors.rows if by_row else factors.columns
+        cost = np.zeros((len(values), _SHIFTS), dtype=np.float32)
+        _shift_costs(
+            plan, levels, mask, factors.row_offsets(), factors.place_offsets(plan),
+            factors.unit, costs, by_row, cost,
+        )  # fmt: skip
+        candidates = values[:, None] + np.arange(_SHIFTS) - _SHIFTS // 2
+        total = cost + _factor_costs(values, candidates)
+        total[:, _SHIFTS // 2] -= 1e-3  # stay where nothing is gained
+        values += (np.argmin(total, axis=1) - _SHIFTS // 2).astype(np.int32)
+
+
+def _factor_costs(values: NDArray[np.int32], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return about how many bits each candidate takes, from how the values scatter now."""
+    middle = int(np.median(values))
+    distance = np.minimum(np.abs(values - middle), 2047)
+    counts = np.bincount(distance, minlength=2048).astype(float)
+    smooth = np.convolve(counts, np.ones(5) / 5, "same")
+    smooth += 1e-3 * np.exp(-np.arange(2048) / max(4.0, 2 * distance.mean() + 1))
+    bits = 1 - np.log2(smooth / smooth.sum())
+    bits[0] -= 1  # no sign
+    return np.asarray(bits[np.minimum(np.abs(candidates - middle), 2047)])
+
+
+@compiled
+def _shift_costs(
+    plan: ActivePlan,
+    levels: NDArray[np.int16],
+    mask: NDArray[np.bool_],
+    row_offsets: NDArray[np.int32],
+    place_offsets: NDArray[np.int32],
+    unit: int,
+    costs: NDArray[np.float32],
+    by_row: bool,
+    cost: NDArray[np.float32],
+) -> None:
+    """Add up, for each row or column, the bits of its mask after a shift of -4 to +4 units."""
+    half = _SHIFTS // 2
+    far = REACH + half * unit
+    done = 0
+    for row in range(len(row_offsets)):
+        base = row_offsets[row]
+        group = plan.group[row]
+        for place in range(plan.starts[group], plan.starts[group + 1]):
+            score = levels[done] + base + place_offsets[place]
+            kept = np.int64(mask[done])
+            done += 1
+            if (score > far and kept == 1) or (score < -far and kept == 0):
+                continue
+            target = row if by_row else plan.column[place]
+            for shift in range(_SHIFTS):
+                moved = score + (shift - half) * unit
+                moved = min(max(moved, -REACH - 1), REACH)
+                cost[target, shift] += costs[BUCKET_OF[moved + REACH + 1], kept]

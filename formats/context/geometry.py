@@ -1,15 +1,15 @@
-"""How a weight is laid out in rows, columns and places, and which of them are active.
-
-The level of a fixed-point magnitude n is about 256 * log2(n): its octave from the leading zeros,
-the rest from a table over the eight bits that follow the leading one. No floating point is
-involved, so every decoder agrees (SPEC.md, "Levels").
+"""Rows, columns and kernel positions of a tensor, which of them are active, and their levels.
 
 A weight of shape (outputs, inputs, kernel...) is seen as ``rows`` of ``columns`` times
 ``positions``. In a grouped convolution the rows fall into equal groups that each see columns of
 their own; a Linear after a flatten is a convolution whose positions are the flattened places.
 
 Compiled code walks an active block through the flat arrays of `ActivePlan`: the places of a row
-that are active (one list a group), and for each active row its number and its group.
+that are active (one list per group), and for each active row its number and its group.
+
+The level of a fixed-point magnitude n is about 256 * log2(n): its octave from the leading zeros,
+the rest from a table over the eight bits that follow the leading one. No floating point is
+involved, so every decoder agrees (SPEC.md, "Levels").
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pabzip.seeds.compiled import compiled
 from pabzip.seeds.kernels import leading_zeros, picked_magnitudes
 
 STEPS = 256
-"""Levels an octave."""
+"""Levels per octave."""
 
 
 def _fractions() -> np.ndarray:

@@ -79,7 +79,7 @@ def adapt(probability: np.uint32, seen: int, bit: int) -> np.uint32:
 
 
 UNITS = (4, 8)
-"""Levels a unit of row and column factors: 1/64 and 1/32 octave."""
+"""Levels per unit of row and column factors: 1/64 and 1/32 octave."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,10 +87,10 @@ class Factors:
     """What is added to a level to give a score, in integers.
 
     Attributes:
-        unit: levels a unit of ``rows`` and ``columns``.
-        rows: int32, one an active row.
-        columns: int32, one an active column.
-        positions: int32, one a kernel position, in levels.
+        unit: levels per unit of ``rows`` and ``columns``.
+        rows: int32, one per active row.
+        columns: int32, one per active column.
+        positions: int32, one per kernel position, in levels.
     """
 
     unit: int
@@ -115,7 +115,7 @@ class Factors:
 
 
 SIGNS_KEPT, SIGNS_PLAIN, SIGNS_CODED = range(3)
-"""How flips are stored: there are none; one plain bit a survivor; range-coded with the mask."""
+"""How flips are stored: there are none; one plain bit per survivor; range-coded with the mask."""
 
 
 class Predictor(NamedTuple):

@@ -22,6 +22,15 @@ FLUSH_BYTES = 4
 """Most bytes that finishing a stream adds."""
 
 
+def with_room(data: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Return a writer's buffer with room for ``size`` bytes: the same, or a larger copy."""
+    if size <= len(data):
+        return data
+    grown = np.zeros(max(size, 2 * len(data)), dtype=np.uint8)
+    grown[: len(data)] = data
+    return grown
+
+
 @compiled
 def encode_bit(
     low: np.uint64,

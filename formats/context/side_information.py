@@ -142,7 +142,7 @@ class SideInformation:
     def _mask(self, found: Description) -> Integers | None:
         """Pass how the mask is coded; return what its rows predict of the columns of later tensors.
 
-        That is int32, levels, one a row; None where the tensor has no factors.
+        That is int32, levels, one per row; None where the tensor has no factors.
         """
         found.mask = MaskMode(self._choice(found.mask, contexts.MODE))
         predicted = None

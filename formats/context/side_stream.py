@@ -1,12 +1,8 @@
 """The side stream: one adaptive binary range coder for all side information.
 
-Every function takes ``writing``, the coder's ``state`` (see `CODE`), the stream's ``data``, and the
-contexts: their ``probability`` and how many bits each has ``seen``. A writer's values are passed
-through; a reader's are ignored, and filled in.
-
 Writing and reading are the same calls: a writer's methods take the value and return it, a reader's
-ignore the value and return what the stream holds. So the layout of the stream is written down
-once, in `pabzip.formats.context.side_information`, and the two directions cannot drift apart.
+ignore the value and return what the stream holds. So the layout of the stream is described once, in
+`pabzip.formats.context.side_information`, and the two directions cannot drift apart.
 
 Contexts are shared by all tensors of a file: what a small tensor would pay for learning its
 statistics, the tensors before it have paid already.
@@ -15,7 +11,7 @@ statistics, the tensors before it have paid already.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +24,7 @@ from pabzip.formats.context.range_coder import (
     encode_bit,
     finish,
     start_decoding,
+    with_room,
 )
 from pabzip.seeds.compiled import compiled
 
@@ -47,33 +44,36 @@ CODE, SPAN, POSITION, END = range(4)
 """Places of the range coder's state; a writer's ``low`` is where a reader's code is."""
 
 
+class _Coder(NamedTuple):
+    """A range coder and its adaptive contexts, which compiled code changes in place.
+
+    Attributes:
+        state: uint64[4]; see `CODE`.
+        data: uint8, the stream.
+        probability: uint32, of a 1 under each context, times 65536.
+        seen: int64, bits that each context has seen, up to `ADAPTATION_LIMIT`.
+    """
+
+    state: NDArray[np.uint64]
+    data: NDArray[np.uint8]
+    probability: NDArray[np.uint32]
+    seen: NDArray[np.int64]
+
+
 @compiled
-def _pass_bit(
-    writing: bool,
-    state: NDArray[np.uint64],
-    data: NDArray[np.uint8],
-    probability: NDArray[np.uint32],
-    seen: NDArray[np.int64],
-    context: int,
-    bit: int,
-) -> int:
+def _pass_bit(writing: bool, coder: _Coder, context: int, bit: int) -> int:
     """Pass one bit under ``context`` and let the context learn it."""
-    chance = probability[context]
-    bit = _pass_fixed(writing, state, data, chance, bit)
-    probability[context] = adapt(chance, seen[context], bit)
-    seen[context] = min(seen[context] + 1, ADAPTATION_LIMIT)
+    chance = coder.probability[context]
+    bit = _pass_fixed(writing, coder, chance, bit)
+    coder.probability[context] = adapt(chance, coder.seen[context], bit)
+    coder.seen[context] = min(coder.seen[context] + 1, ADAPTATION_LIMIT)
     return bit
 
 
 @compiled
-def _pass_fixed(
-    writing: bool,
-    state: NDArray[np.uint64],
-    data: NDArray[np.uint8],
-    chance: np.uint32,
-    bit: int,
-) -> int:
+def _pass_fixed(writing: bool, coder: _Coder, chance: np.uint32, bit: int) -> int:
     """Pass one bit under a fixed probability."""
+    state, data = coder.state, coder.data
     code, span, position = state[CODE], state[SPAN], np.int64(state[POSITION])
     if writing:
         code, span, position = encode_bit(code, span, position, data, bit, chance)
@@ -86,48 +86,26 @@ def _pass_fixed(
 
 @compiled
 def pass_bits(
-    writing: bool,
-    state: NDArray[np.uint64],
-    data: NDArray[np.uint8],
-    probability: NDArray[np.uint32],
-    seen: NDArray[np.int64],
-    contexts: NDArray[np.int64],
-    held: NDArray[np.uint8],
+    writing: bool, coder: _Coder, contexts: NDArray[np.int64], held: NDArray[np.uint8]
 ) -> None:
     """Pass one bit under each context."""
     for index in range(len(contexts)):
         context = contexts[index]
-        held[index] = _pass_bit(writing, state, data, probability, seen, context, held[index])
+        held[index] = _pass_bit(writing, coder, context, held[index])
 
 
 @compiled
-def pass_plain(
-    writing: bool,
-    state: NDArray[np.uint64],
-    data: NDArray[np.uint8],
-    probability: NDArray[np.uint32],
-    seen: NDArray[np.int64],
-    value: int,
-    width: int,
-) -> int:
+def pass_plain(writing: bool, coder: _Coder, value: int, width: int) -> int:
     """Pass ``width`` bits under probability one half, most significant first."""
     result = 0
     for index in range(width):
         bit = (value >> (width - 1 - index)) & 1
-        result = 2 * result + _pass_fixed(writing, state, data, np.uint32(HALF), bit)
+        result = 2 * result + _pass_fixed(writing, coder, np.uint32(HALF), bit)
     return result
 
 
 @compiled
-def pass_number(
-    writing: bool,
-    state: NDArray[np.uint64],
-    data: NDArray[np.uint8],
-    probability: NDArray[np.uint32],
-    seen: NDArray[np.int64],
-    base: int,
-    value: int,
-) -> int:
+def pass_number(writing: bool, coder: _Coder, base: int, value: int) -> int:
     """Pass a number: the bits of value + 1 behind its leading one, their count in unary.
 
     Returns -1 when a stream to be read holds none below 2**48 - 1.
@@ -135,9 +113,9 @@ def pass_number(
     width = 0
     while width < NUMBER_BITS:
         more = 1 if (value + 1) >> (width + 1) else 0
-        if not _pass_bit(writing, state, data, probability, seen, base + width, more):
+        if not _pass_bit(writing, coder, base + width, more):
             low = (value + 1) & ((1 << width) - 1)
-            rest: int = pass_plain(writing, state, data, probability, seen, low, width)
+            rest: int = pass_plain(writing, coder, low, width)
             return (1 << width) + rest - 1
         width += 1
     return -1
@@ -145,14 +123,7 @@ def pass_number(
 
 @compiled
 def pass_residuals(
-    writing: bool,
-    state: NDArray[np.uint64],
-    data: NDArray[np.uint8],
-    probability: NDArray[np.uint32],
-    seen: NDArray[np.int64],
-    base: int,
-    scale: int,
-    held: NDArray[np.int64],
+    writing: bool, coder: _Coder, base: int, scale: int, held: NDArray[np.int64]
 ) -> bool:
     """Pass signed numbers: is it 0, its sign, the high part in unary, the low bits plainly."""
     first = base + scale * (2 + UNARY_LIMIT)
@@ -160,26 +131,24 @@ def pass_residuals(
     shift = max(0, scale - 2)
     for index in range(len(held)):
         value = held[index]
-        if not _pass_bit(writing, state, data, probability, seen, first, 1 if value else 0):
+        if not _pass_bit(writing, coder, first, 1 if value else 0):
             held[index] = 0
             continue
-        negative = _pass_bit(
-            writing, state, data, probability, seen, first + 1, 1 if value < 0 else 0
-        )
+        negative = _pass_bit(writing, coder, first + 1, 1 if value < 0 else 0)
         size = abs(value) - 1
         target, high = size >> shift, 0
         while high < UNARY_LIMIT:
             more = 1 if target > high else 0
-            if not _pass_bit(writing, state, data, probability, seen, first + 2 + high, more):
+            if not _pass_bit(writing, coder, first + 2 + high, more):
                 break
             high += 1
         if high == UNARY_LIMIT:
             over = target - high
-            over = pass_number(writing, state, data, probability, seen, escape, over)
+            over = pass_number(writing, coder, escape, over)
             if over < 0 or over > RESIDUAL_LIMIT:
                 return False
             high += over
-        low = pass_plain(writing, state, data, probability, seen, size & ((1 << shift) - 1), shift)
+        low = pass_plain(writing, coder, size & ((1 << shift) - 1), shift)
         size = (high << shift) + low
         if size >= RESIDUAL_LIMIT:
             return False
@@ -195,7 +164,7 @@ _WORST_BYTES_A_BIT = 2
 
 
 class SideStream:
-    """One direction over a side stream; `writer` and `reader` make one.
+    """A side stream, to write or to read.
 
     Args:
         data: the stream to read, or None to write one.
@@ -204,16 +173,15 @@ class SideStream:
 
     def __init__(self, data: bytes | None, contexts: int):
         self.writing = data is None
-        self._probability = np.full(contexts, HALF, dtype=np.uint32)
-        self._seen = np.zeros(contexts, dtype=np.int64)
-        self._state = np.zeros(4, dtype=np.uint64)
-        if data is None:
-            self._data = np.zeros(1 << 12, dtype=np.uint8)
-            self._state[SPAN] = 0xFFFFFFFF
-        else:
-            self._data = np.array(bytearray(data), dtype=np.uint8)
-            self._state[:3] = start_decoding(self._data, 0, len(data))
-            self._state[END] = len(data)
+        self._coder = _Coder(
+            state=np.array([0, 0xFFFFFFFF, 0, 0], dtype=np.uint64),
+            data=np.array(bytearray(1 << 12 if data is None else data), dtype=np.uint8),
+            probability=np.full(contexts, HALF, dtype=np.uint32),
+            seen=np.zeros(contexts, dtype=np.int64),
+        )
+        if data is not None:
+            self._coder.state[:3] = start_decoding(self._coder.data, 0, len(data))
+            self._coder.state[END] = len(data)
 
     def bits(
         self, values: NDArray[np.uint8] | int, contexts: NDArray[np.int64]
@@ -223,7 +191,7 @@ class SideStream:
         if self.writing:
             held[:] = values
             self._make_room(len(contexts))
-        pass_bits(self.writing, *self._arrays(), contexts, held)
+        pass_bits(self.writing, self._coder, contexts, held)
         return held
 
     def bit(self, value: int, context: int) -> int:
@@ -234,7 +202,7 @@ class SideStream:
         """Pass ``width`` bits that are as good as random, most significant first."""
         if self.writing:
             self._make_room(width)
-        return int(pass_plain(self.writing, *self._arrays(), value, width))
+        return int(pass_plain(self.writing, self._coder, value, width))
 
     def number(self, value: int, base: int) -> int:
         """Pass one number of at least 0, under the ``NUMBER_CONTEXTS`` contexts from ``base``.
@@ -243,7 +211,7 @@ class SideStream:
         """
         if self.writing:
             self._make_room(_WORST_BITS)
-        found = int(pass_number(self.writing, *self._arrays(), base, value))
+        found = int(pass_number(self.writing, self._coder, base, value))
         if found < 0:
             raise FormatError("side stream", "expected numbers below 2**48, found a larger one")
         return found
@@ -260,7 +228,7 @@ class SideStream:
             scale = min(SCALES - 1, int(np.log2(1 + np.abs(held).mean()))) if count else 0
             self._make_room(count * _WORST_BITS)
         scale = self.plain(scale, 4)
-        if not pass_residuals(self.writing, *self._arrays(), base, scale, held):
+        if not pass_residuals(self.writing, self._coder, base, scale, held):
             raise FormatError("side stream", "expected residuals below 2**24, found a larger one")
         return held.astype(np.int32)
 
@@ -268,15 +236,15 @@ class SideStream:
     def used_bits(self) -> float:
         """Bits that everything passed so far takes, fractions of a bit included."""
         ahead = 0 if self.writing else 4  # bytes that a reader holds from the start
-        whole = 8 * (int(self._state[POSITION]) - ahead)
-        return whole + 32 - math.log2(int(self._state[SPAN]))
+        whole = 8 * (int(self._coder.state[POSITION]) - ahead)
+        return whole + 32 - math.log2(int(self._coder.state[SPAN]))
 
     def getvalue(self) -> bytes:
         """Finish a written stream and return its bytes."""
         self._make_room(8 * FLUSH_BYTES)
-        low, span, position = (self._state[i] for i in (CODE, SPAN, POSITION))
-        end = finish(low, span, int(position), self._data, 0)
-        return self._data[:end].tobytes()
+        low, span, position = (self._coder.state[i] for i in (CODE, SPAN, POSITION))
+        end = finish(low, span, int(position), self._coder.data, 0)
+        return self._coder.data[:end].tobytes()
 
     def close(self) -> None:
         """Check that a stream was read to its end, and that its last byte was needed.
@@ -284,25 +252,17 @@ class SideStream:
         Raises:
             FormatError: bytes are left over.
         """
-        end = int(self._state[END])
-        if int(self._state[POSITION]) < end or (end and self._data[end - 1] == 0):
+        position, end = (int(self._coder.state[place]) for place in (POSITION, END))
+        if position < end or (end and self._coder.data[end - 1] == 0):
             raise FormatError(
                 "side stream",
-                f"expected {int(self._state[POSITION])} bytes or fewer without zeros at the end, "
-                f"found {end}",
+                f"expected {position} bytes or fewer without zeros at the end, found {end}",
             )
-
-    def _arrays(self) -> tuple[Any, ...]:
-        """Return what every compiled function takes."""
-        return self._state, self._data, self._probability, self._seen
 
     def _make_room(self, bits: int) -> None:
         """Make sure that ``bits`` more bits fit in the buffer of a writer."""
-        need = int(self._state[POSITION]) + bits * _WORST_BYTES_A_BIT + 16
-        if need > len(self._data):
-            grown = np.zeros(max(need, 2 * len(self._data)), dtype=np.uint8)
-            grown[: len(self._data)] = self._data
-            self._data = grown
+        size = int(self._coder.state[POSITION]) + bits * _WORST_BYTES_A_BIT + 16
+        self._coder = self._coder._replace(data=with_room(self._coder.data, size))
 
 
 def fold(value: int) -> int:

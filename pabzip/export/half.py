@@ -1,4 +1,4 @@
-"""float16 graphs: converted, and checked for overflow.
+"""Convert ONNX graphs to float16, and check them for overflow.
 
 The graph is converted, not the network: batch norms have then been folded into the convolutions
 in float32, so each weight is rounded once, and small variances do not underflow.
@@ -92,7 +92,7 @@ def to_float16(model: ir.Model) -> None:
 
 
 def _takes_half(node: ir.Node, index: int, opset: int) -> bool:
-    """Tell whether the ONNX standard lets a node's input be float16."""
+    """Return whether the ONNX standard lets a node's input be float16."""
     from onnx import defs
 
     try:
@@ -178,14 +178,14 @@ def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
 
 
 def _is_float(value: ir.Value) -> bool:
-    """Tell whether a value is float32."""
+    """Return whether a value is float32."""
     import onnx_ir as ir
 
     return value.dtype == ir.DataType.FLOAT
 
 
 def _is_half(value: ir.Value) -> bool:
-    """Tell whether a value is float16."""
+    """Return whether a value is float16."""
     import onnx_ir as ir
 
     return value.dtype == ir.DataType.FLOAT16

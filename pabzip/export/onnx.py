@@ -6,7 +6,6 @@ import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from pabzip._optional import require
@@ -23,86 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pabzip.export.build import OnnxOptions
-
-
-@dataclass(frozen=True)
-class Source:
-    """A ticket, ready for export.
-
-    Attributes:
-        net: the network with the ticket's weights.
-        input_shape: ``(C, H, W)`` of one image.
-        metadata: ``pabzip.seed``, ``pabzip.arch``, ``pabzip.arch_options`` (JSON),
-            ``pabzip.sha256`` (of the ticket's regenerated state) and, where the ticket names the
-            dataset it was trained on, ``pabzip.data``, all as text.
-    """
-
-    net: nn.Module
-    input_shape: tuple[int, ...]
-    metadata: Mapping[str, str]
-
-
-def read_source(
-    file: str | os.PathLike[str] | bytes,
-    *,
-    net: nn.Module | None = None,
-    input_shape: Sequence[int] | None = None,
-    max_bytes: int | None = None,
-) -> Source:
-    """Load a ticket for export.
-
-    Args:
-        file: a path, or the bytes of a ``.pabz`` file.
-        net: a network to load the ticket into; a copy is used. None builds the registered
-            architecture that the file names.
-        input_shape: ``(C, H, W)``; None takes it from the registry.
-        max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
-
-    Raises:
-        FormatError: the file is damaged or not a ticket.
-        ArchitectureError: a custom architecture without ``net``, or a ``net`` that does not fit.
-        ExportError: a custom architecture without ``input_shape``.
-        MissingDependencyError: torch is not installed.
-    """
-    require("torch", extra="torch", purpose="exporting a ticket")
-    from pabzip.models import input_shape as registered_shape
-    from pabzip.runtime.torch_module import load, load_into
-
-    name = "the ticket" if isinstance(file, bytes) else os.fspath(file)
-    with Ticket.open(file, max_bytes=max_bytes) as ticket:
-        arch, arch_options = ticket.arch, ticket.arch_options
-        metadata = _metadata(ticket)
-    if arch == "custom":
-        if net is None:
-            raise ArchitectureError(
-                f"{name}: expected a registered architecture, found a custom one; pass net= with "
-                "the network that was packed"
-            )
-        if input_shape is None:
-            raise ExportError(
-                f"{name}: expected input_shape=(C, H, W) for a custom architecture, found none; "
-                "pass the shape of one image"
-            )
-    if net is None:
-        loaded = load(file, max_bytes=max_bytes)
-    else:
-        loaded = load_into(copy.deepcopy(net), file, max_bytes=max_bytes)
-    shape = registered_shape(arch, arch_options) if input_shape is None else tuple(input_shape)
-    return Source(loaded, shape, metadata)
-
-
-def _metadata(ticket: Ticket) -> dict[str, str]:
-    """Return a ticket's origin and metadata as properties of an ONNX model, which hold text."""
-    own = {
-        f"pabzip.{key}": value if isinstance(value, str) else json.dumps(value)
-        for key, value in ticket.metadata.items()
-    }
-    return own | {
-        "pabzip.seed": str(ticket.seed),
-        "pabzip.arch": ticket.arch,
-        "pabzip.arch_options": json.dumps(ticket.arch_options, sort_keys=True),
-        "pabzip.sha256": ticket.info()["sha256"],
-    }
 
 
 Target = str | os.PathLike[str] | BinaryIO
@@ -159,7 +78,8 @@ def export_ticket(
     Args:
         source: a path, or the bytes of a ``.pabz`` file.
         target: as for `export_onnx`; not the source itself.
-        net: a network to load the ticket into, for a custom architecture; a copy is used.
+        net: a network to load the ticket into, for a custom architecture; a copy is used. None
+            builds the registered architecture that the file names.
         input_shape: ``(C, H, W)`` of one image; None takes it from the registry.
         max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
         options: as for `export_onnx`.
@@ -177,28 +97,7 @@ def export_ticket(
     """
     if isinstance(source, str | os.PathLike) and isinstance(target, str | os.PathLike):
         _refuse_same(source, target)
-    found = read_source(source, net=net, input_shape=input_shape, max_bytes=max_bytes)
-    built = build_onnx(found.net, input_shape=found.input_shape, metadata=found.metadata, **options)
-    return _write(built, target)
-
-
-def _write(built: BuiltModel, target: Target) -> ExportReport:
-    """Write a checked model, atomically where the target is a path."""
-    if isinstance(target, str | os.PathLike):
-        with open_atomic(target) as stream:
-            stream.write(built.data)
-    else:
-        target.write(built.data)
-    return built.report
-
-
-def _refuse_same(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Refuse to write a model over the ticket that it comes from, by any of its names."""
-    if os.path.exists(target) and os.path.samefile(source, target):
-        raise ExportError(
-            f"{os.fspath(target)}: expected a target other than the ticket, found the same file "
-            f"as {os.fspath(source)}; choose another name"
-        )
+    return _write(_build_ticket(source, net, input_shape, max_bytes, options), target)
 
 
 def load_session(
@@ -219,11 +118,10 @@ def load_session(
     Args:
         source: a path, or the bytes of a ``.pabz`` file.
         providers: execution providers in order of preference; None takes the CPU.
-        net: a network to load the ticket into, for a custom architecture; a copy is used.
-        input_shape: ``(C, H, W)`` of one image; None takes it from the registry.
-        max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
-        options: ``opset``, ``float16``, ``dynamic_batch``, ``tolerance`` and ``samples`` of
-            `pabzip.export.build_onnx`.
+        net: as for `export_ticket`.
+        input_shape: as for `export_ticket`.
+        max_bytes: as for `export_ticket`.
+        options: as for `export_onnx`.
 
     Returns:
         A session with the float32 input ``"images"`` (batch, C, H, W) and the float32 output
@@ -236,6 +134,72 @@ def load_session(
         MissingDependencyError: a package of the extra ``onnx``, or a provider, is not there.
     """
     create = session_maker(providers)
-    found = read_source(source, net=net, input_shape=input_shape, max_bytes=max_bytes)
-    built = build_onnx(found.net, input_shape=found.input_shape, metadata=found.metadata, **options)
-    return create(built.data)
+    return create(_build_ticket(source, net, input_shape, max_bytes, options).data)
+
+
+def _build_ticket(
+    source: str | os.PathLike[str] | bytes,
+    net: nn.Module | None,
+    input_shape: Sequence[int] | None,
+    max_bytes: int | None,
+    options: OnnxOptions,
+) -> BuiltModel:
+    """Build the checked model of a ticket; arguments and errors as for `export_ticket`."""
+    require("torch", extra="torch", purpose="exporting a ticket")
+    from pabzip.models import input_shape as registered_shape
+    from pabzip.runtime.torch_module import load, load_into
+
+    name = "the ticket" if isinstance(source, bytes) else os.fspath(source)
+    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+        arch, arch_options = ticket.arch, ticket.arch_options
+        metadata = _metadata(ticket)
+    if arch == "custom":
+        if net is None:
+            raise ArchitectureError(
+                f"{name}: expected a registered architecture, found a custom one; pass net= with "
+                "the network that was packed"
+            )
+        if input_shape is None:
+            raise ExportError(
+                f"{name}: expected input_shape=(C, H, W) for a custom architecture, found none; "
+                "pass the shape of one image"
+            )
+    if net is None:
+        loaded = load(source, max_bytes=max_bytes)
+    else:
+        loaded = load_into(copy.deepcopy(net), source, max_bytes=max_bytes)
+    shape = registered_shape(arch, arch_options) if input_shape is None else tuple(input_shape)
+    return build_onnx(loaded, input_shape=shape, metadata=metadata, **options)
+
+
+def _metadata(ticket: Ticket) -> dict[str, str]:
+    """Return a ticket's origin and metadata as properties of an ONNX model, which hold text."""
+    own = {
+        f"pabzip.{key}": value if isinstance(value, str) else json.dumps(value)
+        for key, value in ticket.metadata.items()
+    }
+    return own | {
+        "pabzip.seed": str(ticket.seed),
+        "pabzip.arch": ticket.arch,
+        "pabzip.arch_options": json.dumps(ticket.arch_options, sort_keys=True),
+        "pabzip.sha256": ticket.info()["sha256"],
+    }
+
+
+def _write(built: BuiltModel, target: Target) -> ExportReport:
+    """Write a checked model, atomically where the target is a path."""
+    if isinstance(target, str | os.PathLike):
+        with open_atomic(target) as stream:
+            stream.write(built.data)
+    else:
+        target.write(built.data)
+    return built.report
+
+
+def _refuse_same(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Refuse to write a model over the ticket that it comes from, by any of its names."""
+    if os.path.exists(target) and os.path.samefile(source, target):
+        raise ExportError(
+            f"{os.fspath(target)}: expected a target other than the ticket, found the same file "
+            f"as {os.fspath(source)}; choose another name"
+        )

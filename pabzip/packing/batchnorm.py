@@ -1,4 +1,4 @@
-"""Fold batch norm into the weights before it, and check that the outputs stay the same.
+"""Fold batch norm to a scale and a shift a channel, and check that the outputs stay the same.
 
 In evaluation mode, batch norm is an affine map of each channel. Its four vectors are replaced by
 others of the same map: mean 0, variance 1, and all else in weight and bias. Two of the vectors are
@@ -149,7 +149,7 @@ def structure(arch: str, arch_options: Mapping[str, Any]) -> nn.Module:
     if arch == "custom":
         raise PackError(
             "fold_bn: expected a registered architecture, found a checkpoint of a custom one, "
-            "which does not tell its batch norms; build the network, load the checkpoint with "
+            "whose structure it does not hold; build the network, load the checkpoint with "
             "pabzip.checkpoint.network_from_checkpoint(checkpoint, net=network), and pack that"
         )
     from pabzip.models import build
@@ -268,7 +268,7 @@ def check_network(
             net.load_state_dict(dict(state), strict=True)
         except RuntimeError as error:
             raise PackError(
-                f"expected the tensors of {arch}, whose name the network bears, found others: "
+                f"expected the tensors of {arch}, which the network is named for, found others: "
                 f"{' '.join(str(error).split())}; build the network with its own options"
             ) from error
         with torch.no_grad():

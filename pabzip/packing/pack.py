@@ -1,4 +1,4 @@
-"""Pack a network into a .pabz file: `pabzip.pack`.
+"""Pack a network into a .pabz file: `pabzip.pack` and `pabzip.save_file`.
 
 Packing is where exactness is enforced: each surviving weight must be plus or minus the magnitude
 that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from itertools import count
-from typing import TYPE_CHECKING, Any, BinaryIO, Union
+from typing import TYPE_CHECKING, BinaryIO, Union
 
 import numpy as np
 
@@ -105,8 +105,8 @@ def pack(
 
     Args:
         source: a network drawn by `pabzip.init_`, a `Checkpoint`, or the path of a ``model.pt``.
-            One whose magnitudes were trained (`pabzip.train.config.Method.seeded`) names no seeded
-            weight, and all its tensors are stored dense; zeros cost little there too.
+            One whose magnitudes were trained names no seeded weight, and all its tensors are stored
+            dense; zeros cost little there too.
         target: path of the file to write, or a binary stream.
         coder: ``"auto"`` takes the smallest for each tensor, or a coder's name.
         dense_dtype: None keeps dense tensors lossless; ``"float16"`` or ``"bfloat16"`` stores the
@@ -188,38 +188,47 @@ def to_ticket(
 ) -> Ticket:
     """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`.
 
-    ``dense_dtype`` rounds nothing here: it says what `Ticket.save` will be told, so that a folded
-    network is checked as it will load.
+    ``dense_dtype`` rounds nothing here: it is what `Ticket.save` is going to be given, so that a
+    folded network is checked as it will load.
     """
     require("torch", extra="torch", purpose="packing a network")
     import torch
 
-    if isinstance(source, torch.nn.Module):
-        return _from_network(source, metadata or {}, fold_bn, dense_dtype, ternary)
     from pabzip.checkpoint import Checkpoint, load_checkpoint, load_state
 
-    if not isinstance(source, Checkpoint | Mapping):
-        source = load_state(source) if ternary else load_checkpoint(source)
-    if not isinstance(source, Checkpoint):
-        return _from_mapping(source, metadata or {}, fold_bn, ternary)
-    checkpoint = source
-    arch, options = checkpoint.arch, checkpoint.arch_options
-    state, told = checkpoint.state_dict, {**checkpoint.metadata(), **(metadata or {})}
+    net: nn.Module | None = None
+    own: Metadata = {}
+    if isinstance(source, torch.nn.Module):
+        net, record = _seeded_network(source, ternary)
+        state: Mapping[str, torch.Tensor] = net.state_dict()
+        arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+    else:
+        if not isinstance(source, Checkpoint | Mapping):
+            source = load_state(source) if ternary else load_checkpoint(source)
+        if isinstance(source, Checkpoint):
+            state, record, own = source.state_dict, source.seeding, source.metadata()
+            arch, options = source.arch, source.arch_options
+        else:
+            _check_bare(source, fold_bn, ternary)
+            state, record, arch, options = source, Seeding(0, {}), "custom", {}
+    metadata = {**own, **(metadata or {})}
     if fold_bn:
         from pabzip.packing.batchnorm import fold_checked, structure
 
-        state = fold_checked(structure(arch, options), state, arch, options, dense_dtype)
-        told["folded"] = True
-    record = checkpoint.seeding
-    return _from_state(
-        state, record, arch=arch, arch_options=options, metadata=told, ternary=ternary
+        net = net or structure(arch, options)
+        state = fold_checked(net, state, arch, options, dense_dtype)
+        metadata = {**metadata, "folded": True}
+    return Ticket(
+        seed=record.seed,
+        tensors=_tensors(state, record, ternary),
+        arch=arch,
+        arch_options=options,
+        metadata=metadata,
     )
 
 
-def _from_mapping(
-    state: Mapping[str, torch.Tensor], metadata: Metadata, fold_bn: bool, ternary: bool
-) -> Ticket:
-    """Read plain tensors by name."""
+def _check_bare(state: Mapping[str, torch.Tensor], fold_bn: bool, ternary: bool) -> None:
+    """Refuse tensors by name where a seed or a structure is needed, which they lack."""
     if not ternary:
         raise SeedError(
             f"expected a network or a checkpoint, found a {type(state).__name__} without the seed "
@@ -230,49 +239,29 @@ def _from_mapping(
             f"expected a network or a checkpoint to fold, found a {type(state).__name__} of "
             "tensors; fold the network, or leave out fold_bn (--fold-bn)"
         )
-    record = Seeding(0, {})
-    return _from_state(
-        state, record, arch="custom", arch_options={}, metadata=metadata, ternary=True
-    )
 
 
-def _from_network(
-    net: nn.Module, metadata: Metadata, fold_bn: bool, dense_dtype: str | None, ternary: bool
-) -> Ticket:
-    """Read a live network; a wrapper's ``module.`` prefix is dropped."""
+def _seeded_network(net: nn.Module, ternary: bool) -> tuple[nn.Module, Seeding]:
+    """Return the network inside any wrappers, and its record; with ``ternary`` it may have none."""
     net = unwrap(net)
     try:
         record = seeding(net)
     except SeedError:
         if not ternary:
             raise
-        record = Seeding(0, {})
-    state = net.state_dict()
-    wrapped = record.specs and all(name.startswith("module.") for name in record.specs)
-    if wrapped and hasattr(net, "module"):
-        inner: nn.Module = net.module  # type: ignore[assignment]
-        return _from_network(inner, metadata, fold_bn, dense_dtype, ternary)
-    arch, options = getattr(net, "pabzip_arch", ("custom", {}))
-    if fold_bn:
-        from pabzip.packing.batchnorm import fold_checked
-
-        state = fold_checked(net, state, arch, options, dense_dtype)
-        metadata = {**metadata, "folded": True}
-    return _from_state(
-        state, record, arch=arch, arch_options=options, metadata=metadata, ternary=ternary
-    )
+        return net, Seeding(0, {})
+    # The record of a wrapper of another kind, which holds the network as ``.module``.
+    if record.specs and all(name.startswith("module.") for name in record.specs):
+        inner = getattr(net, "module", None)
+        if inner is not None:
+            return _seeded_network(inner, ternary)
+    return net, record
 
 
-def _from_state(
-    state: Mapping[str, torch.Tensor],
-    record: Seeding,
-    *,
-    arch: str,
-    arch_options: Mapping[str, Any],
-    metadata: Metadata,
-    ternary: bool,
-) -> Ticket:
-    """Check every tensor of a state dict and gather them into a ticket, in the same order."""
+def _tensors(
+    state: Mapping[str, torch.Tensor], record: Seeding, ternary: bool
+) -> list[SeededTensor | DenseTensor | TiedTensor]:
+    """Check every tensor of a state dict, and return them as a ticket's, in the same order."""
     import torch
 
     missing = [name for name in record.specs if name not in state]
@@ -282,7 +271,7 @@ def _from_state(
             f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
         )
     tensors: list[SeededTensor | DenseTensor | TiedTensor] = []
-    ties = find_ties(state, record.specs)
+    ties, specs = find_ties(state, record.specs)
     taken = {spec.stream for spec in record.specs.values()}
     streams = (stream for stream in count() if stream not in taken)
     stream, recognized = next(streams), 0
@@ -292,11 +281,11 @@ def _from_state(
                 f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
                 "stored in a .pabz file, keep it outside the network's state_dict"
             )
-        if name in ties.targets:
-            tensors.append(TiedTensor(name, ties.targets[name]))
-        elif name in ties.specs:
-            codes = read_codes(name, value, record.seed, ties.specs[name])
-            tensors.append(SeededTensor(name, ties.specs[name], codes))
+        if name in ties:
+            tensors.append(TiedTensor(name, ties[name]))
+        elif name in specs:
+            codes = read_codes(name, value, record.seed, specs[name])
+            tensors.append(SeededTensor(name, specs[name], codes))
         else:
             dense = dense_from_torch(name, value)
             tensor = ternary_tensor(name, dense.values, record.seed, stream) if ternary else None
@@ -311,6 +300,4 @@ def _from_state(
             "dimensions, each value 0 or plus or minus one scale, of the tensor or of each row; "
             "pack the quantized weights, not those that training keeps beside them"
         )
-    return Ticket(
-        seed=record.seed, tensors=tensors, arch=arch, arch_options=arch_options, metadata=metadata
-    )
+    return tensors

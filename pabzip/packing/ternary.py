@@ -1,8 +1,7 @@
-"""Networks whose weights are 0 and plus or minus one magnitude, packed without a seed.
+"""Weights that are 0 and plus or minus one scale, packed as codes without having had a seed.
 
-Networks with ternary weights need no seed to be small: their weights are 0 and plus or minus one
-scale, of the tensor or of each output channel. As codes they take the coders, the file and the
-loaders of any ticket.
+The scale is that of the tensor or of each output channel. As codes such weights take the coders,
+the file and the loaders of any ticket.
 
 Source: Ternary Weight Networks (Li, Zhang, Liu 2016), Section 2.1 (a scale a filter); BitNet b1.58
 (Ma et al. 2024), Section 2 (a scale a matrix).
@@ -38,13 +37,13 @@ def ternary_scales(values: NDArray[Any]) -> NDArray[np.float32] | None:
         return None
     sizes = np.abs(values.reshape(len(values), -1))
     rows = sizes.max(axis=1)  # not-a-number spreads, and is then refused
-    alive = rows[rows != 0]
-    if not alive.size or not np.all((alive >= MIN_SCALE) & (alive <= MAX_SCALE)):
+    active = rows[rows != 0]
+    if not active.size or not np.all((active >= MIN_SCALE) & (active <= MAX_SCALE)):
         return None
     if not np.all((sizes == 0) | (sizes == rows[:, None])):
         return None
-    if np.all(alive == alive[0]):
-        return np.asarray(alive[0], dtype=np.float32)
+    if np.all(active == active[0]):
+        return np.asarray(active[0], dtype=np.float32)
     if sizes.shape[1] < LEAST_ROW:
         return None
     return np.where(rows == 0, np.float32(1), rows).astype(np.float32)

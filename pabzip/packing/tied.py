@@ -1,14 +1,13 @@
-"""Tied weights: parameters that share their memory are stored once.
+"""Tied weights: a weight that has several names is stored once.
 
-A state dict lists a shared weight once a name. Tensors are compared by their bits, not by their
-place in memory, so that ties outlive checkpoints and moves between devices.
+A state dict lists a shared weight under each of its names. Tensors are compared by their bits, not
+by their place in memory, so ties are found after checkpoints and moves between devices, too.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,21 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True)
-class Ties:
-    """Which tensors of a state are second names, and the init specs of those that are not.
-
-    Attributes:
-        targets: of each second name, the name of the first, which is none itself.
-        specs: init specs by name. Where a first name has none and a second has one, it passes to
-            the first: an embedding that shares the weight of a seeded Linear after it.
-    """
-
-    targets: Mapping[str, str]
-    specs: Mapping[str, InitSpec]
-
-
-def find_ties(state: Mapping[str, Any], specs: Mapping[str, InitSpec]) -> Ties:
+def find_ties(
+    state: Mapping[str, Any], specs: Mapping[str, InitSpec]
+) -> tuple[dict[str, str], dict[str, InitSpec]]:
     """Find tensors of two or more dimensions that equal an earlier one, bit for bit.
 
     Two weights that are seeded by different specs are no tie, even if they are equal now (both
@@ -43,6 +30,11 @@ def find_ties(state: Mapping[str, Any], specs: Mapping[str, InitSpec]) -> Ties:
     Args:
         state: tensors by name, of any dtypes, on any devices; other values are passed over.
         specs: init specs of the seeded weights, by name.
+
+    Returns:
+        Of each second name, the first name, which is no second name itself; and the init specs of
+        the others. Where a first name has none and a second has one, it passes to the first: an
+        embedding that shares the weight of a seeded Linear after it.
     """
     import torch
 
@@ -63,7 +55,7 @@ def find_ties(state: Mapping[str, Any], specs: Mapping[str, InitSpec]) -> Ties:
                 break
         else:
             firsts[key].append(name)
-    return Ties(targets, found)
+    return targets, found
 
 
 def _bytes(value: torch.Tensor) -> NDArray[np.uint8]:

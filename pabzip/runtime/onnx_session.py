@@ -151,7 +151,7 @@ def _onnxruntime() -> ModuleType:
 
 
 def _installed(distribution: str) -> bool:
-    """Tell whether a distribution is installed, without importing it."""
+    """Return whether a distribution is installed, without importing it."""
     try:
         metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -1,10 +1,11 @@
-"""Search: finding the mask of a ticket.
+"""Search: find the mask of a ticket, before or during training.
 
-A search is four parts that know nothing of each other: a scorer (one a file, scores only), the
-groups (which weights compete, and how many survive), a schedule (how many after each iteration)
-and the mask selection. `iterative_search` joins them. `synflow` is the search of the paper;
-`snip`, `grasp`, `magnitude`, `random` and `layerwise_random` stand beside it. All of them apply
-the mask they return, and go on from weights that are pruned already.
+`synflow` is the search of the paper; `snip`, `grasp`, `magnitude`, `random` and `layerwise_random`
+stand beside it. All take the same arguments, apply the mask that they return, and go on from
+weights that are pruned already.
+
+A search of your own is a scorer (`Scorer`), which `iterative_search` runs by a schedule, and a
+function around it with ``@pabzip.registry.register_search("name", needs_data=False, rounds=1)``.
 """
 
 from pabzip.search.driver import ExactScorer, Scorer, iterative_search

@@ -87,7 +87,10 @@ def refuse_unscored(
 def refuse_ties_at_zero(
     scores: Mapping[str, Tensor], before: Masks, after: Masks, exact: Exact | None
 ) -> None:
-    """Raise if the last round had to choose among weights without a path.
+    """Raise if position alone decided what the last round left of a layer without any path.
+
+    Zero scores are settled by position, as all ties are. In a layer that has a path that is
+    harmless: its weights without one do nothing, kept or pruned.
 
     Args:
         scores: of the weights that compete; zero for no path.
@@ -96,22 +99,27 @@ def refuse_ties_at_zero(
         exact: of the scorer, if its scores are rounded.
 
     Raises:
-        SearchError: the message names the layers of those weights.
+        SearchError: the message names the layers.
     """
     if all(torch.equal(before[name], after[name]) for name in after):
         return  # nothing was pruned, so nothing was chosen
     if not any(bool((after[name] & (scores[name] == 0)).any()) for name in after):
         return
     without = _without_path(scores, before, exact)
-    found = [name for name, weights in without.items() if bool((weights & after[name]).any())]
-    if found:
+    if not any(bool((without[name] & after[name]).any()) for name in after):
+        return
+    lost = [
+        name
+        for name, mask in before.items()
+        if bool(mask.any()) and torch.equal(mask, without[name])
+    ]
+    if lost:
         asked = sum(int(mask.sum()) for mask in after.values())
         paths = sum(int((before[name] & ~without[name]).sum()) for name in after)
-        every = [name for name, weights in without.items() if bool(weights.any())]
         raise SearchError(
             f"keep_ratio: asks for {asked} survivors, found only {paths} weights with a path from "
-            f"the input to the output; {_shown(every)} have weights without one. Lower keep_ratio, "
-            "or leave such layers out with skip="
+            f"the input to the output; no weight of {_shown(lost)} has one. Lower keep_ratio, or "
+            "leave such layers out with skip="
         )
 
 

@@ -140,6 +140,11 @@ class PathScorer(Scorer, Protocol):
         """Names of the weights that inputs reached in the last round."""
         ...
 
+    @property
+    def connected(self) -> bool:
+        """Whether a path led from the input to the output in the last round."""
+        ...
+
 
 def iterative_search(
     net: nn.Module,
@@ -187,7 +192,7 @@ def iterative_search(
         if isinstance(scorer, PathScorer):
             if iteration == 0:
                 refuse_unscored(scores, before, scorer.reached, exact)
-            if not any(bool((scores[name].ne(0) & mask).any()) for name, mask in before.items()):
+            if not scorer.connected:  # what is pruned from here on would hide where it broke
                 refuse_collapse(net, weights, before, input_shape)
         for names, counts in plans:
             own = {name: before[name] for name in names}

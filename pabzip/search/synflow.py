@@ -38,6 +38,7 @@ class SynFlowScorer:
 
     Attributes:
         reached: names of the weights that the input reached in the last round.
+        connected: whether a path led from the input to the output in the last round.
 
     Source: Tanaka et al. 2020, equation (2) and Algorithm 1; Peek-a-Boo, Section 3.2.
     """
@@ -51,6 +52,7 @@ class SynFlowScorer:
         # Kept from round to round: new memory of this size costs more than the arithmetic.
         self._scores = empty_scores(self._network.weights, self._dtype)
         self.reached: Collection[str] = ()
+        self.connected = True
 
     @torch.no_grad()
     def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,6 +74,7 @@ class SynFlowScorer:
         self._network.prune(masks)
         flow = self._network.flow()
         self.reached = flow.reached
+        self.connected = bool(torch.any(flow.from_input != 0))
         return flow
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -49,9 +50,8 @@ def _dispatcher(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-@cache
 def source_digest(module: str) -> str:
-    """Return the SHA-256 of a module's text and that of all it imports of pabzip, as hexadecimals.
+    """Return a SHA-256 of a module's text and of the texts of all it imports of pabzip.
 
     Args:
         module: dotted name of a module that is imported, or is being imported by now.
@@ -60,30 +60,32 @@ def source_digest(module: str) -> str:
         OSError: a text cannot be read.
         AttributeError: ``module`` has no file.
     """
-    texts: dict[str, bytes] = {}
+    digests: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         # A name that is imported from a module need not be a module itself.
-        if name in texts or (name != module and name not in sys.modules):
+        if name in digests or (name != module and name not in sys.modules):
             continue
-        texts[name], imported = _read(str(sys.modules[name].__file__))
+        file = str(sys.modules[name].__file__)
+        status = os.stat(file)
+        digests[name], imported = _read(file, status.st_mtime_ns, status.st_size)
         waiting += imported
-    digest = hashlib.sha256()
-    for name in sorted(texts):
-        digest.update(f"{name} {len(texts[name])}\n".encode() + texts[name])
-    return digest.hexdigest()
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
 
 
 @cache
-def _read(file: str) -> tuple[bytes, list[str]]:
-    """Return the text of a module, and the names that may be modules of pabzip it imports."""
+def _read(file: str, _changed: int, _size: int) -> tuple[str, list[str]]:
+    """Return the SHA-256 of a module's text, and the names that may be modules it imports.
+
+    Time of change and size are there so that a module that is edited and reloaded is read again.
+    """
     text = Path(file).read_bytes()
     found = []
     for source, names, whole in _IMPORT.findall(text):
         package = (source or whole).decode()
         found += [package, *(f"{package}.{name.decode()}" for name in re.findall(rb"\w+", names))]
-    return text, found
+    return hashlib.sha256(text).hexdigest(), found
 
 
 class _StampedFile:

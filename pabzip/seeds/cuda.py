@@ -1,4 +1,4 @@
-"""The CUDA backend: weights made on the GPU, in the wanted dtype, from codes at two bits each.
+"""The CUDA backend: weights made on the GPU, in any floating dtype, from codes of two bits each.
 
 Importing this module imports torch and triton. With ``TRITON_INTERPRET=1`` set beforehand the same
 kernel runs on the CPU, slowly, which is how it is tested without a GPU.

@@ -1,4 +1,4 @@
-"""Codes at two bits each: how they travel to a GPU, which unpacks them itself.
+"""Pack codes at two bits each, as they are sent to a GPU, which unpacks them itself.
 
 Four codes make a byte, the first in the lowest two bits: 0 is ``00``, +1 is ``01``, -1 is ``11``.
 One byte therefore holds the codes of exactly one Philox block. Unused bits of the last byte are 0.

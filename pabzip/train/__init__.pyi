@@ -1,17 +1,12 @@
-from .bitops import (
-    LayerCost,
-    bit_operations,
-    count_macs,
-    layer_costs,
-)
 from .build import (
     build_network,
     classifier_name,
     seed_network,
 )
 from .callbacks.base import (
-    Observer,
-    Progress,
+    Callback,
+    build_callback,
+    parse_callback,
 )
 from .callbacks.curves import (
     Curves,
@@ -40,8 +35,10 @@ from .config import (
 )
 from .cost import (
     Estimate,
-    StepCosts,
+    bit_operations,
+    count_macs,
     estimate_costs,
+    layer_costs,
     method_costs,
     step_costs,
 )
@@ -52,20 +49,23 @@ from .evaluation import (
 from .file_size import (
     ExpectedBytes,
 )
-from .found_tickets import (
-    SearchResult,
-    apply_ticket,
-    find_ticket,
-)
 from .methods import (
     Method,
     method_of,
+)
+from .pruning import (
+    SearchResult,
+    apply_ticket,
+    find_ticket,
 )
 from .recipes import (
     read_recipe,
 )
 from .results import (
     EpochStats,
+    LayerCost,
+    Progress,
+    StepCosts,
     TrainResult,
 )
 from .resume import (
@@ -77,6 +77,7 @@ from .trainer import (
 
 __all__ = [
     "BopRecipe",
+    "Callback",
     "Curves",
     "EpochStats",
     "Estimate",
@@ -86,7 +87,6 @@ __all__ = [
     "LatentRecipe",
     "LayerCost",
     "Method",
-    "Observer",
     "Progress",
     "ProgressBar",
     "PsgRecipe",
@@ -101,6 +101,7 @@ __all__ = [
     "TrainResult",
     "apply_ticket",
     "bit_operations",
+    "build_callback",
     "build_network",
     "classifier_name",
     "count_macs",
@@ -113,6 +114,7 @@ __all__ = [
     "merge",
     "method_costs",
     "method_of",
+    "parse_callback",
     "read_recipe",
     "seed_network",
     "step_costs",

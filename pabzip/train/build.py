@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,10 +12,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from pabzip import data, models
 from pabzip.data import Splits, batches
+from pabzip.data.registry import Geometry
 from pabzip.errors import ArchitectureError, RecipeError
 from pabzip.init import Seeding, attach_seeding, init_, seeding
 from pabzip.train.config import Recipe
-from pabzip.train.distributed import World
+from pabzip.train.distributed import ProcessGroup
 
 
 @contextmanager
@@ -106,18 +106,33 @@ def build_network(recipe: Recipe, splits: Splits) -> nn.Module:
             images into one logit a class.
         SeedError: nothing in the network can be seeded.
     """
+    net = draw_network(recipe, splits)
+    _check_fit(net, splits, recipe.arch)
+    return net
+
+
+def draw_network(recipe: Recipe, geometry: Splits | Geometry) -> nn.Module:
+    """Build a network as `build_network` does, without passing an image through.
+
+    Args:
+        recipe: as for `build_network`.
+        geometry: what says how many classes, channels and pixels the network must fit.
+
+    Raises:
+        ArchitectureError: options that do not fit the architecture.
+        SeedError: nothing in the network can be seeded.
+    """
     if recipe.own_architecture:
         net = models.resolve(recipe.arch, recipe.arch_options, dense_seed=recipe.seed)
         net.to("cpu", torch.float32).train()
     else:
-        from_data = {
-            "num_classes": splits.num_classes,
-            "in_channels": splits.in_channels,
-            "image_size": splits.image_size,
+        options = {
+            "num_classes": geometry.num_classes,
+            "in_channels": geometry.in_channels,
+            "image_size": geometry.image_size,
+            **recipe.arch_options,
         }
-        options = {**from_data, **recipe.arch_options}
-        net = models.build(recipe.arch, dense_seed=recipe.seed, **options)
-    _check_fit(net, splits, recipe.arch)
+        net = models.build(recipe.arch, options, dense_seed=recipe.seed)
     return seed_network(net, recipe)
 
 
@@ -171,39 +186,7 @@ def _check_fit(net: nn.Module, splits: Splits, arch: str) -> None:
         raise ArchitectureError(f"{wanted}, found {found}; set num_classes in arch_options")
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a run is given besides its recipe.
-
-    Attributes:
-        splits: the data, already loaded; None loads the recipe's.
-        download: fetch a dataset that is missing.
-        ticket: path of a ticket that was found before; it takes the place of the search.
-    """
-
-    splits: Splits | None = None
-    download: bool = False
-    ticket: str | os.PathLike[str] | None = None
-
-
-def load_data(recipe: Recipe, inputs: Inputs, world: World) -> Splits:
-    """Return the data; where it has to be fetched, one process does so before the others read.
-
-    Raises:
-        DataError: the dataset is unknown, missing or damaged.
-    """
-    if inputs.splits is not None:
-        return inputs.splits
-
-    def fetch() -> None:
-        data.load(recipe.data, root=recipe.data_root, download=True)
-
-    if inputs.download and world.ranks > 1:
-        world.from_first(fetch)
-    return data.load(recipe.data, root=recipe.data_root, download=inputs.download)
-
-
-def sharded(recipe: Recipe, world: World) -> Recipe:
+def sharded(recipe: Recipe, group: ProcessGroup) -> Recipe:
     """Return ``recipe`` with the number of its shards, where it leaves that to the processes.
 
     Raises:
@@ -212,7 +195,7 @@ def sharded(recipe: Recipe, world: World) -> Recipe:
     if recipe.shards:
         return recipe
     try:
-        return recipe.replace(shards=world.ranks)
+        return recipe.replace(shards=group.size)
     except RecipeError as error:
         raise RecipeError(
             f"{error}, one for each process; start torchrun with --nproc-per-node of 1, 2, 4, ..., "
@@ -220,21 +203,45 @@ def sharded(recipe: Recipe, world: World) -> Recipe:
         ) from error
 
 
-def check_data(recipe: Recipe, splits: Splits, world: World) -> None:
-    """Refuse augmentation that there is none of, and shards that cannot be shared out or filled.
+def prepare_data(
+    recipe: Recipe,
+    device: torch.device,
+    group: ProcessGroup,
+    *,
+    splits: Splits | None,
+    download: bool,
+) -> Splits:
+    """Return the data of a run, on its device, once it is sure that the run can use it.
+
+    Args:
+        recipe: ``data``, ``data_root``, ``augment`` and ``shards`` matter.
+        device: where batches are to go.
+        group: the processes; one of them downloads before the others read.
+        splits: the data, already loaded; None loads the recipe's.
+        download: fetch a dataset that is missing.
 
     Raises:
-        RecipeError: the key, what was expected for this data and these processes, and the way out.
+        DataError: the dataset is unknown, missing or damaged.
+        RecipeError: augmentation where the data has none, or shards that cannot be shared out
+            among the processes or filled.
     """
+    if splits is None:
+
+        def load(download: bool) -> Splits:
+            return data.load(recipe.data, root=recipe.data_root, download=download)
+
+        if download and group.size > 1:
+            group.from_first(lambda: load(True).name)
+        splits = load(download)
     if recipe.augment and splits.augmentation is None:
         raise RecipeError(
             f"augment: expected false for {splits.name}, which has no augmentation, found true"
         )
-    if recipe.shards % world.ranks:
+    if recipe.shards % group.size:
         raise RecipeError(
-            f"shards: expected a multiple of the {world.ranks} processes, which must be a power of "
+            f"shards: expected a multiple of the {group.size} processes, which must be a power of "
             f"two, found {recipe.shards}; leave it out, set shards = "
-            f"{1 << (world.ranks - 1).bit_length()}, or start torchrun with --nproc-per-node of "
+            f"{1 << (group.size - 1).bit_length()}, or start torchrun with --nproc-per-node of "
             "1, 2, 4, ... processes"
         )
     if len(splits.train) < recipe.shards:
@@ -242,3 +249,4 @@ def check_data(recipe: Recipe, splits: Splits, world: World) -> None:
             f"shards: expected at most the {len(splits.train)} training images, found "
             f"{recipe.shards}"
         )
+    return dataclasses.replace(splits, train=splits.train.to(device), test=splits.test.to(device))

@@ -56,23 +56,23 @@ TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another before it gives up; the first rank searches that long."""
 
 
-class World:
-    """One process alone; `Group` is the same for several.
+class ProcessGroup:
+    """The processes of a run: this one alone; `TorchProcessGroup` is the same for several.
 
     Attributes:
         rank: which process this is, from 0.
-        ranks: how many there are.
+        size: how many there are.
     """
 
     rank = 0
-    ranks = 1
+    size = 1
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes, logs and shows progress."""
         return self.rank == 0
 
-    def add_up(self, values: torch.Tensor) -> None:
+    def all_reduce(self, values: torch.Tensor) -> None:
         """Replace ``values`` by its sum over the processes, in the order of their binary tree.
 
         Raises:
@@ -95,18 +95,18 @@ class World:
         """
 
 
-class Group(World):
+class TorchProcessGroup(ProcessGroup):
     """The processes of torch's default process group."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
-        self.ranks = dist.get_world_size()
+        self.size = dist.get_world_size()
 
-    def add_up(self, values: torch.Tensor) -> None:
-        """Exchange with one partner a level: both add the same two numbers, so both agree."""
+    def all_reduce(self, values: torch.Tensor) -> None:
+        """Trade with one partner a level: both add the same two numbers, so both agree."""
         other = torch.empty_like(values)
         distance = 1
-        while distance < self.ranks:
+        while distance < self.size:
             partner = self.rank ^ distance
             with self._contact("adding up"):
                 operations = [
@@ -136,13 +136,13 @@ class Group(World):
 
     def check_same(self, what: str, digest: str) -> None:
         """Compare with the first process's digest."""
-        digests: list[Any] = [None] * self.ranks
+        digests: list[Any] = [None] * self.size
         with self._contact(f"comparing {what}"):
             dist.all_gather_object(digests, digest)
         others = [str(rank) for rank, found in enumerate(digests) if found != digests[0]]
         if others:
             raise TrainingError(
-                f"{what}: expected the same on all {self.ranks} ranks, found another than rank 0's "
+                f"{what}: expected the same on all {self.size} ranks, found another than rank 0's "
                 f"on rank {', '.join(others)}; start every rank with the same command, data and "
                 "version of pabzip"
             )
@@ -161,8 +161,8 @@ class Group(World):
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
-    """Be one of the processes that ``torchrun`` started, or one alone.
+def process_group(device: str) -> Iterator[ProcessGroup]:
+    """Join the processes that ``torchrun`` started, or be one alone.
 
     A process group that exists already is taken as it is and left alone. Otherwise one is made
     where the environment has torchrun's ``WORLD_SIZE``, and undone afterwards: nccl where the run
@@ -172,10 +172,10 @@ def joined(device: str) -> Iterator[World]:
         device: the recipe's.
     """
     if dist.is_available() and dist.is_initialized():
-        yield Group()
+        yield TorchProcessGroup()
         return
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
-        yield World()
+        yield ProcessGroup()
         return
     # Functions of this module keep, as the default of an argument, whatever group there is when it
     # is imported, and training imports it by roundabout ways. Were that done later, the group and
@@ -185,7 +185,7 @@ def joined(device: str) -> Iterator[World]:
     cuda = device != "cpu" and torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:
-        yield Group()
+        yield TorchProcessGroup()
     finally:
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Accuracy and loss of anything that turns images into logits.
+"""Accuracy and loss of a network, a file, or anything else that turns images into logits.
 
 Counts are exact integers and need no metrics library, so evaluation works wherever torch does. The
 order and the size of the batches are fixed here, in one place: training and ``pabzip eval`` print
@@ -9,9 +9,12 @@ way in memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pabzip.data import AnyImages, batches
+from pabzip.data import AnyImages, ImageFiles, Images, Splits, batches, load
 from pabzip.errors import DataError
 from pabzip.train.build import evaluation_mode
 
 BATCH_SIZE = 256
 """Images in a batch of `evaluate`."""
 
-_ALONE = (0, 1)
+Model = nn.Module | Callable[[Tensor], Any]
+"""A network, or a function from normalized images ``float32[B, C, H, W]`` to logits
+``[B, classes]`` (tensor or array), such as a wrapped ONNX session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,47 +54,80 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module | Callable[[Tensor], Any],
-    images: AnyImages,
+    model: Model | str | os.PathLike[str],
+    data: AnyImages | Splits | str | Iterable[tuple[Tensor, Tensor]] | None = None,
     *,
     device: torch.device | str | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
-    """Measure a classifier on labeled images.
+    """Measure accuracy and loss of a classifier: ``pabzip.evaluate("model.pabz")``.
+
+    A network is measured in evaluation mode, which is undone afterwards, and with its weights
+    contiguous, as a loaded file has them, wherever they lie meanwhile. Nothing else of it changes.
 
     Args:
-        model: a network (evaluated in evaluation mode, which is undone afterwards, and with its
-            weights contiguous, as a loaded file has them, wherever they lie meanwhile), or any
-            callable from normalized images ``float32[B, C, H, W]`` to logits ``[B, classes]``
-            (tensor or array), such as a wrapped ONNX session.
-        images: what to measure on, in memory or in files.
-        device: where the batches go; by default the network's own, or the CPU for a callable.
-        batch_size: images at a time. Another size than the default may change the last bits of
-            the logits.
+        model: a network; a path of a ticket (``.pabz``), a checkpoint (``.pt``, ``.pth``) or an
+            exported model (``.onnx``), whose architecture is a registered one; or a function from
+            normalized images ``float32[B, C, H, W]`` to logits ``[B, classes]`` (tensor or array).
+        data: images of `pabzip.data`; `Splits`, of which the test set counts; the name of a
+            dataset, which must be on disk; or a ``DataLoader`` or other iterable of batches
+            ``float32[B, C, H, W]``, normalized, and labels ``int64[B]``. None takes the dataset
+            that the file at ``model`` says it was trained on.
+        device: where the batches go, and where a file's network is loaded. By default the
+            network's own device, or else the CPU.
+        batch_size: images at a time, where ``data`` is no batches already. Another size than the
+            default may change the last bits of the logits.
+
+    Returns:
+        Accuracy as a fraction, mean cross-entropy in nats, and the number of images.
 
     Raises:
-        DataError: ``images`` is empty, or a file of it cannot be read.
+        DataError: ``data`` is empty or missing, or a file of it cannot be read.
+        FormatError, CheckpointError, ExportError: ``model`` is a damaged file.
+        ArchitectureError: the file is of a custom architecture; build the network, load the file
+            into it (`pabzip.load_into`), and pass that.
+        OSError: the file cannot be opened.
     """
-    if isinstance(model, nn.Module):
-        sums = batch_sums(model, images, device=device, batch_size=batch_size)
-    else:
-        sums = _sums(model, images, device or "cpu", batch_size, _ALONE)
-    return summarized(sums, len(images))
+    if isinstance(model, str | os.PathLike):
+        model, trained_on = _open(model, device or "cpu")
+        data = trained_on if data is None else data
+    if isinstance(data, str):
+        data = load(data)
+    if isinstance(data, Splits):
+        data = data.test
+    if data is None:
+        raise DataError(
+            "evaluate: expected data to measure on, found none, and no file that names its own; "
+            "pass images, a DataLoader or the name of a dataset"
+        )
+    if isinstance(data, Images | ImageFiles):
+        sums = batch_sums(model, data, device=device, batch_size=batch_size)
+        return summarized(sums, len(data))
+    rows, samples = [], 0
+    with _ready(model, device) as (forward, where):
+        for inputs, labels in data:
+            rows.append(_measure(forward, inputs.to(where), labels.to(where)))
+            samples += len(labels)
+    if not samples:
+        raise DataError("evaluate: expected at least one image, found none")
+    return summarized(torch.stack(rows), samples)
 
 
 def batch_sums(
-    net: nn.Module,
+    model: Model,
     images: AnyImages,
     *,
     device: torch.device | str | None = None,
     batch_size: int = BATCH_SIZE,
-    part: tuple[int, int] = _ALONE,
+    part: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Measure the batches of one process; the sums of all of them, added, are those of one alone.
 
+    Nothing waits for the device.
+
     Args:
-        net: as for `evaluate`.
-        images: as for `evaluate`.
+        model: as for `evaluate`, but no path.
+        images: in memory or in files.
         device: as for `evaluate`.
         batch_size: as for `evaluate`.
         part: the rank of this process and the number of processes.
@@ -101,11 +139,17 @@ def batch_sums(
     Raises:
         DataError: as `evaluate`.
     """
-    own = next((parameter.device for parameter in net.parameters()), "cpu")
-    weights = _rearranged(net)
-    with evaluation_mode(net):
-        forward = partial(functional_call, net, weights) if weights else net
-        return _sums(forward, images, device or own, batch_size, part)
+    if len(images) == 0:
+        raise DataError("evaluate: expected at least one image, found none")
+    count = -(-len(images) // batch_size)
+    rank, ranks = part
+    mine = range(rank * count // ranks, (rank + 1) * count // ranks)
+    with _ready(model, device) as (forward, where):
+        sums = torch.zeros(count, 2, dtype=torch.float64, device=where)
+        walk = batches(images, batch_size, device=where, start=mine.start)
+        for batch, (inputs, labels) in zip(mine, walk, strict=False):
+            sums[batch] = _measure(forward, inputs, labels)
+    return sums
 
 
 def summarized(sums: Tensor, samples: int) -> Evaluation:
@@ -114,37 +158,61 @@ def summarized(sums: Tensor, samples: int) -> Evaluation:
     return Evaluation(correct / samples, loss / samples, samples)
 
 
-def _rearranged(net: nn.Module) -> dict[str, Tensor]:
-    """Return contiguous copies of the parameters that are not, such as those with channels last.
-
-    A convolution adds in another order where its weights lie otherwise. Strides decide, not
-    ``is_contiguous``, for which a kernel of one pixel lies both ways.
-    """
-    return {
-        name: parameter.detach().clone(memory_format=torch.contiguous_format)
-        for name, parameter in net.named_parameters()
-        if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
-    }
-
-
-def _sums(
-    model: Callable[[Tensor], Any],
-    images: AnyImages,
-    device: torch.device | str,
-    batch_size: int,
-    part: tuple[int, int],
-) -> Tensor:
-    """Compute what `batch_sums` returns; nothing waits for the device."""
-    if len(images) == 0:
-        raise DataError("evaluate: expected at least one image, found none")
-    count = -(-len(images) // batch_size)
-    sums = torch.zeros(count, 2, dtype=torch.float64, device=device)
-    rank, ranks = part
-    mine = range(rank * count // ranks, (rank + 1) * count // ranks)
+@contextmanager
+def _ready(
+    model: Model, device: torch.device | str | None
+) -> Iterator[tuple[Callable[[Tensor], Any], torch.device]]:
+    """Yield a function to logits, in evaluation mode and without gradients, and its device."""
     with torch.no_grad():
-        walk = batches(images, batch_size, device=device, start=mine.start)
-        for batch, (inputs, labels) in zip(mine, walk, strict=False):
-            logits = torch.as_tensor(model(inputs), device=device)
-            sums[batch, 0] = (logits.argmax(1) == labels).sum()
-            sums[batch, 1] = F.cross_entropy(logits.double(), labels, reduction="sum")
-    return sums
+        if not isinstance(model, nn.Module):
+            yield model, torch.device(device or "cpu")
+            return
+        own = next((parameter.device for parameter in model.parameters()), "cpu")
+        # A convolution adds in another order where its weights lie otherwise. Strides decide, not
+        # is_contiguous, for which a kernel of one pixel lies both ways.
+        moved = {
+            name: parameter.detach().clone(memory_format=torch.contiguous_format)
+            for name, parameter in model.named_parameters()
+            if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
+        }
+        with evaluation_mode(model):
+            forward = partial(functional_call, model, moved) if moved else model
+            yield forward, torch.device(device or own)
+
+
+def _measure(forward: Callable[[Tensor], Any], inputs: Tensor, labels: Tensor) -> Tensor:
+    """Return how many of a batch are classified rightly and their summed loss, float64[2]."""
+    logits = torch.as_tensor(forward(inputs), device=labels.device)
+    correct = (logits.argmax(1) == labels).sum()
+    loss = F.cross_entropy(logits.double(), labels, reduction="sum")
+    return torch.stack([correct.double(), loss])
+
+
+def _open(path: str | os.PathLike[str], device: torch.device | str) -> tuple[Model, str | None]:
+    """Read a ticket, a checkpoint or an exported model; return it and the dataset that it names."""
+    suffix = Path(path).suffix.lower()
+    named: object
+    model: Model
+    if suffix == ".onnx":
+        from pabzip.runtime.onnx_session import open_onnx, session_logits
+
+        session = open_onnx(path)
+        logits = session_logits(session)
+        model, named = (
+            lambda images: logits(images.cpu().numpy()),
+            session.get_modelmeta().custom_metadata_map.get("pabzip.data"),
+        )
+    elif suffix in (".pt", ".pth"):
+        from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
+
+        checkpoint = load_checkpoint(path)
+        model = network_from_checkpoint(checkpoint).to(device)
+        named = checkpoint.metadata().get("data")
+    else:
+        from pabzip.runtime.torch_module import load as load_ticket
+        from pabzip.ticket import Ticket
+
+        with Ticket.open(path) as ticket:
+            named = ticket.metadata.get("data")
+        model = load_ticket(path, device=device)
+    return model, named if isinstance(named, str) and named else None

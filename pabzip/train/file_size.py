@@ -24,7 +24,7 @@ _SOME_ACCURACY = 0.9874055416876574  # as long as the one that will stand in the
 
 
 class ExpectedBytes:
-    """Says how many bytes the ticket would take if it were packed now.
+    """Estimate of the bytes that a network in training would take if it were packed now.
 
     A file is a mask, which is fixed once the search is done; one sign a survivor, which costs
     ``H(p)`` bits in a tensor where the fraction p of the survivors is flipped; dense tensors; and
@@ -39,7 +39,7 @@ class ExpectedBytes:
             are plus or minus the seed's.
         masks: bool tensors, True for a survivor, one for each seeded weight by its name in the
             unwrapped network.
-        recipe: what the header will tell of the run; None for a network that is packed itself and
+        recipe: what the header will say of the run; None for a network that is packed itself and
             not from its checkpoint.
 
     Raises:
@@ -56,7 +56,7 @@ class ExpectedBytes:
         self, net: nn.Module, masks: Mapping[str, torch.Tensor], recipe: Recipe | None = None
     ):
         self._net = net
-        ticket = to_ticket(net, metadata=None if recipe is None else _told(recipe))
+        ticket = to_ticket(net, metadata=None if recipe is None else _metadata(recipe))
         self._survives = _survives(ticket, masks)
         example = {name: _example(survives) for name, survives in self._survives.items()}
         info = _with_codes(ticket, example).info()
@@ -105,8 +105,8 @@ def sign_bits(flipped: int, survivors: int) -> float:
     return survivors * -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
 
 
-def _told(recipe: Recipe) -> dict[str, str | int | float | bool | None]:
-    """Return metadata as long as the checkpoint's own will be."""
+def _metadata(recipe: Recipe) -> dict[str, str | int | float | bool | None]:
+    """Return metadata as long as what the checkpoint's own file will have."""
     return {
         "data": recipe.data,
         "method": recipe.method,

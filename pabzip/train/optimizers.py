@@ -13,8 +13,8 @@ from torch.optim import SGD, Optimizer
 
 from pabzip.init import seeded_parameters
 from pabzip.registry import METHODS
-from pabzip.train.bitops import bit_operations
 from pabzip.train.config import Recipe
+from pabzip.train.cost import bit_operations
 from pabzip.train.methods import MilestoneDecay, Schedule, method_of
 from pabzip.unmask import PsgConfig, apply_psg
 from pabzip.unmask.rule import FlippingRule

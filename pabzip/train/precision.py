@@ -30,7 +30,7 @@ class Precision:
         self._device = device
         self._scale = LossScale(device) if self._dtype is torch.float16 else None
 
-    def arrange(self, net: nn.Module) -> None:
+    def lay_out(self, net: nn.Module) -> None:
         """Lay out the weights of convolutions as the recipe says, in place; no value changes."""
         if self._channels_last:
             net.to(memory_format=torch.channels_last)
@@ -65,7 +65,7 @@ class Precision:
         return {} if self._scale is None else self._scale.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a `state_dict` of the same precision."""
+        """Restore a `state_dict` of the same precision."""
         if self._scale is not None:
             self._scale.load_state_dict(state)
 
@@ -116,6 +116,6 @@ class LossScale:
         return {"scale": float(self._scale), "sound_steps": int(self._sound_steps)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a `state_dict`."""
+        """Restore a `state_dict`."""
         self._scale.fill_(float(state["scale"]))
         self._sound_steps.fill_(int(state["sound_steps"]))

@@ -1,21 +1,33 @@
-"""When and how a run searches its mask."""
+"""When and how a run searches its mask, and tickets that another run found.
+
+`planned_searches` says when. `search_masks` does one search; `find_ticket` writes what it found as
+a checkpoint (``--search-only``), which `apply_ticket` applies in another run (``--ticket``).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pabzip.data import AnyImages, Splits, batches
-from pabzip.errors import RecipeError
-from pabzip.init import seeded_parameters
+from pabzip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pabzip.data import AnyImages, Splits, batches, load
+from pabzip.errors import CheckpointError, RecipeError
+from pabzip.formats.atomic import open_atomic
+from pabzip.init import seeded_parameters, seeding
 from pabzip.registry import SEARCHES
-from pabzip.train.config import Recipe, method_of
+from pabzip.search import apply_masks
+from pabzip.train.build import build_network, isolated, pick_device
+from pabzip.train.config import Recipe, method_of, settled, to_dict
+from pabzip.train.cost import step_costs
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.
 _SAMPLE_EPOCH = 2**30 - 1
@@ -147,3 +159,198 @@ def _ratios(net: nn.Module, recipe: Recipe) -> dict[str, float]:
                 f"seed, found {name!r}; did you mean {close[0]}?"
             )
     return {**dict.fromkeys(weights, recipe.keep_ratio), **own}
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search without training found: the keys of ``pabzip train --search-only --json``.
+
+    Attributes:
+        arch: the recipe's architecture.
+        data: the recipe's dataset.
+        search: the recipe's ``search.method``.
+        keep_ratio: the recipe's keep ratio.
+        epochs: 0, since nothing was trained.
+        weights: number of seeded weights (N).
+        survivors: number of them that the mask kept (K).
+        bitops: bit operations of one training step of one sample by the recipe's method, as in
+            `TrainResult`.
+        layer_bitops: the part of each layer in it, by parameter name of the layer's weight.
+        seed: the recipe's seed.
+        output: path of the checkpoint.
+        seconds: wall-clock time.
+    """
+
+    arch: str
+    data: str
+    search: str
+    keep_ratio: float
+    epochs: int
+    weights: int
+    survivors: int
+    bitops: float
+    layer_bitops: dict[str, float]
+    seed: int
+    output: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the results by name."""
+        return dataclasses.asdict(self)
+
+
+def find_ticket(
+    recipe: Recipe,
+    *,
+    output: str | os.PathLike[str] = "found.pt",
+    splits: Splits | None = None,
+    download: bool = False,
+    on_iteration: Callable[[int, int], None] | None = None,
+) -> SearchResult:
+    """Draw a network, search its mask, and write the ticket as a checkpoint, untrained.
+
+    The caller's random states, default dtype, gradient mode and threads are left as they were.
+
+    Args:
+        recipe: as for `pabzip.train.train`; all that decides network and search matters.
+        output: path of the checkpoint, written whole at the end.
+        splits: the data, already loaded; by default ``recipe.data`` is loaded.
+        download: fetch a dataset that is missing.
+        on_iteration: called as ``on_iteration(i, iterations)`` after each round of the search.
+
+    Returns:
+        The results, which also travel in the checkpoint.
+
+    Raises:
+        RecipeError: a recipe that does not search at initialization alone.
+        SearchError: the search found no usable mask.
+        ArchitectureError, DataError, OSError: as `pabzip.train.train`.
+
+    Source: Peek-a-Boo, Section 4.3 (ImageNet), whose search and training are two programs.
+    """
+    begun = perf_counter()
+    planned = planned_searches(recipe)
+    if not planned:
+        raise RecipeError(
+            f"a search without training: expected a method that trains on a mask, found "
+            f"{recipe.method!r}; choose another method"
+        )
+    if planned != (AT_ONCE,):
+        raise RecipeError(
+            "a search without training: expected one search, at initialization, found "
+            f"search.epoch = {recipe.search.epoch} and search.shots = {recipe.search.shots}; set "
+            "search.epoch = 0 and search.shots = 1"
+        )
+    device = pick_device(recipe.device)
+    with isolated(recipe.seed, device), open_atomic(output) as file:
+        if splits is None:
+            splits = load(recipe.data, root=recipe.data_root, download=download)
+        net = build_network(recipe, splits).to(device)
+        masks = search_masks(net, recipe, splits, on_iteration=on_iteration)
+        costs = step_costs(net, splits.input_shape, masks, recipe)
+        result = SearchResult(
+            arch=recipe.arch,
+            data=recipe.data,
+            search=recipe.search.method,
+            keep_ratio=recipe.keep_ratio,
+            epochs=0,
+            weights=costs.weights,
+            survivors=costs.survivors,
+            bitops=costs.bitops,
+            layer_bitops=costs.layer_bitops,
+            seed=recipe.seed,
+            output=os.fspath(output),
+            seconds=perf_counter() - begun,
+        )
+        save_checkpoint(net, file, settings=to_dict(recipe), results=result.to_dict())
+    return result
+
+
+def apply_ticket(
+    net: nn.Module, recipe: Recipe, ticket: str | os.PathLike[str] | Checkpoint
+) -> dict[str, Tensor]:
+    """Prune a freshly built network to a ticket that `find_ticket` wrote, in place of a search.
+
+    Args:
+        net: from `pabzip.train.build_network` for ``recipe``, on any device.
+        recipe: what is to be trained. All that decides the ticket must be as it was for the
+            search: architecture, seed, init, keep ratio and the search's own settings.
+        ticket: path of the checkpoint, or the checkpoint.
+
+    Returns:
+        The masks by name, as `search_masks` returns them: bool, of the weight's shape, on its
+        device. They are applied.
+
+    Raises:
+        CheckpointError: the file is no checkpoint, or of another network or recipe; the message
+            shows every difference, ``here`` being the recipe. ``net`` is then as it was.
+        OSError: the file cannot be opened.
+    """
+    if isinstance(ticket, Checkpoint):
+        place, checkpoint = "the ticket", ticket
+    else:
+        place, checkpoint = os.fspath(ticket), load_checkpoint(ticket)
+    found = _differences(net, recipe, checkpoint)
+    if found:
+        raise CheckpointError(
+            f"{place}: expected the ticket of this recipe, found differences: {'; '.join(found)}; "
+            "train it with the recipe it was found with, or search again"
+        )
+    weights = seeded_parameters(net)
+    masks = {name: checkpoint.state_dict[name] != 0 for name in weights}
+    for name, weight in weights.items():
+        stored, survives = checkpoint.state_dict[name], masks[name]
+        moved = int(torch.count_nonzero((stored != weight.detach().cpu()) & survives))
+        if moved:
+            raise CheckpointError(
+                f"{place}: {name}: expected survivors as the seed draws them, found {moved} of "
+                f"{int(survives.sum())} that differ: it was trained on already; pass the ticket "
+                "that the search wrote"
+            )
+    masks = {name: mask.to(weights[name].device) for name, mask in masks.items()}
+    apply_masks(net, masks)
+    return masks
+
+
+def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
+    """Return what differs between a checkpoint and a recipe, for a message."""
+    arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+    pairs: dict[str, tuple[object, object]] = {"arch": (checkpoint.arch, arch)}
+
+    def compare(prefix: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        pairs.update(
+            {f"{prefix}{key}": (there.get(key), here.get(key)) for key in {**here, **there}}
+        )
+
+    compare("arch_options.", checkpoint.arch_options, options)
+    pairs["seed"] = (checkpoint.seed, seeding(net).seed)
+    compare("init.", checkpoint.init, seeding(net).specs)
+    for name, weight in seeded_parameters(net).items():
+        if name in checkpoint.state_dict:
+            shape = list(checkpoint.state_dict[name].shape)
+            pairs[f"shape of {name}"] = (shape, list(weight.shape))
+    here, there = to_dict(recipe), checkpoint.settings
+    if there is None:
+        pairs["recipe"] = (None, "a recipe")
+    else:
+        pairs["keep_ratio"] = (there.get("keep_ratio"), here["keep_ratio"])
+        if _needs_data(recipe):
+            pairs |= {key: (there.get(key), here[key]) for key in ("data", "batch_size")}
+        searched = there.get("search")
+        before = settled(searched) if isinstance(searched, Mapping) else {}
+        compare("search.", before, settled(here["search"]))
+
+    def shown(value: object) -> str:
+        return "nothing" if value is None else str(value)
+
+    return [
+        f"{key}: {shown(there)} there, {shown(here)} here"
+        for key, (there, here) in pairs.items()
+        if there != here
+    ]
+
+
+def _needs_data(recipe: Recipe) -> bool:
+    """Return whether the recipe's search looks at images, as `SEARCHES` says."""
+    method = recipe.search.method
+    return method in SEARCHES and bool(SEARCHES.facts(method).get("needs_data", False))

@@ -1,10 +1,29 @@
-"""What a training run reports: after each epoch, and at its end."""
+"""What a training run reports: within an epoch, after each epoch, at its end; what a step costs."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands within an epoch.
+
+    Attributes:
+        epoch: counted from 1.
+        step: steps done in this epoch.
+        loss: mean cross-entropy of the epoch so far.
+        accuracy: training accuracy of the epoch so far.
+        flips_per_step: mean number of signs flipped in a step of the epoch so far.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    accuracy: float
+    flips_per_step: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +59,61 @@ class EpochStats:
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers by name."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What one Conv or Linear layer costs in one training step of one sample.
+
+    Attributes:
+        name: the layer's weight, by parameter name.
+        macs: multiply-accumulates of the forward pass with all weights, zero or not.
+        kept: fraction of its weights that the mask keeps, 1.0 without a mask.
+        masked: whether there is a mask for it.
+        forward: bit operations of the product of input and weight.
+        input_gradient: bit operations of the product of output gradient and weight.
+        weight_gradient: bit operations of the product of output gradient and input.
+    """
+
+    name: str
+    macs: int
+    kept: float
+    masked: bool
+    forward: float
+    input_gradient: float
+    weight_gradient: float
+
+    @property
+    def total(self) -> float:
+        """Bit operations of all three products."""
+        return self.forward + self.input_gradient + self.weight_gradient
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What one training step of one sample costs, from some epoch of a run on.
+
+    Attributes:
+        epoch: the first epoch that it holds for, counted from 1.
+        layers: the cost of each layer, from `pabzip.train.step_costs`.
+        weights: number of seeded weights.
+        survivors: how many of them are not pruned.
+    """
+
+    epoch: int
+    layers: tuple[LayerCost, ...]
+    weights: int
+    survivors: int
+
+    @property
+    def bitops(self) -> float:
+        """Bit operations of all layers together."""
+        return sum(cost.total for cost in self.layers)
+
+    @property
+    def layer_bitops(self) -> dict[str, float]:
+        """Bit operations of each layer, by name of its weight."""
+        return {cost.name: cost.total for cost in self.layers}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,127 @@
-"""Saving the state of a run and resuming it: when it is saved, where, and what may differ."""
+"""The state of a run: what it is, when and where it is saved, and what may differ on resume."""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from time import monotonic
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from pabzip._version import __version__
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
-from pabzip.train.config import Recipe, comparable
+from pabzip.train.config import Recipe, comparable, to_dict
 from pabzip.train.distributed import digest
+from pabzip.train.optimizers import Optimizers
+from pabzip.train.precision import Precision
+from pabzip.train.results import EpochStats
 from pabzip.train.settings import Settings, setting
+from pabzip.train.step import EpochMetrics
+
+
+@dataclass
+class RunState:
+    """All that changes during a run. What it draws at random depends on this alone.
+
+    Attributes:
+        net: the network.
+        masks: bool tensors by name of the seeded weight, True for a survivor; all True before the
+            first search.
+        optimizers: with their schedules.
+        precision: with its loss scale.
+        metrics: of the epoch that is under way.
+        begun: when the run began, by ``perf_counter``; a pause before a resume does not count.
+        epoch_begun: when the epoch that is under way began.
+        history: the finished epochs.
+        step: steps done in the epoch after them, dropped ones included.
+        searches: searches done.
+    """
+
+    net: nn.Module
+    masks: dict[str, Tensor]
+    optimizers: Optimizers
+    precision: Precision
+    metrics: EpochMetrics
+    begun: float
+    epoch_begun: float
+    history: list[EpochStats] = field(default_factory=list)
+    step: int = 0
+    searches: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way, counted from 1."""
+        return len(self.history) + 1
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield parameters and buffers by name, also buffers that no checkpoint holds."""
+        yield from self.net.named_parameters()
+        yield from self.net.named_buffers()
+
+    def digest(self) -> str:
+        """Return a SHA-256 of network and masks."""
+        return digest([dict(self.tensors()), self.masks])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as nested plain values and tensors: the run's own tensors, not copies."""
+        return {
+            "tensors": dict(self.tensors()),
+            "masks": self.masks,
+            "optimizers": self.optimizers.state_dict(),
+            "precision": self.precision.state_dict(),
+            "metrics": self.metrics.state_dict(),
+            "history": [stats.to_dict() for stats in self.history],
+            "step": self.step,
+            "searches": self.searches,
+            "seconds": perf_counter() - self.begun,
+            "epoch_seconds": perf_counter() - self.epoch_begun,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], place: str) -> None:
+        """Restore a `state_dict`, to the bit.
+
+        Args:
+            state: what `state_dict` returned.
+            place: the file's name, for messages.
+
+        Raises:
+            CheckpointError: it is not the state of such a run; this one is then undefined.
+        """
+        try:
+            _copy(state["tensors"], dict(self.tensors()))
+            _copy(state["masks"], self.masks)
+            if state["searches"]:
+                self.optimizers.prune(self.masks)
+            self.optimizers.load_state_dict(state["optimizers"])
+            self.precision.load_state_dict(state["precision"])
+            self.history = [EpochStats(**stats) for stats in state["history"]]
+            self.step, self.searches = state["step"], state["searches"]
+            self.metrics = EpochMetrics(self.epoch, next(iter(self.masks.values())).device)
+            self.metrics.load_state_dict(state["metrics"])
+            self.begun = perf_counter() - state["seconds"]
+            self.epoch_begun = perf_counter() - state["epoch_seconds"]
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{place}: expected the state of a run with this recipe, found {error}; {_WAY_OUT}"
+            ) from error
+
+
+def _copy(saved: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into those of the same names, shapes and dtypes."""
+    if list(tensors) != list(saved):
+        raise ValueError(f"tensors called {', '.join(list(saved)[:3])}, ...")
+    for name, tensor in tensors.items():
+        value = saved[name]
+        if tensor.shape != value.shape or tensor.dtype != value.dtype:
+            raise ValueError(f"{name} as {value.dtype} of shape {tuple(value.shape)}")
+        with torch.no_grad():
+            tensor.copy_(value)
 
 
 def progress_path(output: str | os.PathLike[str]) -> str:
@@ -29,12 +135,12 @@ VERSION = 1
 _WAY_OUT = "remove it and begin again without --resume"
 _TYPES: dict[str, type] = {
     "pabzip": str, "torch": str, "threads": int, "device": str, "recipe": dict, "tensors": dict,
-    "masks": dict, "optimizers": dict, "precision": dict, "meter": dict, "history": list,
+    "masks": dict, "optimizers": dict, "precision": dict, "metrics": dict, "history": list,
     "searches": int, "step": int, "seconds": float, "epoch_seconds": float,
 }  # fmt: skip
 
 
-class ProgressFile:
+class RunStateFile:
     """The file ``<output>.progress``: written whole or not at all, removed once the run is over.
 
     It is what ``torch.save`` makes of plain values and tensors, and is read by torch's safe reader
@@ -42,33 +148,36 @@ class ProgressFile:
 
     Args:
         output: the run's output; the file lies beside it, also where ``output`` is a link.
+
+    Attributes:
+        path: of the file.
     """
 
     def __init__(self, output: str | os.PathLike[str]):
         self.path = progress_path(output)
+        self._follows: str | None = None
 
-    def exists(self) -> bool:
-        """Whether there is an unfinished run."""
-        return os.path.lexists(self.path)
-
-    def write(self, content: Mapping[str, Any]) -> None:
-        """Replace the state by ``content``: nested plain values and tensors, these go to the CPU.
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Replace what is saved by ``state``: nested plain values and tensors, these go to the CPU.
 
         Raises:
             OSError: the file cannot be written; the old one is as it was.
         """
-        plain = _on_cpu(dict(content))
+        plain = _on_cpu(dict(state))
         whole = {"format": FORMAT, "version": VERSION, "sha256": digest(plain), "content": plain}
         with open_atomic(self.path) as file:
             torch.save(whole, file)
+        self._follows = _stage(state)
 
-    def read(self) -> dict[str, Any]:
-        """Return the state, tensors on the CPU.
+    def read(self) -> dict[str, Any] | None:
+        """Return the state, tensors on the CPU; None where there is no unfinished run.
 
         Raises:
             CheckpointError: the file is damaged, is something else, or is newer than this pabzip.
             OSError: it cannot be opened.
         """
+        if not os.path.lexists(self.path):
+            return None
         with open(self.path, "rb") as file:
             try:
                 whole = torch.load(file, weights_only=True, map_location="cpu")
@@ -100,12 +209,19 @@ class ProgressFile:
                     f"{self.path}: {key}: expected a value, found {type(content.get(key)).__name__}"
                     f"; {_WAY_OUT}"
                 )
+        self._follows = _stage(content)
         return content
 
     def remove(self) -> None:
         """Remove the file, if there is one."""
-        if self.exists():
+        if os.path.lexists(self.path):
             os.unlink(self.path)
+
+    def left(self) -> str:
+        """Return what a run that fails now leaves, for messages."""
+        if self._follows is None:
+            return "nothing was written"
+        return f"the state after {self._follows} is kept in {self.path}"
 
 
 def _on_cpu(value: Any) -> Any:
@@ -117,6 +233,14 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_on_cpu(item) for item in value)
     return value
+
+
+def _stage(state: Mapping[str, Any]) -> str:
+    """Return what a state follows, such as ``"epoch 3, step 20"``, for messages."""
+    epochs, step = len(state["history"]), state["step"]
+    if step:
+        return f"epoch {epochs + 1}, step {step}"
+    return f"epoch {epochs}" if epochs else "the search"
 
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(steps?|epochs?|min|minutes?)")
@@ -154,7 +278,7 @@ class SaveEvery(Settings, table="save_every"):
         return cls(**found)  # type: ignore[arg-type]
 
 
-class Cadence:
+class SaveSchedule:
     """Says when a save is due.
 
     Args:
@@ -180,7 +304,7 @@ class Cadence:
         return self._due()
 
     def saved(self) -> None:
-        """Begin to count again."""
+        """Start counting anew."""
         self._saved = self._clock()
         self._steps = self._epochs = 0
 
@@ -196,80 +320,6 @@ class Cadence:
         )
 
 
-class Keeper:
-    """Saves the state of a run beside its output, on the first process alone.
-
-    Args:
-        output: the run's output.
-        every: how often; None: never.
-        writes: whether this process is the one that writes.
-    """
-
-    def __init__(self, output: str | os.PathLike[str], every: SaveEvery | None, *, writes: bool):
-        self._file = ProgressFile(output)
-        self._cadence = Cadence(every)
-        self._first = writes
-        self._writes = writes and every is not None
-        self._kept: str | None = None
-
-    @property
-    def path(self) -> str:
-        """Path of the file that holds the state."""
-        return self._file.path
-
-    def found(self) -> dict[str, Any] | None:
-        """Return the state that an earlier run left; None when there is none.
-
-        Raises:
-            CheckpointError: there is one, and it is damaged.
-        """
-        if not self._file.exists():
-            return None
-        state = self._file.read()
-        self._kept = _where(state)
-        return state
-
-    def step_due(self) -> bool:
-        """Count a step and say whether to save after it."""
-        return self._cadence.step_due()
-
-    def epoch_due(self) -> bool:
-        """Count an epoch and say whether to save after it."""
-        return self._cadence.epoch_due()
-
-    def save(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Save what ``state`` returns, if this run saves at all.
-
-        Raises:
-            OSError: it cannot be written; what was saved before stays.
-        """
-        if self._writes:
-            values = state()
-            self._file.write(values)
-            self._kept = _where(values)
-        self._cadence.saved()
-
-    def remove(self) -> None:
-        """Remove the state: the output is complete."""
-        self._file.remove()
-
-    def remains(self) -> str:
-        """Say what a run that fails now leaves; the first process knows."""
-        if not self._first:
-            return "rank 0 says what is kept"
-        if self._kept is None:
-            return "nothing was written"
-        return f"the state after {self._kept} is kept in {self.path}"
-
-
-def _where(state: Mapping[str, Any]) -> str:
-    """Say where a state stands, for people."""
-    epochs, step = len(state["history"]), state["step"]
-    if step:
-        return f"epoch {epochs + 1}, step {step}"
-    return f"epoch {epochs}" if epochs else "the search"
-
-
 def surroundings(device: torch.device) -> dict[str, Any]:
     """Return what decides the last bits of a result besides the recipe."""
     return {
@@ -279,13 +329,18 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     }
 
 
-def check_resumption(
+def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Return the facts about a run that are saved with its state, for `check_resume`."""
+    return {"pabzip": __version__, **surroundings(device), "recipe": to_dict(recipe)}
+
+
+def check_resume(
     saved: Mapping[str, Any], recipe: Recipe, device: torch.device, place: str
 ) -> None:
     """Refuse to continue with another recipe; warn of other surroundings.
 
     Args:
-        saved: what `ProgressFile.read` returned.
+        saved: what `RunStateFile.read` returned.
         recipe: the present one.
         device: the present one.
         place: the file's name, for messages.

@@ -1,29 +1,31 @@
-"""One batch: forward and backward pass, shards, dropped steps.
+"""One training step: shards, gradients, dropped steps, and the metrics of the epoch.
 
 Floating-point sums depend on their order. Here the order is a property of the run and not of the
 machines: a batch is cut into ``shards`` parts, a power of two, and whatever the parts give is added
 along one binary tree, ``((0 + 1) + (2 + 3)) + ...``. A process that has an aligned part of the
-shards adds along its part of the tree, and the processes along the rest (`World.add_up`), so every
-number of processes that divides ``shards`` gives the same sums, bit for bit.
+shards adds along its part of the tree, and the processes along the rest
+(`ProcessGroup.all_reduce`), so every number of processes that divides ``shards`` gives the same
+sums, bit for bit.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from pabzip.data import AnyAugmentation, AnyImages, batches
 from pabzip.data.order import random_words
-from pabzip.errors import RecipeError
-from pabzip.train.config import Recipe
-from pabzip.train.distributed import World
+from pabzip.errors import RecipeError, TrainingError
+from pabzip.train.distributed import ProcessGroup
+from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
-from pabzip.train.run_state import RunState
+from pabzip.train.results import Progress
 
 # Weights take the streams of the generator from 0 upwards, latent weights the next from 2^30, and
 # the order and augmentation of the images the upper half; drops take one an epoch from here.
@@ -60,6 +62,18 @@ def dropped(seed: int, epoch: int, step: int, ratio: float) -> bool:
     return word < ratio * 2**31
 
 
+def steps_per_epoch(samples: int, batch_size: int, shards: int = 1) -> int:
+    """Return the number of steps in an epoch.
+
+    Every image is used once, but for a last batch that has not two images for each shard: batch
+    norm could not normalize a single one.
+    """
+    steps, rest = divmod(samples, batch_size)
+    if steps and rest < min(2 * shards, batch_size):
+        return steps
+    return steps + (1 if rest else 0)
+
+
 def bounds(samples: int, shards: int, shard: int) -> tuple[int, int]:
     """Return where a shard begins and ends in a batch.
 
@@ -74,13 +88,13 @@ def shards_of(rank: int, ranks: int, shards: int) -> range:
     return range(rank * each, (rank + 1) * each)
 
 
-def tree_sum(parts: Iterator[torch.Tensor]) -> torch.Tensor:
+def tree_sum(parts: Iterator[Tensor]) -> Tensor:
     """Add tensors along a binary tree as they come; at most log2 of their number wait.
 
     Args:
         parts: a power of two of tensors of one shape; they are used up.
     """
-    waiting: list[tuple[int, torch.Tensor]] = []
+    waiting: list[tuple[int, Tensor]] = []
     for part in parts:
         level = 0
         while waiting and waiting[-1][0] == level:
@@ -95,23 +109,25 @@ def step_seed(seed: int, epoch: int, step: int, shard: int) -> int:
     """Return the seed of torch's generators for one shard of one step.
 
     What a network draws at random (dropout) then depends on where the run stands and on nothing
-    that happened before, so it is the same after a resumption and in any number of processes.
+    that happened before, so it is the same after a resume and in any number of processes.
     """
     text = f"pabzip {seed} {epoch} {step} {shard}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 @dataclass(frozen=True, slots=True)
-class BatchNumbers:
-    """What a step learns about its batch, the whole of it, on every process.
+class BatchResult:
+    """What a forward and a backward pass gave, for the whole batch, on every process.
 
     Attributes:
         loss: mean cross-entropy, a scalar.
         correct: samples classified rightly, a scalar.
+        gradients: of the mean loss, of each parameter that has one: the tensors in its ``grad``.
     """
 
-    loss: torch.Tensor
-    correct: torch.Tensor
+    loss: Tensor
+    correct: Tensor
+    gradients: list[Tensor]
 
 
 class BatchGradients:
@@ -126,23 +142,25 @@ class BatchGradients:
         net: the network, on its final device.
         seed: the recipe's; with epoch, step and shard it decides what dropout draws.
         shards: parts of a batch, a power of two that the number of processes divides.
-        world: the processes.
+        group: the processes.
         precision: in which forward and backward passes compute.
     """
 
-    def __init__(self, net: nn.Module, seed: int, shards: int, world: World, precision: Precision):
+    def __init__(
+        self, net: nn.Module, seed: int, shards: int, group: ProcessGroup, precision: Precision
+    ):
         self._net = net
         self._precision = precision
         self._seed = seed
         self._shards = shards
-        self._world = world
+        self._group = group
         self._parameters = [p for p in net.parameters() if p.requires_grad]
         self._buffers = list(net.buffers())
         self._statistics = [buffer for buffer in self._buffers if buffer.is_floating_point()]
 
     def __call__(
-        self, inputs: torch.Tensor, labels: torch.Tensor, samples: int, epoch: int, step: int
-    ) -> BatchNumbers:
+        self, inputs: Tensor, labels: Tensor, samples: int, epoch: int, step: int
+    ) -> BatchResult:
         """Compute one batch.
 
         Args:
@@ -156,21 +174,26 @@ class BatchGradients:
             _seed_generators(step_seed(self._seed, epoch, step, 0), labels.device)
             loss, correct = self._forward(inputs, labels)
             self._precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
-            self._unscale()
-            return BatchNumbers(loss.detach(), correct)
-        total = tree_sum(self._parts(inputs, labels, samples, epoch, step))
-        self._world.add_up(total)
-        return self._spread(total)
+            loss = loss.detach()
+        else:
+            total = tree_sum(self._parts(inputs, labels, samples, epoch, step))
+            self._group.all_reduce(total)
+            loss, correct = self._spread(total)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        self._precision.unscale(gradients)
+        return BatchResult(loss, correct, gradients)
 
     def _parts(
-        self, inputs: torch.Tensor, labels: torch.Tensor, samples: int, epoch: int, step: int
-    ) -> Iterator[torch.Tensor]:
+        self, inputs: Tensor, labels: Tensor, samples: int, epoch: int, step: int
+    ) -> Iterator[Tensor]:
         """Yield for each shard of this process one vector of all that is to be added."""
         before = [buffer.clone() for buffer in self._buffers]
-        rank, ranks = self._world.rank, self._world.ranks
+        rank, ranks = self._group.rank, self._group.size
         first, _ = bounds(samples, ranks, rank)
         for shard in shards_of(rank, ranks, self._shards):
-            _restore(self._buffers, before)
+            with torch.no_grad():
+                for buffer, value in zip(self._buffers, before, strict=True):
+                    buffer.copy_(value)
             begin, end = bounds(samples, self._shards, shard)
             mine = slice(begin - first, end - first)
             _seed_generators(step_seed(self._seed, epoch, step, shard), labels.device)
@@ -187,21 +210,18 @@ class BatchGradients:
             pieces += [share.detach(), correct.to(share.dtype)]
             yield torch.cat([piece.reshape(-1).float() for piece in pieces])
 
-    def _spread(self, total: torch.Tensor) -> BatchNumbers:
-        """Hand the sums back to gradients and statistics."""
+    def _spread(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Hand the sums back to gradients and statistics; return loss and correct."""
         targets = [*self._parameters, *self._statistics]
         parts = torch.split(total, [*(target.numel() for target in targets), 1, 1])
         for parameter, part in zip(self._parameters, parts, strict=False):
             parameter.grad = part.view(parameter.shape)
-        self._unscale()
         with torch.no_grad():
             for values, part in zip(self._statistics, parts[len(self._parameters) :], strict=False):
                 values.copy_(part.view(values.shape))
-        return BatchNumbers(parts[-2][0], parts[-1][0])
+        return parts[-2][0], parts[-1][0]
 
-    def _forward(
-        self, inputs: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the number of samples classified rightly."""
         try:
             logits = self._precision.logits(self._net, inputs)
@@ -215,17 +235,6 @@ class BatchGradients:
             ) from error
         return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).sum()
 
-    def _unscale(self) -> None:
-        """Turn the gradients that were left into those of the loss."""
-        self._precision.unscale([p.grad for p in self._parameters if p.grad is not None])
-
-
-def _restore(buffers: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-    """Put buffers back to what they were before the step."""
-    with torch.no_grad():
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.copy_(value)
-
 
 def _seed_generators(seed: int, device: torch.device) -> None:
     """Seed the generators that a network on ``device`` draws from."""
@@ -234,61 +243,122 @@ def _seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def steps_of(samples: int, batch_size: int, shards: int = 1) -> int:
-    """Return the number of steps in an epoch.
-
-    Every image is used once, but for a last batch that has not two images for each shard: batch
-    norm could not normalize a single one.
-    """
-    steps, rest = divmod(samples, batch_size)
-    if steps and rest < min(2 * shards, batch_size):
-        return steps
-    return steps + (1 if rest else 0)
-
-
-def train_epoch(
-    state: RunState,
-    images: AnyImages,
+def train_step(
     gradients: BatchGradients,
-    recipe: Recipe,
-    *,
-    steps: int,
-    ranks: tuple[int, int],
-    augmentation: AnyAugmentation | None,
-    on_step: Callable[[int], None],
+    optimizers: Optimizers,
+    metrics: EpochMetrics,
+    batch: tuple[Tensor, Tensor],
+    samples: int,
+    epoch: int,
+    step: int,
 ) -> None:
-    """Take one step for each batch that is left of the epoch.
-
-    Order, augmentation and which steps are dropped are decided by seed and epoch. Sums stay on the
-    device, in the meter; ``on_step`` reads them when it cares to, and a loss that is not finite is
-    noticed then.
+    """Take one step: gradients, then flips and updates, then metrics. Nothing waits for the device.
 
     Args:
-        state: the run's; its network is put into training mode, its optimizers take the steps.
-        images: the training images.
-        gradients: computes a batch's gradient.
-        recipe: ``seed``, ``batch_size`` and ``drop_ratio`` matter.
-        steps: of the whole epoch, `steps_of`.
-        ranks: this process's rank and how many there are: it sees its part of every batch.
-        augmentation: what the images are put through, or None.
-        on_step: told the number of each step that is done or dropped, from 1.
-
-    Raises:
-        TrainingError: whatever ``on_step`` finds.
+        gradients: computes the gradient of the batch's loss.
+        optimizers: take the step.
+        metrics: of the epoch.
+        batch: this process's part of the batch: images ``float32[B, C, H, W]``, labels
+            ``int64[B]``.
+        samples: in the whole batch.
+        epoch: counted from 1.
+        step: counted from 1 in the epoch.
     """
-    net, meter, optimizers, epoch = state.net, state.meter, state.optimizers, state.epoch
-    net.train()
-    walk = batches(
-        images, recipe.batch_size, shuffle_seed=recipe.seed, epoch=epoch - 1,
-        augmentation=augmentation, start=state.step, shard=ranks,
-    )  # fmt: skip
-    for step, (inputs, labels) in zip(range(state.step + 1, steps + 1), walk, strict=False):
-        meter.begin(step)
-        if not dropped(recipe.seed, epoch - 1, step - 1, recipe.drop_ratio):
-            samples = min(recipe.batch_size, len(images) - (step - 1) * recipe.batch_size)
-            optimizers.zero_grad()
-            batch = gradients(inputs, labels, samples, epoch, step)
-            meter.check(batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
-            optimizers.step()
-            meter.add(batch.loss, batch.correct, samples, optimizers.flips)
-        on_step(step)
+    optimizers.zero_grad()
+    found = gradients(*batch, samples, epoch, step)
+    metrics.check(found.loss, found.gradients)
+    optimizers.step()
+    metrics.add(found.loss, found.correct, samples, optimizers.flips)
+
+
+class EpochMetrics:
+    """Loss, accuracy and flips of one epoch, summed on the device until `read`.
+
+    Args:
+        epoch: counted from 1.
+        device: where the sums live.
+    """
+
+    def __init__(self, epoch: int, device: torch.device):
+        self._epoch = epoch
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        # The first step that went wrong (0: none so far) and its loss.
+        self._failure = torch.zeros(2, dtype=torch.float64, device=device)
+        self._step = 0
+        self._taken = 0
+        self._samples = 0
+
+    def begin(self, step: int) -> None:
+        """Say which step comes next, counted from 1 in the epoch; it may be dropped."""
+        self._step = step
+
+    def check(self, loss: Tensor, gradients: list[Tensor]) -> None:
+        """Remember this step, for `read` to report, if the loss or a gradient is not finite.
+
+        Args:
+            loss: the mean loss of the step, a scalar.
+            gradients: those of all parameters.
+        """
+        largest = _largest(gradients)
+        loss = loss.detach().double()
+        sound = torch.isfinite(loss) & torch.isfinite(largest) | (self._failure[0] > 0)
+        here = torch.stack([torch.full_like(loss, self._step), loss])
+        self._failure = torch.where(sound, self._failure, here)
+
+    def add(self, loss: Tensor, correct: Tensor, samples: int, flips: Tensor) -> None:
+        """Add one step.
+
+        Args:
+            loss: mean loss of its samples, a scalar.
+            correct: how many of them were classified rightly, a scalar.
+            samples: how many there were.
+            flips: signs flipped, a scalar.
+        """
+        self._taken += 1
+        self._samples += samples
+        self._sums += torch.stack(
+            [loss.detach().double() * samples, correct.double(), flips.double()]
+        )
+
+    def read(self) -> Progress:
+        """Wait for the device and return the epoch's numbers so far.
+
+        Raises:
+            TrainingError: a loss or gradient was not finite; the message names epoch and step.
+        """
+        loss, correct, flips, failed, found = torch.cat([self._sums, self._failure]).tolist()
+        if failed:
+            finite = math.isfinite(found)
+            raise TrainingError(
+                f"epoch {self._epoch}, step {int(failed)}: expected a finite loss and finite "
+                f"gradients, found a loss of {found:g}"
+                f"{' with an infinite gradient' if finite else ''}; begin again with a lower "
+                "sgd.lr, or use an architecture with batch norm"
+            )
+        samples, taken = max(self._samples, 1), max(self._taken, 1)
+        return Progress(self._epoch, self._step, loss / samples, correct / samples, flips / taken)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums as plain values; `read` first, so that no failure is saved."""
+        return {
+            "sums": self._sums.tolist(),
+            "step": self._step,
+            "taken": self._taken,
+            "samples": self._samples,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the sums of a `state_dict`, to the bit."""
+        self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self._step = int(state["step"])
+        self._taken = int(state["taken"])
+        self._samples = int(state["samples"])
+
+
+def _largest(gradients: list[Tensor]) -> Tensor:
+    """Return the largest magnitude of all, a scalar; not finite if one of them is not."""
+    if any(gradient.device.type != "cpu" for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)
+    # On a CPU the norm takes many times as long as the extremes.
+    ends = [end for gradient in gradients if gradient.numel() for end in torch.aminmax(gradient)]
+    return torch.stack(ends).abs().amax() if ends else torch.zeros(())

@@ -126,7 +126,7 @@ def test_codec_size(bench, cache):
             assert limits["signs"] < 0.6 * row["survivors"] / 8
             assert "our mask + signs" in limits
     assert [file.name for file in cache.iterdir()] == [
-        "synflow-resnet20-w4-keep0.1-iterations5-seed3.npz"
+        "synflow-resnet20-width4-keep0.1-iterations5-seed3.npz"
     ]
 
     stdout, _, again = bench("codec_size", "--cache", cache, "--json", "--keep-ratio", 0.1)

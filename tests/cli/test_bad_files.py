@@ -1,4 +1,4 @@
-"""FAULTS 1, 2, 3, 4, 5, 13 at the command line: exit 3, one message, nothing left behind."""
+"""Damaged and hostile files at the command line: exit 3, one message, nothing left behind."""
 
 from __future__ import annotations
 

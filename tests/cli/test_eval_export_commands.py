@@ -1,3 +1,5 @@
+"""``pabzip eval`` and ``pabzip export``: tickets, checkpoints and exported models."""
+
 from __future__ import annotations
 
 import json

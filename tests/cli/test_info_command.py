@@ -1,3 +1,5 @@
+"""``pabzip info``: its numbers, its tables, and what a file may not put on the terminal."""
+
 from __future__ import annotations
 
 import json

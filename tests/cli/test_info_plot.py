@@ -1,3 +1,5 @@
+"""``pabzip info --plot``: the picture of where the bytes go."""
+
 from __future__ import annotations
 
 import io

@@ -1,4 +1,4 @@
-"""FAULTS 18 to 22 at the command line: what is written, refused, or cleaned up."""
+"""Output files of the commands: what is refused, replaced, or cleaned up after a failure."""
 
 from __future__ import annotations
 

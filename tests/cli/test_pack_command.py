@@ -1,3 +1,5 @@
+"""``pabzip pack``: from checkpoints to files, with every option."""
+
 from __future__ import annotations
 
 import json

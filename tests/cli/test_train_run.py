@@ -14,6 +14,7 @@ import torch
 
 import pabzip.train.trainer
 from pabzip.errors import TrainingError
+from pabzip.registry import CALLBACKS
 
 TINY = (
     "--arch", "conv2", "--set", "arch_options.width=4", "--epochs", "2",
@@ -32,15 +33,15 @@ def failing(monkeypatch):
     """Let the second epoch end with an error of one's choice."""
 
     def fail_with(error):
-        whole = pabzip.train.trainer.Run._epoch
+        whole = pabzip.train.trainer.Trainer._epoch
 
         def fail(self):
             if self.state.history:
                 raise error
             whole(self)
 
-        monkeypatch.setattr(pabzip.train.trainer.Run, "_epoch", fail)
-        return lambda: monkeypatch.setattr(pabzip.train.trainer.Run, "_epoch", whole)
+        monkeypatch.setattr(pabzip.train.trainer.Trainer, "_epoch", fail)
+        return lambda: monkeypatch.setattr(pabzip.train.trainer.Trainer, "_epoch", whole)
 
     return fail_with
 
@@ -118,7 +119,7 @@ def test_a_damaged_state_exits_3(folder, run):
     [
         (("--save-every", "often"), 2, "save_every: expected such as 10min"),
         (("--set", "shards=3"), 2, "shards: expected a power of two"),
-        (("--curves", "-"), 2, "name them"),
+        (("--log", "-"), 2, "name them"),
         (
             ("--curves", "run.txt"),
             2,
@@ -206,3 +207,36 @@ def test_search_only_is_for_one_process(folder, run, monkeypatch):
     result = run("train", *TINY, "--search-only")
     assert result.exit_code == 2
     assert "--search-only is for one process" in result.stderr
+
+
+MY_CALLBACK = """
+from pathlib import Path
+from pabzip.registry import register_callback
+from pabzip.train import Callback
+
+@register_callback("last-epoch", help="Note it.", metavar="FILE", writes="file")
+class LastEpoch(Callback):
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def on_epoch_end(self, stats):
+        self.path.write_text(str(stats.epoch))
+"""
+
+
+def test_a_callback_of_an_imported_package(folder, run, monkeypatch):
+    (folder / "my_callbacks.py").write_text(MY_CALLBACK)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    own = ("--import", "my_callbacks", "--callback")
+    try:
+        result = run("train", *TINY, *own, "last-epoch=last.txt", "--callback", "json-log=a.jsonl")
+        assert result.exit_code == 0, result.stderr
+        assert (folder / "last.txt").read_text() == "2"
+        assert '"event": "result"' in (folder / "a.jsonl").read_text()
+        again = run("train", *TINY, *own, "last-epoch=last.txt", "-o", "other.pt")
+        assert (again.exit_code, "last.txt" in again.stderr) == (1, True)
+        missing = run("train", *TINY, *own, "last-epoch", "--force")
+        assert (missing.exit_code, "expected last-epoch=FILE" in missing.stderr) == (2, True)
+    finally:
+        sys.modules.pop("my_callbacks", None)
+        CALLBACKS._own.pop("last-epoch", None)

@@ -1,3 +1,5 @@
+"""``pabzip unpack``: every format, equal to the file to the bit."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""``pabzip verify``: files that are what they say, and files that are not."""
+
 from __future__ import annotations
 
 import json

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pabzip.formats import sources
+from pabzip.formats import atomic, open_atomic, sources
 from pabzip.ticket import Ticket
 
 SCRIPT = """
@@ -68,6 +68,36 @@ def test_a_file_is_read_in_any_order_without_pread(
     source.close()
     with pytest.raises(ValueError, match="closed ticket"):
         source.read(0, 1)
+
+
+def test_windows_renames_closed_files_and_keeps_open_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Windows itself does is acted here: it refuses to remove or rename an open file."""
+    target, opened = tmp_path / "m.pabz", []
+    left, written = (tmp_path / f".m.pabz.{n}.00{atomic.SUFFIX}" for n in (1, 2))
+    left.write_bytes(b"left behind")
+    written.write_bytes(b"open elsewhere")
+    remove, rename = os.unlink, os.replace
+
+    def unlink(path: str) -> None:
+        if Path(path) == written:
+            raise PermissionError(13, "open elsewhere", path)
+        remove(path)
+
+    def replace(source: Path, name: Path) -> None:
+        assert opened[0].closed
+        rename(source, name)
+
+    monkeypatch.setattr(atomic, "_fcntl", None)
+    monkeypatch.setattr(atomic, "_WINDOWS", True)
+    monkeypatch.setattr(os, "unlink", unlink)
+    monkeypatch.setattr(os, "replace", replace)
+    with open_atomic(target) as stream:
+        opened.append(stream)
+        stream.write(b"new")
+    assert target.read_bytes() == b"new"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [written.name, "m.pabz"]
 
 
 def test_a_directory_is_refused_before_it_is_opened(tmp_path: Path) -> None:

@@ -317,3 +317,30 @@ def test_scores_that_overflow_name_the_layer(method):
 def test_a_network_without_a_seed_needs_weights():
     with pytest.raises(SeedError, match="call pabzip.init_"):
         snip(perceptron(), 0.5, example_inputs=samples())
+
+
+def test_snip_of_a_recurrent_network_runs_on_copies():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(3, 6, batch_first=True), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    net, batches = Recurrent(), samples(shape=(5, 3))
+    everything = {name: p for name, p in net.named_parameters() if p.dim() > 1}
+    copies = dict(net.state_dict())
+    network = LossNetwork(net, everything, batches, torch.float64)
+    found = SnipScorer(network).scores({name: p != 0 for name, p in everything.items()})
+    plain = copy.deepcopy(net).double()
+    together = [torch.cat(part) for part in zip(*batches, strict=True)]
+    nn.functional.cross_entropy(plain(together[0]), together[1]).backward()
+    for name, parameter in plain.named_parameters():
+        if parameter.dim() > 1:
+            expected = (parameter.grad * parameter).abs().detach()
+            torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-15)
+    assert all(
+        found is p for found, p in zip(net.lstm._flat_weights, net.lstm.parameters(), strict=True)
+    )
+    assert all(torch.equal(value, copies[name]) for name, value in net.state_dict().items())

@@ -1,12 +1,14 @@
 """Searches compute float32 as such, whatever torch rounds by default, and set nothing else."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 from torch.backends import cudnn
 
 import pabzip.init
-from pabzip.search import grasp, snip, synflow
+from pabzip.search import LossNetwork, SnipScorer, grasp, isolation, snip, synflow
 from pabzip.search.linearized import Product
 
 FLAGS = ("enabled", "benchmark", "deterministic")
@@ -72,6 +74,67 @@ def test_convolutions_are_float32_and_no_other_flag_changes(net, rounding, metho
     assert set(net.seen) == {("ieee", *rounding[1:])}
     assert state() == rounding
     assert cudnn.allow_tf32
+
+
+class Rounding(nn.Module):
+    """Two layers that round their factors to 10 bits where cuDNN would, as a GPU does in TF32."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(2, 16, 3, bias=False), nn.Linear(144, 3)
+
+    def forward(self, x):
+        if cudnn.conv.fp32_precision != "ieee" and x.dtype == torch.float32:
+            hidden = torch.conv2d(rounded(x), rounded(self.first.weight))
+        else:
+            hidden = self.first(x)
+        return self.head(hidden.relu().flatten(1))
+
+
+def rounded(values):
+    """The values with 10 bits of mantissa; their gradient passes."""
+    bits = (values.detach().view(torch.int32) + 0x1000) & ~0x1FFF
+    return values + (bits.view(torch.float32) - values).detach()
+
+
+def samples(device="cpu"):
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(20, 2, 5, 5, generator=generator)
+    return {"example_inputs": inputs.to(device), "targets": (torch.arange(20) % 3).to(device)}
+
+
+def snip_scores(net):
+    weights = pabzip.init.seeded_parameters(net)
+    batches = [tuple(samples(weights["head.weight"].device).values())]
+    exact, single = (
+        SnipScorer(LossNetwork(net, weights, batches, dtype)).scores(
+            {name: weight.detach() != 0 for name, weight in weights.items()}
+        )
+        for dtype in (torch.float64, torch.float32)
+    )
+    largest = max(float(scores.max()) for scores in exact.values())
+    return max(float((single[name] - exact[name]).abs().max()) for name in exact) / largest
+
+
+def test_scores_are_those_of_float32(monkeypatch):
+    net = pabzip.init.init_(Rounding(), 3)
+    with cudnn.flags(enabled=True, allow_tf32=True):
+        assert snip_scores(net) < 2e-6
+        monkeypatch.setattr(isolation, "full_float32", contextlib.nullcontext)
+        assert snip_scores(net) > 2e-5  # so the bound above tells float32 from TF32
+
+
+@pytest.mark.gpu
+def test_scores_are_those_of_float32_on_a_gpu(monkeypatch):
+    net = nn.Sequential()
+    net.add_module("first", nn.Conv2d(2, 16, 3, bias=False))
+    net.add_module("flat", nn.Flatten())
+    net.add_module("head", nn.Linear(144, 3))
+    pabzip.init.init_(net, 3).cuda()
+    with cudnn.flags(enabled=True, allow_tf32=True):
+        assert snip_scores(net) < 2e-6
+        monkeypatch.setattr(isolation, "full_float32", contextlib.nullcontext)
+        assert snip_scores(net) > 2e-5
 
 
 def test_settings_return_on_an_exception(net, rounding):

@@ -1,4 +1,4 @@
-"""SynFlow against a plain numpy statement of it, and the promises about the caller's network."""
+"""SynFlow against a plain numpy statement of it, and what it leaves of the caller's network."""
 
 import copy
 

@@ -221,6 +221,6 @@ def test_compiled_rounding_of_integers_is_to_nearest_even() -> None:
 def random_codes(count: int, keep: float) -> NDArray[np.int8]:
     """Return codes of which about ``keep`` survive, in runs, as pruning leaves them."""
     generator = np.random.default_rng(count)
-    alive = np.repeat(generator.random(-(-count // 3)), 3)[:count] < keep
-    codes: NDArray[np.int8] = (alive * generator.choice([-1, 1], count)).astype(np.int8)
+    active = np.repeat(generator.random(-(-count // 3)), 3)[:count] < keep
+    codes: NDArray[np.int8] = (active * generator.choice([-1, 1], count)).astype(np.int8)
     return codes

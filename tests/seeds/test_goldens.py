@@ -2,7 +2,7 @@
 
 ``pytest tests/seeds --regenerate-expected`` rewrites tests/expected/seeds_weights.json from the
 numpy reference. That is right only before the first release of a generator; afterwards a
-difference here is a broken promise, not an old file.
+difference here breaks the format, and no old file is at fault.
 """
 
 from __future__ import annotations

@@ -98,6 +98,25 @@ def test_an_edit_of_what_a_kernel_calls_or_reads_is_compiled_anew(copy: Path) ->
     assert cached(copy) == files  # new code takes the place of the old
 
 
+def test_modules_that_are_reloaded_are_compiled_anew(copy: Path) -> None:
+    (copy / "reload.py").write_text(
+        "import importlib, pathlib\n"
+        "from pabzip.seeds import _callee, _caller\n"
+        "file = pathlib.Path(_callee.__file__)\n"
+        "file.write_text(file.read_text().replace('x + STEP', '(x - STEP)'))\n"
+        "importlib.reload(_callee), importlib.reload(_caller)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "reload.py"],
+        env={**os.environ, "PYTHONPATH": str(copy), "NUMBA_CACHE_DIR": ""},
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["22 0", "18 0"]
+
+
 def test_kernels_that_move_in_their_file_keep_their_cache_files(copy: Path) -> None:
     run(copy)
     files = cached(copy)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from pabzip.errors import PabzError
-from pabzip.train import Observer, Recipe, merge, train
-from pabzip.train.trainer import Run
+from pabzip.train import Callback, JsonLog, Recipe, merge, train
+from pabzip.train.trainer import Trainer
 
 torch.set_num_threads(1)
 LAST = os.environ.get("RANK") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
@@ -24,7 +24,7 @@ LAST = os.environ.get("RANK") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
 def wrong_mask(find: Any) -> Any:
     """Let one rank change its network behind the others' backs."""
 
-    def check(self: Run, what: str) -> None:
+    def check(self: Trainer, what: str) -> None:
         if LAST and "search" in what:
             next(iter(self.state.masks.values())).logical_not_()
         find(self, what)
@@ -39,15 +39,15 @@ def main() -> None:
     if fault == "seed" and LAST:
         changes["seed"] = 99
     if fault == "mask":
-        Run.check_ranks = wrong_mask(Run.check_ranks)  # type: ignore[method-assign]
+        Trainer.check_ranks = wrong_mask(Trainer.check_ranks)  # type: ignore[method-assign]
     if fault == "crash" and LAST:
-        Run._epoch = lambda self: os._exit(9)  # type: ignore[assignment, method-assign]
+        Trainer._epoch = lambda self: os._exit(9)  # type: ignore[assignment, method-assign]
     recipe = merge(Recipe(device="cpu"), changes)
     interrupt = fault == "interrupt"
     try:
         result = train(
-            recipe, output=output, log=f"{output}.jsonl", resume=fault != "resume" or not LAST,
-            save_every="3steps", observers=[Stop()] if interrupt else [],
+            recipe, output=output, resume=fault != "resume" or not LAST, save_every="3steps",
+            callbacks=[*([Stop()] if interrupt else []), JsonLog(f"{output}.jsonl")],
         )  # fmt: skip
     except (PabzError, KeyboardInterrupt) as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))  # noqa: T201
@@ -55,10 +55,10 @@ def main() -> None:
     print(json.dumps(result.lasting()))  # noqa: T201
 
 
-class Stop(Observer):
+class Stop(Callback):
     """Interrupts the first process at the end of the first epoch."""
 
-    def epoch_ended(self, stats: Any) -> None:
+    def on_epoch_end(self, stats: Any) -> None:
         if stats.epoch == 1:
             raise KeyboardInterrupt
 

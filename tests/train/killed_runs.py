@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from pabzip import data
-from pabzip.train import Observer, Recipe, SaveEvery, merge, train
+from pabzip.train import Callback, JsonLog, Recipe, SaveEvery, merge, train
 
 RECIPE = merge(
     Recipe(),
@@ -37,14 +37,14 @@ RECIPE = merge(
 SPLITS = data.load("digits")
 
 
-class Killer(Observer):
+class Killer(Callback):
     """Starts the clock when the search does, and tells how long the run took from there."""
 
     def __init__(self, seconds: float | None):
         self.seconds = seconds
         self.begun = 0.0
 
-    def started(self, recipe: Recipe, steps: int) -> None:
+    def on_train_start(self, recipe: Recipe, steps: int) -> None:
         """Start a thread that kills this process after the time given."""
         self.begun = time.monotonic()
         if self.seconds is not None:
@@ -61,9 +61,8 @@ def attempt(folder: Path, seconds: float | None) -> int:
         train(
             RECIPE,
             output=folder / "killed.pt",
-            log=folder / "killed.jsonl",
             splits=SPLITS,
-            observers=[killer],
+            callbacks=[killer, JsonLog(folder / "killed.jsonl")],
             save_every=SaveEvery(steps=2),
             resume=True,
         )

@@ -20,7 +20,7 @@ import pabzip
 from pabzip.errors import RecipeError
 from pabzip.train import Recipe, merge
 from pabzip.train.build import sharded
-from pabzip.train.distributed import World
+from pabzip.train.distributed import ProcessGroup
 from pabzip.train.precision import Precision
 from pabzip.train.step import BatchGradients, bounds, shards_of, step_seed, tree_sum
 
@@ -141,7 +141,7 @@ def test_torchrun_itself(tmp_path: Path) -> None:
 def test_a_shard_of_one_image_is_no_matter_for_batch_norm() -> None:
     cpu = torch.device("cpu")
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3))
-    gradients = BatchGradients(net, 0, 4, World(), Precision("float32", False, cpu))
+    gradients = BatchGradients(net, 0, 4, ProcessGroup(), Precision("float32", False, cpu))
     message = (
         r"batch_size: expected two images or more in each shard .* found 1 with shards = 4; raise "
         r"batch_size or lower shards"
@@ -154,8 +154,8 @@ def test_nothing_of_the_group_is_left_behind() -> None:
     script = """
 import weakref
 import torch.distributed as dist
-from pabzip.train.distributed import joined
-with joined("cpu"):
+from pabzip.train.distributed import process_group
+with process_group("cpu"):
     group = weakref.ref(dist.group.WORLD)
     import torch.distributed.nn
 print(group())
@@ -185,15 +185,15 @@ def test_unless_told_otherwise_each_process_has_a_shard(tmp_path: Path) -> None:
 
 
 def test_processes_that_are_no_power_of_two() -> None:
-    three = World()
-    three.ranks = 3
+    three = ProcessGroup()
+    three.size = 3
     message = (
         r"shards: expected a power of two, such as 2, 4 or 8, found 3, one for each process; start "
         r"torchrun with --nproc-per-node of 1, 2, 4, \.\.\., at most the batch size"
     )
     with pytest.raises(RecipeError, match=message):
         sharded(Recipe(), three)
-    assert sharded(Recipe(), World()).shards == 1
+    assert sharded(Recipe(), ProcessGroup()).shards == 1
     assert sharded(Recipe(shards=4), three).shards == 4
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import pabzip
+from pabzip import data, models
 from pabzip.data import Images
 from pabzip.errors import DataError
-from pabzip.train import evaluate
+from pabzip.train import Recipe, evaluate, to_dict
 from pabzip.train.evaluation import batch_sums, summarized
 
 
@@ -89,6 +95,46 @@ def test_a_callable_may_return_an_array() -> None:
         return np.asarray(net(inputs).detach().numpy())
 
     assert evaluate(session, images) == evaluate(net, images)
+
+
+def test_batches_of_a_data_loader_count_as_images_do() -> None:
+    net, images = small_net(), some_images(50)
+    loader = DataLoader(TensorDataset(images.inputs(), images.labels), batch_size=256)
+    assert evaluate(net, loader) == evaluate(net, images)
+    assert net.training
+    small = DataLoader(TensorDataset(images.inputs(), images.labels), batch_size=7)
+    assert evaluate(net, small) == evaluate(net, images, batch_size=7)
+    with pytest.raises(DataError, match="expected at least one image"):
+        evaluate(net, [])
+
+
+def test_a_file_is_measured_on_the_data_that_it_names(tmp_path: Path) -> None:
+    net = pabzip.init_(models.build("lenet-300-100", image_size=8, in_channels=1), seed=3)
+    recipe, digits = Recipe(arch="lenet-300-100"), data.load("digits")
+    file, ticket = tmp_path / "model.pt", tmp_path / "model.pabz"
+    pabzip.save_checkpoint(net, file, settings=to_dict(recipe), results={"data": "digits"})
+    pabzip.pack(file, ticket)
+    expected = evaluate(net, digits.test)
+    assert pabzip.evaluate(file) == pabzip.evaluate(str(ticket)) == expected
+    assert pabzip.evaluate(ticket, digits) == pabzip.evaluate(net, "digits") == expected
+    assert pabzip.evaluate(file, some_images_like(digits.test)).samples == 5
+    with pytest.raises(DataError, match="expected data to measure on, found none"):
+        pabzip.evaluate(net)
+    pabzip.save_checkpoint(net, file)
+    with pytest.raises(DataError, match="no file that names its own; pass images, a DataLoader"):
+        pabzip.evaluate(file)
+
+
+def some_images_like(images: Images) -> Images:
+    return dataclasses.replace(images, images=images.images[:5], labels=images.labels[:5])
+
+
+def test_an_exported_model_is_measured_too(tmp_path: Path) -> None:
+    net = pabzip.init_(models.build("lenet-300-100", image_size=8, in_channels=1), seed=3)
+    file = tmp_path / "model.onnx"
+    pabzip.export_onnx(net, file, input_shape=(1, 8, 8), metadata={"pabzip.data": "digits"})
+    found = pabzip.evaluate(file)
+    assert found.accuracy == pytest.approx(pabzip.evaluate(net, "digits").accuracy, abs=0.01)
 
 
 def test_no_images_are_refused() -> None:

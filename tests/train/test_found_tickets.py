@@ -9,9 +9,9 @@ import pabzip
 from pabzip import data
 from pabzip.checkpoint import load_checkpoint, network_from_checkpoint, save_checkpoint
 from pabzip.errors import CheckpointError, RecipeError
+from pabzip.registry import SEARCHES, Registration
 from pabzip.train import Recipe, SearchRecipe, build_network, estimate_costs, to_dict
-from pabzip.train.found_tickets import apply_ticket, find_ticket
-from pabzip.train.pruning import search_masks
+from pabzip.train.pruning import apply_ticket, find_ticket, search_masks
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,17 @@ def test_data_and_batches_decide_a_ticket_of_snip(recipe, splits, tmp_path):
     smaller = other.replace(batch_size=16)
     with pytest.raises(CheckpointError, match=rf"batch_size: {recipe.batch_size} there, 16 here"):
         apply_ticket(build_network(smaller, splits), smaller, tmp_path / "snip.pt")
+
+
+def test_whether_data_decides_is_what_the_search_registered(
+    recipe, splits, found, tmp_path, monkeypatch
+):
+    smaller = recipe.replace(batch_size=16)
+    apply_ticket(build_network(smaller, splits), smaller, found[0])
+    facts = Registration("synflow", {"needs_data": True}, "pabzip.search.synflow")
+    monkeypatch.setitem(SEARCHES._own, "synflow", facts)
+    with pytest.raises(CheckpointError, match=rf"batch_size: {recipe.batch_size} there, 16 here"):
+        apply_ticket(build_network(smaller, splits), smaller, found[0])
 
 
 def test_a_dense_method_has_no_ticket(recipe, splits, tmp_path):

@@ -14,8 +14,8 @@ from pabzip.checkpoint import load_checkpoint
 from pabzip.data import Splits
 from pabzip.errors import CheckpointError
 from pabzip.seeds import weights
-from pabzip.train import EpochStats, Observer, Recipe, TrainResult, merge, train
-from pabzip.train.found_tickets import find_ticket
+from pabzip.train import Callback, EpochStats, Recipe, TrainResult, merge, train
+from pabzip.train.pruning import find_ticket
 from pabzip.train.step import dropped
 
 
@@ -40,25 +40,25 @@ def tiny(**changes: Any) -> Recipe:
     return merge(merge(recipe, {"search": {"iterations": 5}}), changes)
 
 
-class Watch(Observer):
+class Watch(Callback):
     """Notes the events, and what survives after each epoch."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
         self.stats: list[EpochStats] = []
 
-    def searched(self, iteration: int, iterations: int) -> None:
+    def on_search_iteration(self, iteration: int, iterations: int) -> None:
         if iteration == iterations:
             self.events.append("search")
 
-    def epoch_ended(self, stats: EpochStats) -> None:
+    def on_epoch_end(self, stats: EpochStats) -> None:
         self.events.append("epoch")
         self.stats.append(stats)
 
 
 def watched(recipe: Recipe, file: Path, splits: Splits) -> tuple[Watch, TrainResult]:
     watch = Watch()
-    return watch, train(recipe, output=file, splits=splits, observers=[watch])
+    return watch, train(recipe, output=file, splits=splits, callbacks=[watch])
 
 
 @pytest.mark.parametrize(("search", "events"), [

@@ -20,8 +20,9 @@ from pabzip.data import Images, Splits
 from pabzip.errors import ArchitectureError, DataError, RecipeError, TrainingError
 from pabzip.seeds import weights
 from pabzip.train import (
+    Callback,
     EpochStats,
-    Observer,
+    JsonLog,
     Progress,
     ProgressBar,
     Recipe,
@@ -33,7 +34,7 @@ from pabzip.train import (
     merge,
     train,
 )
-from pabzip.train.step import steps_of
+from pabzip.train.step import steps_per_epoch
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +66,20 @@ def tiny(**changes: Any) -> Recipe:
     return merge(recipe, changes)
 
 
-class Recorder(Observer):
+class Recorder(Callback):
     def __init__(self) -> None:
         self.events: list[Any] = []
 
-    def started(self, recipe: Recipe, steps: int) -> None:
+    def on_train_start(self, recipe: Recipe, steps: int) -> None:
         self.events.append(steps)
 
-    def stepped(self, progress: Progress) -> None:
+    def on_step_end(self, progress: Progress) -> None:
         self.events.append(progress)
 
-    def epoch_ended(self, stats: EpochStats) -> None:
+    def on_epoch_end(self, stats: EpochStats) -> None:
         self.events.append(stats)
 
-    def finished(self, result: TrainResult) -> None:
+    def on_train_end(self, result: TrainResult) -> None:
         self.events.append(result)
 
     def close(self) -> None:
@@ -164,15 +165,15 @@ def costs(layer):
     return layer["forward"] + layer["input_gradient"] + layer["weight_gradient"]
 
 
-def test_observers_and_log_hear_everything_in_order(tmp_path: Path, splits: Splits) -> None:
+def test_callbacks_and_log_hear_everything_in_order(tmp_path: Path, splits: Splits) -> None:
     recorder, log = Recorder(), tmp_path / "log.jsonl"
     result = train(
-        tiny(), output=tmp_path / "model.pt", log=log, observers=[recorder], splits=splits
+        tiny(), output=tmp_path / "model.pt", callbacks=[recorder, JsonLog(log)], splits=splits
     )
     kinds = [type(event).__name__ for event in recorder.events]
     epoch = ["Progress", "EpochStats"]
     assert kinds == ["int", *epoch, *epoch, "TrainResult", "str"]
-    assert recorder.events[0] == steps_of(130, 32) == 5
+    assert recorder.events[0] == steps_per_epoch(130, 32) == 5
     stats, progress = recorder.events[-3], recorder.events[-4]
     assert (progress.epoch, progress.step) == (2, 5)
     assert (stats.loss, stats.train_accuracy) == (progress.loss, progress.accuracy)
@@ -201,11 +202,11 @@ def test_the_bar_shows_on_a_terminal_alone(
     tmp_path: Path, splits: Splits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     terminal = Terminal()
-    train(tiny(), output=tmp_path / "m.pt", observers=[ProgressBar(terminal)], splits=splits)
+    train(tiny(), output=tmp_path / "m.pt", callbacks=[ProgressBar(terminal)], splits=splits)
     shown = terminal.getvalue()
     assert "search 5/5" in shown
     assert all(word in shown for word in ("epoch 2", "loss=", "train=", "flips/step=", "10/10"))
-    train(tiny(), output=tmp_path / "m.pt", observers=[ProgressBar()], splits=splits)
+    train(tiny(), output=tmp_path / "m.pt", callbacks=[ProgressBar()], splits=splits)
     assert capsys.readouterr() == ("", "")
 
 
@@ -215,7 +216,7 @@ def test_the_bar_shows_on_a_terminal_alone(
 def test_an_epoch_uses_every_image_but_a_last_lonely_one(
     samples: int, batch: int, steps: int
 ) -> None:
-    assert steps_of(samples, batch) == steps
+    assert steps_per_epoch(samples, batch) == steps
 
 
 def test_an_infinite_loss_stops_the_run_and_keeps_the_old_file(
@@ -225,7 +226,7 @@ def test_an_infinite_loss_stops_the_run_and_keeps_the_old_file(
     file.write_bytes(b"old")
     recipe = tiny(sgd={"lr": 1e30})
     with pytest.raises(TrainingError, match=r"epoch 1, step [2-4]: expected a finite loss"):
-        train(recipe, output=file, observers=[recorder], splits=splits)
+        train(recipe, output=file, callbacks=[recorder], splits=splits)
     assert file.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
     assert recorder.events[-1] == "closed"
@@ -255,7 +256,9 @@ class InfiniteGradient(nn.Module):
         return logits + ((logits - logits).sum().sqrt() if self.training else 0.0)
 
 
-@pytest.mark.parametrize("event", ["started", "searched", "stepped", "epoch_ended"])
+@pytest.mark.parametrize(
+    "event", ["on_train_start", "on_search_iteration", "on_step_end", "on_epoch_end"]
+)
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, splits: Splits, event: str) -> None:
     class Interrupting(Recorder):
         pass
@@ -263,13 +266,13 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, splits: Splits, even
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    observer = Interrupting()
-    setattr(observer, event, interrupt)
+    callback = Interrupting()
+    setattr(callback, event, interrupt)
     state = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        train(tiny(), output=tmp_path / "model.pt", observers=[observer], splits=splits)
+        train(tiny(), output=tmp_path / "model.pt", callbacks=[callback], splits=splits)
     assert list(tmp_path.iterdir()) == []
-    assert observer.events[-1] == "closed"
+    assert callback.events[-1] == "closed"
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -278,9 +281,9 @@ def test_a_place_that_cannot_be_written_fails_before_the_search(
 ) -> None:
     recorder = Recorder()
     with pytest.raises(FileNotFoundError, match="create it first"):
-        train(tiny(), output=tmp_path / "no" / "m.pt", observers=[recorder], splits=splits)
+        train(tiny(), output=tmp_path / "no" / "m.pt", callbacks=[recorder], splits=splits)
     with pytest.raises(IsADirectoryError, match="found a directory"):
-        train(tiny(), output=tmp_path, observers=[recorder], splits=splits)
+        train(tiny(), output=tmp_path, callbacks=[recorder], splits=splits)
     assert recorder.events == ["closed", "closed"]
 
 

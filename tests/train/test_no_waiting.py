@@ -21,11 +21,10 @@ from pabzip.data.augment import crop_and_flip
 from pabzip.train import Recipe
 from pabzip.train.build import seed_network, sharded
 from pabzip.train.config import METHODS, method_of
-from pabzip.train.distributed import World
+from pabzip.train.distributed import ProcessGroup
 from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
-from pabzip.train.run_state import Meter
-from pabzip.train.step import BatchGradients
+from pabzip.train.step import BatchGradients, EpochMetrics, train_step
 from pabzip.unmask import apply_psg
 
 _READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
@@ -66,24 +65,22 @@ def no_waiting() -> Iterator[None]:
 
 def step_on(device: torch.device, **recipe_values: Any) -> Callable[[], None]:
     """Return one step of the loop, after a first one that made the optimizers' states."""
-    recipe = sharded(Recipe(arch="resnet20", arch_options={"width": 4}, **recipe_values), World())
+    recipe = sharded(
+        Recipe(arch="resnet20", arch_options={"width": 4}, **recipe_values), ProcessGroup()
+    )
     net = seed_network(models.build("resnet20", {"width": 4}), recipe).to(device).train()
     precision = Precision(recipe.precision, recipe.channels_last, device)
-    precision.arrange(net)
+    precision.lay_out(net)
     if method_of(recipe).psg:
         apply_psg(net)
-    optimizers, meter = Optimizers(net, recipe, {}), Meter(1, device)
-    gradients = BatchGradients(net, 0, recipe.shards, World(), precision)
+    optimizers, metrics = Optimizers(net, recipe, {}), EpochMetrics(1, device)
+    gradients = BatchGradients(net, 0, recipe.shards, ProcessGroup(), precision)
     inputs = torch.zeros(4, 3, 32, 32, device=device)
     labels = torch.zeros(4, dtype=torch.int64, device=device)
 
     def step() -> None:
-        optimizers.zero_grad()
-        meter.begin(1)
-        batch = gradients(inputs, labels, len(labels), 1, 1)
-        meter.check(batch.loss, [p.grad for p in net.parameters() if p.grad is not None])
-        optimizers.step()
-        meter.add(batch.loss, batch.correct, len(labels), optimizers.flips)
+        metrics.begin(1)
+        train_step(gradients, optimizers, metrics, (inputs, labels), len(labels), 1, 1)
 
     step()
     return step

@@ -61,7 +61,7 @@ def test_learns_and_packs_exactly(name: str, channels_last: bool, psg: bool) -> 
     if psg:
         apply_psg(net)
     precision = Precision(name, channels_last, CPU)
-    precision.arrange(net)
+    precision.lay_out(net)
     bop = Bop(net, 0.1, 1e-6)
     sgd = torch.optim.SGD([p for p in net.parameters() if p.dim() != 4], 0.1)
     losses, flips = [], 0
@@ -124,7 +124,7 @@ def test_channels_last_reaches_weights_and_images() -> None:
     net, seen = ticket(), []
     net[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].stride()))
     precision = Precision("float32", True, CPU)
-    precision.arrange(net)
+    precision.lay_out(net)
     precision.logits(net, torch.zeros(2, 3, 8, 8))
     assert seen == [(192, 1, 24, 3)]
     assert net[0].weight.stride() == (27, 1, 9, 3)

@@ -22,8 +22,9 @@ from pabzip.checkpoint import load_checkpoint
 from pabzip.data import Images, Splits
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
 from pabzip.train import (
+    Callback,
     EpochStats,
-    Observer,
+    JsonLog,
     Recipe,
     SaveEvery,
     SearchRecipe,
@@ -32,7 +33,7 @@ from pabzip.train import (
     train,
 )
 from pabzip.train.config import METHODS
-from pabzip.train.resume import Cadence, check_resumption, surroundings
+from pabzip.train.resume import SaveSchedule, check_resume, surroundings
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def tiny(**changes: Any) -> Recipe:
     return merge(merge(recipe, few), changes)
 
 
-class Stop(Observer):
+class Stop(Callback):
     """Interrupts a run where an epoch's numbers are first read, at its last step."""
 
     def __init__(self, epoch: int, error: BaseException | None = None):
@@ -66,17 +67,19 @@ class Stop(Observer):
         self.error = error or KeyboardInterrupt()
         self.past: list[Any] = []
 
-    def resumed(self, history: Sequence[EpochStats], step: int) -> None:
+    def on_resume(self, history: Sequence[EpochStats], step: int) -> None:
         self.past.append((len(history), step))
 
-    def stepped(self, progress: Any) -> None:
+    def on_step_end(self, progress: Any) -> None:
         if progress.epoch == self.epoch:
             raise self.error
 
 
-def interrupted(recipe: Recipe, output: Path, splits: Splits, epoch: int, **how: Any) -> None:
+def interrupted(
+    recipe: Recipe, output: Path, splits: Splits, epoch: int, *others: Callback, **how: Any
+) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, output=output, splits=splits, observers=[Stop(epoch)], **how)
+        train(recipe, output=output, splits=splits, callbacks=[Stop(epoch), *others], **how)
 
 
 SEVERAL = {"search": {"method": "snip", "samples": 40, "epoch": 2, "shots": 3}, "shards": 2,
@@ -105,7 +108,7 @@ def test_a_resumed_run_writes_the_same_bytes(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.pt.progress", "whole.pt"]
     interrupted(recipe, file, splits, 3, save_every=every, resume=True)
     watcher = Stop(-1)
-    train(recipe, output=file, splits=splits, resume=True, observers=[watcher])
+    train(recipe, output=file, splits=splits, resume=True, callbacks=[watcher])
     ((epochs, step),) = watcher.past
     assert epochs == 2
     assert step in {"1epoch": {0}, "3steps": {2, 3}, "0.00001min": {4}}[every]
@@ -223,9 +226,9 @@ def test_published_rounds_may_be_given_by_number(then: int | None, now: int | No
         Recipe(search=SearchRecipe(method="snip", iterations=rounds)) for rounds in (then, now)
     )
     saved = {**surroundings(cpu), "recipe": to_dict(begun)}
-    check_resumption(saved, other, cpu, "model.pt.progress")
+    check_resume(saved, other, cpu, "model.pt.progress")
     with pytest.raises(RecipeError, match=r"search\.iterations = 1 then and 7 now"):
-        check_resumption(saved, merge(other, {"search": {"iterations": 7}}), cpu, "model.pt")
+        check_resume(saved, merge(other, {"search": {"iterations": 7}}), cpu, "model.pt")
 
 
 def test_another_torch_or_thread_count_is_told(tmp_path: Path, splits: Splits) -> None:
@@ -270,13 +273,13 @@ def test_a_damaged_state_is_refused(tmp_path: Path, splits: Splits) -> None:
 
 def test_the_log_has_each_epoch_once(tmp_path: Path, splits: Splits) -> None:
     file, log = tmp_path / "model.pt", tmp_path / "log.jsonl"
-    interrupted(tiny(), file, splits, 3, save_every="2epochs", log=log)
+    interrupted(tiny(), file, splits, 3, JsonLog(log), save_every="2epochs")
     first = log.read_text()
     log.write_text(first + '{"event": "epo')
-    interrupted(tiny(), file, splits, 3, resume=True, log=log)
+    interrupted(tiny(), file, splits, 3, JsonLog(log), resume=True)
     lines = log.read_text().splitlines()
     log.write_text("\n".join([*lines[:3], lines[2]]))  # an epoch is lost, the last line is cut
-    train(tiny(), output=file, splits=splits, resume=True, log=log)
+    train(tiny(), output=file, splits=splits, resume=True, callbacks=[JsonLog(log)])
     events = [json.loads(line) for line in log.read_text().splitlines()]
     names = [event["event"] for event in events]
     assert names == ["start", "bitops", "epoch", "epoch", "resume", "bitops", "epoch", "result"]
@@ -286,26 +289,26 @@ def test_the_log_has_each_epoch_once(tmp_path: Path, splits: Splits) -> None:
 
 def test_a_lost_log_begins_again_with_the_past(tmp_path: Path, splits: Splits) -> None:
     file, log = tmp_path / "model.pt", tmp_path / "log.jsonl"
-    interrupted(tiny(), file, splits, 2, save_every="1epoch", log=log)
+    interrupted(tiny(), file, splits, 2, JsonLog(log), save_every="1epoch")
     log.unlink()
-    train(tiny(), output=file, splits=splits, resume=True, log=log)
+    train(tiny(), output=file, splits=splits, resume=True, callbacks=[JsonLog(log)])
     names = [json.loads(line)["event"] for line in log.read_text().splitlines()]
     assert names == ["start", "epoch", "resume", "bitops", "epoch", "epoch", "result"]
 
 
 def test_when_a_save_is_due() -> None:
     now = [0.0]
-    cadence = Cadence(SaveEvery(steps=3, epochs=2, minutes=1), lambda: now[0])
-    assert [cadence.step_due() for _ in range(3)] == [False, False, True]
-    cadence.saved()
-    assert [cadence.epoch_due() for _ in range(2)] == [False, True]
-    cadence.saved()
+    schedule = SaveSchedule(SaveEvery(steps=3, epochs=2, minutes=1), lambda: now[0])
+    assert [schedule.step_due() for _ in range(3)] == [False, False, True]
+    schedule.saved()
+    assert [schedule.epoch_due() for _ in range(2)] == [False, True]
+    schedule.saved()
     now[0] = 60
-    assert cadence.step_due()
-    cadence.saved()
-    assert not cadence.step_due()
-    assert not Cadence(None).step_due()
-    assert not Cadence(None).epoch_due()
+    assert schedule.step_due()
+    schedule.saved()
+    assert not schedule.step_due()
+    assert not SaveSchedule(None).step_due()
+    assert not SaveSchedule(None).epoch_due()
 
 
 @pytest.mark.parametrize(("text", "every"), [
@@ -347,5 +350,5 @@ def test_a_file_that_is_no_log_is_spared(tmp_path: Path, splits: Splits) -> None
     interrupted(tiny(), file, splits, 1, save_every="1epoch")
     log.write_text("mine\n")
     with pytest.raises(FileExistsError, match="holds no log of a run; name another"):
-        train(tiny(), output=file, splits=splits, resume=True, log=log)
+        train(tiny(), output=file, splits=splits, resume=True, callbacks=[JsonLog(log)])
     assert log.read_text() == "mine\n"

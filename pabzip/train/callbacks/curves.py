@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from pabzip._optional import require
 from pabzip.formats.atomic import open_atomic
-from pabzip.train.callbacks.base import Observer
+from pabzip.registry import register_callback
+from pabzip.train.callbacks.base import Callback
 from pabzip.train.config import Recipe
 from pabzip.train.results import EpochStats, TrainResult
 
@@ -21,7 +22,15 @@ _TRAIN = "#3b6fb6"
 _TEST = "#d1603d"
 
 
-class Curves(Observer):
+@register_callback(
+    "curves",
+    help="Draw loss, accuracy, flips and bytes.",
+    metavar="FILE.png",
+    flag="--curves",
+    writes="file",
+    suffix=".png",
+)
+class Curves(Callback):
     """Draws loss, accuracy, flips, fraction flipped and expected bytes by epoch, at the end.
 
     The past of a run that is continued is drawn too. matplotlib is imported at the start, so that
@@ -31,27 +40,27 @@ class Curves(Observer):
         target: path of the PNG, replaced only by a complete one.
 
     Raises:
-        MissingDependencyError: matplotlib is missing; raised by `started`.
-        OSError: the picture cannot be written; raised by `finished`.
+        MissingDependencyError: matplotlib is missing; raised by `on_train_start`.
+        OSError: the picture cannot be written; raised by `on_train_end`.
     """
 
     def __init__(self, target: str | os.PathLike[str]):
         self._target = target
         self._stats: list[EpochStats] = []
 
-    def resumed(self, history: Sequence[EpochStats], step: int) -> None:
-        """Take up the epochs of the earlier run."""
+    def on_resume(self, history: Sequence[EpochStats], step: int) -> None:
+        """Remember the epochs of the earlier run."""
         self._stats = list(history)
 
-    def started(self, recipe: Recipe, steps: int) -> None:
+    def on_train_start(self, recipe: Recipe, steps: int) -> None:
         """Make sure that there is something to draw with."""
         require("matplotlib", extra="train", purpose="--curves")
 
-    def epoch_ended(self, stats: EpochStats) -> None:
+    def on_epoch_end(self, stats: EpochStats) -> None:
         """Remember an epoch."""
         self._stats.append(stats)
 
-    def finished(self, result: TrainResult) -> None:
+    def on_train_end(self, result: TrainResult) -> None:
         """Draw, and write the picture."""
         title = f"{result.arch} on {result.data}, {result.method}, keep {result.keep_ratio:g}"
         with open_atomic(self._target) as file:

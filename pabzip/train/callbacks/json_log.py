@@ -7,21 +7,24 @@ import errno
 import json
 import os
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any
-
-import torch
+from typing import IO, Any
 
 from pabzip._version import __version__
 from pabzip.formats.atomic import naming
-from pabzip.train.callbacks.base import Observer
+from pabzip.registry import register_callback
+from pabzip.train.callbacks.base import Callback
 from pabzip.train.config import Recipe, to_dict
-from pabzip.train.results import EpochStats, TrainResult
-
-if TYPE_CHECKING:
-    from pabzip.train.cost import StepCosts
+from pabzip.train.results import EpochStats, StepCosts, TrainResult
 
 
-class JsonLog(Observer):
+@register_callback(
+    "json-log",
+    help="Write one JSON object an epoch.",
+    metavar="FILE.jsonl",
+    flag="--log",
+    writes="file",
+)
+class JsonLog(Callback):
     """A log of one JSON object a line, each written at once, so that a killed run leaves its part.
 
     The first line has ``event`` ``"start"`` and the recipe; ``"bitops"`` says what a step costs, by
@@ -41,12 +44,12 @@ class JsonLog(Observer):
         self._file: IO[str] | None = None
         self._past: tuple[Sequence[EpochStats], int] | None = None
 
-    def resumed(self, history: Sequence[EpochStats], step: int) -> None:
-        """Keep what the log says of the past."""
+    def on_resume(self, history: Sequence[EpochStats], step: int) -> None:
+        """Remember where the earlier run stood."""
         self._past = (history, step)
 
-    def started(self, recipe: Recipe, steps: int) -> None:
-        """Open the file and write the recipe, or where an earlier run is taken up."""
+    def on_train_start(self, recipe: Recipe, steps: int) -> None:
+        """Open the file and write the recipe, or where an earlier run is continued."""
         header = {"pabzip": __version__, "steps": steps, "recipe": to_dict(recipe)}
         target = self._target
         if self._past is None:
@@ -63,9 +66,11 @@ class JsonLog(Observer):
             if logged is None:
                 self._write("start", header)
             for stats in history[logged or 0 :]:
-                self.epoch_ended(stats)
+                self.on_epoch_end(stats)
         else:
             self._file = target
+        import torch
+
         self._write(
             "resume",
             {
@@ -77,7 +82,7 @@ class JsonLog(Observer):
             },
         )
 
-    def counted(self, costs: StepCosts) -> None:
+    def on_costs(self, costs: StepCosts) -> None:
         """Write what a step costs from now on."""
         self._write(
             "bitops",
@@ -90,16 +95,16 @@ class JsonLog(Observer):
             },
         )
 
-    def epoch_ended(self, stats: EpochStats) -> None:
+    def on_epoch_end(self, stats: EpochStats) -> None:
         """Write one epoch."""
         self._write("epoch", stats.to_dict())
 
-    def finished(self, result: TrainResult) -> None:
+    def on_train_end(self, result: TrainResult) -> None:
         """Write the result."""
         self._write("result", result.to_dict())
 
     def close(self) -> None:
-        """Close the file that `started` opened."""
+        """Close the file that `on_train_start` opened."""
         if self._file is not None and self._file is not self._target:
             self._file.close()
 
@@ -140,7 +145,7 @@ def _keep_past(file: IO[str], epochs: int) -> int | None:
 
 
 def _belongs(event: dict[str, Any], epochs: int) -> bool:
-    """Say whether a line that is no epoch's may stay: it tells of nothing that is to come again."""
+    """Return whether a line that is no epoch's may stay: the run will not write it again."""
     if event.get("event") == "bitops":
         return bool(event.get("epoch", 0) <= epochs)
     return event.get("event") == "resume"

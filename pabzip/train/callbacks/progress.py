@@ -6,12 +6,14 @@ import sys
 from collections.abc import Sequence
 from typing import IO, Any
 
-from pabzip.train.callbacks.base import Observer, Progress
+from pabzip.registry import register_callback
+from pabzip.train.callbacks.base import Callback
 from pabzip.train.config import Recipe
-from pabzip.train.results import EpochStats
+from pabzip.train.results import EpochStats, Progress
 
 
-class ProgressBar(Observer):
+@register_callback("progress", help="Show a progress bar on a terminal.")
+class ProgressBar(Callback):
     """A bar on stderr, and only where stderr is a terminal.
 
     Shows loss, training accuracy and flips a step; after an epoch test accuracy and expected bytes.
@@ -28,13 +30,13 @@ class ProgressBar(Observer):
         self._epochs_done = 0
         self._steps_done = 0
 
-    def resumed(self, history: Sequence[EpochStats], step: int) -> None:
+    def on_resume(self, history: Sequence[EpochStats], step: int) -> None:
         """Begin where the earlier run stood."""
         self._epochs_done, self._steps_done = len(history), step
         if history:
-            self.epoch_ended(history[-1])
+            self.on_epoch_end(history[-1])
 
-    def started(self, recipe: Recipe, steps: int) -> None:
+    def on_train_start(self, recipe: Recipe, steps: int) -> None:
         """Draw the bar."""
         from tqdm import tqdm
 
@@ -50,11 +52,11 @@ class ProgressBar(Observer):
             dynamic_ncols=True,
         )
 
-    def searched(self, iteration: int, iterations: int) -> None:
+    def on_search_iteration(self, iteration: int, iterations: int) -> None:
         """Count the iterations of the search."""
         self._bar.set_description_str(f"search {iteration}/{iterations}")
 
-    def stepped(self, progress: Progress) -> None:
+    def on_step_end(self, progress: Progress) -> None:
         """Move the bar and show the epoch's numbers so far."""
         self._bar.set_description_str(f"epoch {progress.epoch}", refresh=False)
         numbers = {
@@ -65,7 +67,7 @@ class ProgressBar(Observer):
         self._bar.set_postfix({**numbers, **self._after_epoch}, refresh=False)
         self._bar.update((progress.epoch - 1) * self._steps + progress.step - self._bar.n)
 
-    def epoch_ended(self, stats: EpochStats) -> None:
+    def on_epoch_end(self, stats: EpochStats) -> None:
         """Remember test accuracy and size of the ticket, to be shown from now on."""
         self._after_epoch = {"test": f"{stats.test_accuracy:.2%}"}
         if stats.expected_bytes is not None:

@@ -8,12 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from pabzip._optional import require
-from pabzip.train.callbacks.base import Observer, Progress
+from pabzip.registry import register_callback
+from pabzip.train.callbacks.base import Callback
 from pabzip.train.config import Recipe, to_dict
-from pabzip.train.results import EpochStats
+from pabzip.train.results import EpochStats, Progress
 
 
-class TensorBoard(Observer):
+@register_callback(
+    "tensorboard",
+    help="Write event files for TensorBoard.",
+    metavar="DIR",
+    flag="--tensorboard",
+)
+class TensorBoard(Callback):
     """Writes event files that ``tensorboard --logdir`` shows; steps are counted over all epochs.
 
     A run that is continued writes a further event file, whose steps replace those that an earlier
@@ -23,7 +30,7 @@ class TensorBoard(Observer):
         folder: where the event files go; made where it is missing.
 
     Raises:
-        MissingDependencyError: tensorboard is missing; raised by `started`.
+        MissingDependencyError: tensorboard is missing; raised by `on_train_start`.
         OSError: the folder cannot be written.
     """
 
@@ -33,11 +40,11 @@ class TensorBoard(Observer):
         self._steps = 0
         self._done: tuple[int, int] | None = None
 
-    def resumed(self, history: Sequence[EpochStats], step: int) -> None:
+    def on_resume(self, history: Sequence[EpochStats], step: int) -> None:
         """Remember where the earlier run stood."""
         self._done = (len(history), step)
 
-    def started(self, recipe: Recipe, steps: int) -> None:
+    def on_train_start(self, recipe: Recipe, steps: int) -> None:
         """Open an event file and write the recipe."""
         require("tensorboard", extra="train", purpose="--tensorboard")
         from torch.utils.tensorboard import SummaryWriter
@@ -48,7 +55,7 @@ class TensorBoard(Observer):
         text = json.dumps(to_dict(recipe), indent=4)
         self._writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()))
 
-    def stepped(self, progress: Progress) -> None:
+    def on_step_end(self, progress: Progress) -> None:
         """Write the epoch's numbers so far."""
         step = (progress.epoch - 1) * self._steps + progress.step
         self._write(
@@ -60,7 +67,7 @@ class TensorBoard(Observer):
             },
         )
 
-    def epoch_ended(self, stats: EpochStats) -> None:
+    def on_epoch_end(self, stats: EpochStats) -> None:
         """Write one epoch, at its last step."""
         values = {
             "loss/train": stats.loss,

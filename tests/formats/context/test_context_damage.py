@@ -139,13 +139,13 @@ def test_fault_12_both_decoders_refuse_the_same_bytes(
         for place, shape in enumerate(shapes)
     ]
     try:
-        told = plain.read_side(side, [(entry.shape, entry.survivors) for entry in entries])
+        descriptions = plain.read_side(side, [(entry.shape, entry.survivors) for entry in entries])
     except plain.RefusedError:
         with pytest.raises(FormatError, match="side stream"):
             Context().decoder(seed, entries, side)
         return
     decoder = Context().decoder(seed, entries, side)
-    for entry, one in zip(entries, told, strict=True):
+    for entry, one in zip(entries, descriptions, strict=True):
         length = sum(coded for _, coded, _ in one.chunks)
         length += sum((found + 7) // 8 for *_, found in one.chunks) if one.signs == 1 else 0
         section = (payload + bytes(length))[:length]
@@ -400,7 +400,8 @@ def test_lengths_beyond_any_encoders(make: Any) -> None:
 def test_a_writer_is_held_to_the_same_rules(make: Any, encode: Any) -> None:
     """What a reader would refuse, a writer cannot write."""
     one = encode([make("w", (9, 9), keep=0.5)])
-    told = next(iter(Context().decoder(0, one.entries, one.side).descriptions.values()))  # type: ignore[attr-defined]
-    told.coded_bytes = told.coded_bytes + 400
+    decoder: Any = Context().decoder(0, one.entries, one.side)
+    description = next(iter(decoder.descriptions.values()))
+    description.coded_bytes = description.coded_bytes + 400
     with pytest.raises(FormatError, match="expected a chunk's size"):
-        SideInformation().tensor((9, 9), int(told.survivors.sum()), told)
+        SideInformation().tensor((9, 9), int(description.survivors.sum()), description)

@@ -84,17 +84,17 @@ def test_a_chunk_beyond_2_to_the_32(
     codes[rng.random(len(codes)) < 0.01] = 1
     codes *= rng.choice(np.array([1, -1], np.int8), len(codes))
     plan = ActivePlan.of(active)
-    told, _ = describe(active, plan, levels, codes)
-    assert told.mask is MaskMode.THRESHOLD
+    description, _ = describe(active, plan, levels, codes)
+    assert description.mask is MaskMode.THRESHOLD
     chunks = [
-        encode_chunk(plan, told.predictor(plan), levels, codes, begin, end)
+        encode_chunk(plan, description.predictor(plan), levels, codes, begin, end)
         for begin, end in active.chunks
     ]
-    told.coded_bytes = np.array([len(coded) for coded, _, _ in chunks])
-    told.survivors = np.array([kept for _, _, kept in chunks])
-    survivors = int(told.survivors.sum())
+    description.coded_bytes = np.array([len(coded) for coded, _, _ in chunks])
+    description.survivors = np.array([kept for _, _, kept in chunks])
+    survivors = int(description.survivors.sum())
     writer = SideInformation()
-    writer.tensor((ROWS, WIDTH), survivors, told)
+    writer.tensor((ROWS, WIDTH), survivors, description)
     read = SideInformation(writer.stream.getvalue()).tensor((ROWS, WIDTH), survivors)
     payload = b"".join(coded + signs for coded, signs, _ in chunks)
 

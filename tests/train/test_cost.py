@@ -7,14 +7,16 @@ import torch
 from torch import nn
 
 from pabzip import models
-from pabzip.errors import SearchError
+from pabzip.errors import RecipeError, SearchError
 from pabzip.train import (
     PsgRecipe,
     Recipe,
     bit_operations,
     count_macs,
+    estimate_costs,
     layer_costs,
     method_costs,
+    read_recipe,
     step_costs,
 )
 
@@ -116,7 +118,7 @@ def test_the_methods_of_the_table() -> None:
     }  # fmt: skip
     for method, layers in costs.items():
         recipe = Recipe(method=method, psg=psg, drop_ratio=0.5)
-        assert step_costs(net, (2, 8, 8), masks, recipe) == layers
+        assert list(step_costs(net, (2, 8, 8), masks, recipe).layers) == layers
     assert list(costs["sgd"]) == layer_costs(net, (2, 8, 8), masks, drop_ratio=0.5)
 
 
@@ -177,3 +179,20 @@ class ByKeyword(nn.Module):
 
 def test_layers_called_by_keyword_are_counted():
     assert [cost.macs for cost in layer_costs(ByKeyword(), (4,))] == [12]
+
+
+def estimate(**search):
+    return estimate_costs(
+        read_recipe(None, {"arch": "lenet-300-100", "search": {"iterations": 3, **search}})
+    )
+
+
+def test_the_recipes_scope_decides_what_each_layer_keeps():
+    for scope, even in (("layer", True), ("global", False)):
+        kept = [layer.kept for layer in estimate(scope=scope).layers["pab-bop"]]
+        assert (kept == pytest.approx([0.1] * 3, abs=1e-3)) == even
+
+
+def test_another_search_is_refused():
+    with pytest.raises(RecipeError, match=r"search\.method: expected synflow, .*found 'snip'"):
+        estimate(method="snip")

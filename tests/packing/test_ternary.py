@@ -226,7 +226,7 @@ def test_codes_give_the_values_back(rows: int, columns: int, seed: int, channel:
 @pytest.mark.parametrize(
     ("scales", "spec", "message"),
     [
-        (np.ones(3, np.float32), ("signed_constant", 1.0, 0), r"one scale a row, shape \[2\]"),
+        (np.ones(3, np.float32), ("signed_constant", 1.0, 0), r"one scale per row, shape \[2\]"),
         (np.ones(2), ("signed_constant", 1.0, 0), "expected a numpy array of float32"),
         ([1.0, 1.0], ("signed_constant", 1.0, 0), "expected a numpy array of float32, found list"),
         (np.float32([1, 0]), ("signed_constant", 1.0, 0), "scale <= 2..64, found 1 others"),

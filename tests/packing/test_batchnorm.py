@@ -206,7 +206,7 @@ def test_a_checkpoint_of_a_custom_architecture_names_the_way_out(tmp_path: Any) 
     assert packed(rebuilt, fold_bn=True)[0] == packed(net, fold_bn=True)[0]
 
 
-def test_a_network_that_is_not_the_architecture_whose_name_it_bears(network: nn.Module) -> None:
+def test_a_network_that_is_not_the_architecture_it_is_named_for(network: nn.Module) -> None:
     network.extra = nn.BatchNorm2d(2)
     with pytest.raises(PackError, match="expected the tensors of resnet20, .*extra"):
         packed(network, fold_bn=True)
