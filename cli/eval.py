@@ -119,6 +119,13 @@ def _needs_arch(source: str) -> ArchitectureError:
 @click.option("--data", help="Dataset to measure on. [the one that FILE was trained on]")
 @click.option("--data-root", help="Folder that holds the dataset.")
 @click.option("--download", is_flag=True, help="Fetch the dataset where it is missing.")
+@click.option(
+    "--import",
+    "packages",
+    metavar="PACKAGE",
+    multiple=True,
+    help="Import a package of yours, which may register the dataset or the network; repeatable.",
+)
 @arch_option
 @arch_options_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:<number>.")
@@ -129,6 +136,7 @@ def command(
     data: str | None,
     data_root: str | None,
     download: bool,
+    packages: tuple[str, ...],
     arch: str | None,
     arch_options: tuple[str, ...],
     device: str,
@@ -143,9 +151,11 @@ def command(
     require_arch(arch, arch_options)
     require("torch", extra="train", purpose="pabzip eval")
     from pabzip import data as datasets
+    from pabzip.cli._settings import import_packages
     from pabzip.train.build import pick_device
     from pabzip.train.evaluation import evaluate
 
+    import_packages(packages)
     model, named = _read_model(
         source,
         arch=arch,

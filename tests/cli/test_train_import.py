@@ -80,6 +80,8 @@ def test_a_package_brings_data_a_search_and_a_method_with_settings(ask):
     weight = content["state_dict"]["fc1.weight"].flatten()
     assert weight[::2].all()
     assert not weight[1::2].any()
+    tested = ask("eval", "model.pt", "--import", "mine", "--device", "cpu", "--json")
+    assert tested["accuracy"] == found["test_accuracy"]
     ask(*RUN, "--set", "slow.lr=0", "-o", "still.pt")
     still = torch.load("still.pt", weights_only=True)["state_dict"]["fc1.weight"].flatten()
     assert not torch.equal(weight, still)
