@@ -14,7 +14,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from _published_psg import apply_published_psg
@@ -131,7 +130,7 @@ def _steps(arguments: argparse.Namespace, device: torch.device) -> dict[str, Cal
     apply_psg(psg)
     apply_published_psg(published, PsgConfig())
     return {
-        DENSE: _step(dense, Optimizers(dense, replace(recipe, method="dense-sgd"), {}), batches),
+        DENSE: _step(dense, Optimizers(dense, recipe.replace(method="dense-sgd"), {}), batches),
         BOP: _step(bop, Optimizers(bop, recipe, masks), batches),
         PSG: _step(psg, Optimizers(psg, recipe, masks), batches),
         PUBLISHED: _step(published, Optimizers(published, recipe, masks), batches),

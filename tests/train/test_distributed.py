@@ -244,8 +244,8 @@ def test_every_place_has_a_seed_of_its_own() -> None:
 
 @pytest.mark.parametrize(("shards", "message"), [
     (3, "shards: expected a power of two, such as 2, 4 or 8, found 3"),
-    (-1, "shards: expected a whole number from 0 to 64, found -1"),
-    (128, "shards: expected a whole number from 0 to 64, found 128"),
+    (-1, "shards: expected a whole number of 0 or more, found -1"),
+    (128, "shards: expected a whole number from 0 to 64, the batch size, found 128"),
 ])  # fmt: skip
 def test_shards_out_of_range_are_refused(shards: int, message: str) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -172,7 +172,7 @@ def test_an_overflow_that_no_scale_explains_is_seen() -> None:
 )
 def test_runs_of_a_recipe_take_it_and_pack(changes: dict[str, Any], tmp_path: Path) -> None:
     recipe = Recipe(
-        "resnet20", {"width": 4}, epochs=1, method="pab-bop-psg", keep_ratio=0.5,
+        arch="resnet20", arch_options={"width": 4}, epochs=1, method="pab-bop-psg", keep_ratio=0.5,
         search=SearchRecipe(iterations=3), device="cpu", **changes,
     )  # fmt: skip
     splits = data.load("digits")
