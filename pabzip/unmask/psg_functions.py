@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pabzip.errors import RecipeError
+from pabzip.unmask.rule import check_not_negative
 
 BEHAVIORS = ("all", "correct", "remove")
 """What becomes of small approximate weight gradients; see `PsgConfig`."""
@@ -54,10 +54,7 @@ class PsgConfig:
             bits = getattr(self, name)
             if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 32:
                 raise RecipeError(f"PSG: {name}: expected an integer from 2 to 32, found {bits!r}")
-        if not 0.0 <= self.threshold < math.inf:
-            raise RecipeError(
-                f"PSG: threshold: expected zero or more, and finite, found {self.threshold!r}"
-            )
+        check_not_negative("PSG", threshold=self.threshold)
         if self.behavior not in BEHAVIORS:
             raise RecipeError(
                 f"PSG: behavior: expected one of {', '.join(BEHAVIORS)}, found {self.behavior!r}"
@@ -269,6 +266,9 @@ def psg_conv(
     padding: str | int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    *,
+    transposed: bool = False,
+    output_padding: int | Sequence[int] = 0,
 ) -> Tensor:
     """Do what ``torch.nn.functional.conv1d``, ``conv2d`` and ``conv3d`` do, predictively."""
     inputs, dimensions = input, weight.dim() - 2
@@ -288,11 +288,17 @@ def psg_conv(
         _each(stride, dimensions),
         _each(padding, dimensions),
         dilation,
-        False,
-        [0] * dimensions,
+        transposed,
+        _each(output_padding, dimensions),
         groups,
     )
-    return _convolve(config, inputs, weight, bias, geometry)
+    inputs, weight, bias = _autocast(inputs, weight, bias)
+    # torch.convolution takes batches only, so a single input becomes a batch of one.
+    single = inputs.dim() == weight.dim() - 1
+    output: Tensor = PsgFunction.apply(
+        inputs.unsqueeze(0) if single else inputs, weight, bias, _Convolution(geometry), config
+    )
+    return output.squeeze(0) if single else output
 
 
 def psg_conv_transpose(
@@ -307,32 +313,10 @@ def psg_conv_transpose(
     dilation: int | Sequence[int] = 1,
 ) -> Tensor:
     """Do what ``torch.nn.functional.conv_transpose1d`` to ``3d`` do, predictively."""
-    dimensions = weight.dim() - 2
-    geometry = (
-        _each(stride, dimensions),
-        _each(padding, dimensions),
-        _each(dilation, dimensions),
-        True,
-        _each(output_padding, dimensions),
-        groups,
-    )
-    return _convolve(config, input, weight, bias, geometry)
-
-
-def _convolve(
-    config: PsgConfig,
-    inputs: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: tuple[Any, ...],
-) -> Tensor:
-    """Convolve; the operator itself takes batches only, so a single input gets a batch of one."""
-    inputs, weight, bias = _autocast(inputs, weight, bias)
-    single = inputs.dim() == weight.dim() - 1
-    output = PsgFunction.apply(
-        inputs.unsqueeze(0) if single else inputs, weight, bias, _Convolution(geometry), config
-    )
-    return output.squeeze(0) if single else output  # type: ignore[no-any-return]
+    return psg_conv(
+        config, input, weight, bias, stride, padding, dilation, groups,
+        transposed=True, output_padding=output_padding,
+    )  # fmt: skip
 
 
 def _autocast(
