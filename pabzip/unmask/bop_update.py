@@ -43,21 +43,20 @@ Source: ours. Bop's decision: Peek-a-Boo, Appendix A, equation (6).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from pabzip.init import seeding
 from pabzip.seeds import weights
 from pabzip.unmask.bop_kernels import bop_step, count_flipped
-from pabzip.unmask.rule import flip
+from pabzip.unmask.rule import flip, laid_out_as
 
 
 def price(flipped: Tensor, survivors: Tensor) -> Tensor:
@@ -97,9 +96,6 @@ def seed_signs(net: nn.Module) -> dict[str, Tensor]:
 
 _SMALLEST = np.finfo(np.float32).smallest_subnormal
 
-Step = Callable[..., list[Tensor]]
-"""Takes the step of tensors of one device: the arguments of `update`, in order."""
-
 
 def update(
     weights: Sequence[Tensor],
@@ -130,38 +126,38 @@ def update(
         The number of flips of each tensor: int64 scalars, on the weights' devices. Nothing waits
         for a device.
     """
-    alike: dict[tuple[Step, torch.device], list[int]] = {}
+    alike: dict[tuple[str, torch.device], list[int]] = {}
     for at, (weight, average) in enumerate(zip(weights, averages, strict=True)):
-        step = _step(weight, average, priced=initial_signs is not None)
-        alike.setdefault((step, weight.device), []).append(at)
+        path = _path(weight, average, priced=initial_signs is not None)
+        alike.setdefault((path, weight.device), []).append(at)
     counts: dict[int, Tensor] = {}
-    for (step, _), places in alike.items():
-        found = step(
-            [weights[at] for at in places],
-            [averages[at] for at in places],
-            [gradients[at] for at in places],
-            None if initial_signs is None else [initial_signs[at] for at in places],
-            rate,
-            threshold,
-            flip_cost,
-        )
+    for (path, _), places in alike.items():
+        given = [[tensors[at] for at in places] for tensors in (weights, averages, gradients)]
+        signs = None if initial_signs is None else [initial_signs[at] for at in places]
+        if path == "triton":
+            from pabzip.unmask.triton_bop import triton_update
+
+            found = triton_update(*given, rate=rate, threshold=threshold)
+        else:
+            step = _by_numba if path == "numba" else _by_lists
+            found = step(*given, signs, rate, threshold, flip_cost)
         counts.update(zip(places, found, strict=True))
     return [counts[at] for at in range(len(weights))]
 
 
-def _step(weight: Tensor, average: Tensor, *, priced: bool) -> Step:
+def _path(weight: Tensor, average: Tensor, *, priced: bool) -> str:
     """Choose how a weight takes its step: by a kernel if both lie in memory alike, without gaps."""
     dense = weight.is_contiguous() or (
         weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     )
     if not dense or weight.stride() != average.stride():
-        return _by_lists
+        return "lists"
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
-        return _in_one_pass
+        return "numba"
     # Prices depend on counts of the whole tensor, which the GPU's kernel does not take.
     if weight.is_cuda and average.dtype == torch.float32 and not priced and _has_triton():
-        return _by_triton
-    return _by_lists
+        return "triton"
+    return "lists"
 
 
 @cache
@@ -170,7 +166,7 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _in_one_pass(
+def _by_numba(
     weights: list[Tensor],
     averages: list[Tensor],
     gradients: list[Tensor],
@@ -181,10 +177,11 @@ def _in_one_pass(
 ) -> list[Tensor]:
     """Take the step with the compiled kernel."""
     numbers = (np.float32(1 - rate), np.float32(rate), max(np.float32(threshold), _SMALLEST))
-    strides = [weight.stride() for weight in weights]
 
     def flat(tensors: list[Tensor]) -> list[Any]:
-        return list(map(_flat, tensors, strides))
+        """Return the elements as the weights lie in memory."""
+        alike = map(laid_out_as, tensors, weights)
+        return [each.detach().as_strided((each.numel(),), (1,)).numpy() for each in alike]
 
     values, signs = flat(weights), [None] * len(weights)
     pulls = np.zeros(len(weights), dtype=np.float32)
@@ -197,14 +194,6 @@ def _in_one_pass(
     increment_version(weights)
     increment_version(averages)
     return list(torch.tensor(counts).unbind())
-
-
-def _flat(tensor: Tensor, stride: tuple[int, ...]) -> NDArray[np.generic]:
-    """Return the elements as they lie in memory, of a copy if ``stride`` is another."""
-    if tensor.stride() != stride:
-        other = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
-        tensor = other.copy_(tensor)
-    return tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
 
 
 def _by_lists(
@@ -238,19 +227,3 @@ def _by_lists(
     for asks in flips:
         _ = asks.ge_(threshold) if threshold > 0 else asks.gt_(0)
     return flip(weights, flips)
-
-
-def _by_triton(
-    weights: list[Tensor],
-    averages: list[Tensor],
-    gradients: list[Tensor],
-    initial_signs: None,
-    rate: float,
-    threshold: float,
-    flip_cost: float,
-) -> list[Tensor]:
-    """Take the step, without prices, with the GPU's kernel."""
-    del initial_signs, flip_cost  # `_step` sends none here
-    from pabzip.unmask.triton_bop import triton_update
-
-    return triton_update(weights, averages, gradients, rate=rate, threshold=threshold)

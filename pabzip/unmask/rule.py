@@ -90,6 +90,13 @@ def flip(weights: list[Tensor], chosen: list[Tensor]) -> list[Tensor]:
     return counts
 
 
+def laid_out_as(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Return a tensor with the strides of a dense weight of its shape; itself where it has them."""
+    if tensor.stride() == weight.stride():
+        return tensor
+    return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
+
+
 def check_not_negative(rule: str, **values: float) -> None:
     """Refuse a value that is below zero, infinite or not a number.
 
