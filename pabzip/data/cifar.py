@@ -6,8 +6,8 @@ import torch
 
 from pabzip.data.augment import crop_and_flip
 from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
+from pabzip.data.images import Images, Splits
 from pabzip.data.registry import geometry
-from pabzip.data.splits import Images, Splits
 from pabzip.registry import register_dataset
 
 _PEAK = 255

@@ -22,7 +22,7 @@ from pabzip.data.clutter_kernels import (
 )
 from pabzip.data.digits import read_digits
 from pabzip.data.download import Root
-from pabzip.data.splits import Images, Splits
+from pabzip.data.images import Images, Splits
 from pabzip.registry import register_dataset
 from pabzip.seeds.compiled import compiled
 from pabzip.seeds.kernels import philox_words
@@ -77,16 +77,18 @@ class Difficulty(NamedTuple):
 # Blocks of Philox, four words each: first the scene, then one word a value for the noise.
 _SCENE_BLOCKS = 96
 _BLOCKS = _SCENE_BLOCKS + 3 * SIZE * SIZE // 4
+# Words of the scene, by what is drawn from them; so many for each piece or stroke.
 _BACKGROUND, _COARSE, _FINE, _DIGIT, _CLUTTER, _ITEM = 0, 20, 45, 126, 146, 20
+_EDGE = (SIZE - 1) << 8  # the last pixel's place
 
 
 @compiled
 def _color(
-    near: NDArray[np.int64], words: NDArray[np.uint32], contrast: tuple[int, int], chroma: int,
-    out: NDArray[np.int64],
-) -> None:  # fmt: skip
+    near: NDArray[np.int64], words: NDArray[np.uint32], hard: Difficulty
+) -> NDArray[np.int64]:
     """Draw a color at a distance in gray from ``near``; takes five words."""
-    distance = between(words[0], contrast[0], contrast[1])
+    color = np.empty(3, dtype=np.int64)
+    distance = between(words[0], *hard.contrast)
     gray = (near[0] + near[1] + near[2]) // 3
     brighter = words[1] >> np.uint32(31) != 0
     if gray + distance > 255:
@@ -95,8 +97,9 @@ def _color(
         brighter = True
     for channel in range(3):
         value = near[channel] + (distance if brighter else -distance)
-        value += between(words[2 + channel], -chroma, chroma)
-        out[channel] = min(max(value, 0), 255)
+        value += between(words[2 + channel], -hard.chroma, hard.chroma)
+        color[channel] = min(max(value, 0), 255)
+    return color
 
 
 @compiled
@@ -108,7 +111,7 @@ def _paint_background(
     coarse, fine = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)
     for channel in range(3):
         start = words[_BACKGROUND + 4 * channel : _BACKGROUND + 4 * channel + 4]
-        first[channel] = between(start[0], hard.background[0], hard.background[1])
+        first[channel] = between(start[0], *hard.background)
         second[channel] = first[channel] + between(start[1], -hard.gradient, hard.gradient)
         coarse[channel] = between(start[2], -hard.texture, hard.texture)
         fine[channel] = between(start[3], -hard.texture, hard.texture)
@@ -121,25 +124,25 @@ def _paint_background(
 
 
 @compiled
-def _paint_main(
-    canvas: NDArray[np.int64], digit: NDArray[np.uint8], words: NDArray[np.uint32],
+def _paint_turned(
+    canvas: NDArray[np.int64], digit: NDArray[np.uint8], window: tuple[int, int, int, int],
+    turn: int, center: tuple[int, int], opacity: int, words: NDArray[np.uint32],
     hard: Difficulty, base: NDArray[np.int64],
 ) -> None:  # fmt: skip
-    """Paint the digit that the label names."""
+    """Paint a part of a digit, posed and colored by eleven words.
+
+    ``turn`` is the largest turn either way, ``center`` the least and the most of x and y where the
+    middle of the window goes.
+    """
     matrix = pose(
-        between(words[0], -hard.turn, hard.turn),
+        between(words[0], -turn, turn),
         between(words[1], -hard.shear, hard.shear),
-        between(words[2], hard.cell[0], hard.cell[1]),
-        between(words[3], hard.cell[0], hard.cell[1]),
+        between(words[2], *hard.cell),
+        between(words[3], *hard.cell),
     )
-    middle = (SIZE - 1) << 7
-    center = (
-        middle + between(words[4], -hard.shift, hard.shift),
-        middle + between(words[5], -hard.shift, hard.shift),
-    )
-    color = np.empty(3, dtype=np.int64)
-    _color(base, words[6:11], hard.contrast, hard.chroma, color)
-    paint_digit(canvas, digit, matrix, center, (0, 0, CELLS, CELLS), color, 256)
+    place = between(words[4], *center), between(words[5], *center)
+    color = _color(base, words[6:11], hard)
+    paint_digit(canvas, digit, matrix, place, window, color, opacity)
 
 
 @compiled
@@ -149,21 +152,11 @@ def _paint_piece(
 ) -> None:  # fmt: skip
     """Paint a rectangle cut out of some digit, turned any way, anywhere."""
     digit = digits[between(words[1], 0, len(digits) - 1)]
-    wide = between(words[2], hard.piece_cells[0], hard.piece_cells[1])
-    high = between(words[3], hard.piece_cells[0], hard.piece_cells[1])
+    wide, high = between(words[2], *hard.piece_cells), between(words[3], *hard.piece_cells)
     left, top = between(words[4], 0, CELLS - wide), between(words[5], 0, CELLS - high)
-    matrix = pose(
-        between(words[6], -4096, 4096),
-        between(words[7], -hard.shear, hard.shear),
-        between(words[8], hard.cell[0], hard.cell[1]),
-        between(words[9], hard.cell[0], hard.cell[1]),
-    )
-    edge = (SIZE - 1) << 8
-    center = between(words[10], 0, edge), between(words[11], 0, edge)
-    color = np.empty(3, dtype=np.int64)
-    _color(base, words[12:17], hard.contrast, hard.chroma, color)
-    opacity = between(words[17], hard.piece_opacity[0], hard.piece_opacity[1])
-    paint_digit(canvas, digit, matrix, center, (left, top, left + wide, top + high), color, opacity)
+    window = (left, top, left + wide, top + high)
+    opacity = between(words[17], *hard.piece_opacity)
+    _paint_turned(canvas, digit, window, 4096, (0, _EDGE), opacity, words[6:17], hard, base)
 
 
 @compiled
@@ -171,18 +164,15 @@ def _paint_line(
     canvas: NDArray[np.int64], words: NDArray[np.uint32], hard: Difficulty, base: NDArray[np.int64]
 ) -> None:
     """Paint a stroke between two places anywhere."""
-    edge = (SIZE - 1) << 8
     ends = (
-        between(words[1], 0, edge),
-        between(words[2], 0, edge),
-        between(words[3], 0, edge),
-        between(words[4], 0, edge),
+        between(words[1], 0, _EDGE),
+        between(words[2], 0, _EDGE),
+        between(words[3], 0, _EDGE),
+        between(words[4], 0, _EDGE),
     )
-    thickness = between(words[5], hard.thickness[0], hard.thickness[1])
-    color = np.empty(3, dtype=np.int64)
-    _color(base, words[6:11], hard.contrast, hard.chroma, color)
-    opacity = between(words[11], hard.stroke_opacity[0], hard.stroke_opacity[1])
-    paint_stroke(canvas, ends, thickness, color, opacity)
+    thickness = between(words[5], *hard.thickness)
+    color = _color(base, words[6:11], hard)
+    paint_stroke(canvas, ends, thickness, color, between(words[11], *hard.stroke_opacity))
 
 
 @compiled
@@ -191,8 +181,8 @@ def _paint_clutter(
     hard: Difficulty, base: NDArray[np.int64], over: np.bool_,
 ) -> None:  # fmt: skip
     """Paint the pieces and strokes that lie over the digit, or those that lie under it."""
-    pieces = between(words[_CLUTTER], hard.pieces[0], hard.pieces[1])
-    strokes = between(words[_CLUTTER + 1], hard.strokes[0], hard.strokes[1])
+    pieces = between(words[_CLUTTER], *hard.pieces)
+    strokes = between(words[_CLUTTER + 1], *hard.strokes)
     for item in range(pieces + strokes):
         begin = _CLUTTER + 2 + _ITEM * item
         drawn = words[begin : begin + _ITEM]
@@ -225,20 +215,19 @@ def paint_images(
     words = np.empty(4 * _BLOCKS, dtype=np.uint32)
     canvas = np.empty((3, SIZE, SIZE), dtype=np.int64)
     base = np.empty(3, dtype=np.int64)
+    whole, center = (0, 0, CELLS, CELLS), (_EDGE // 2 - hard.shift, _EDGE // 2 + hard.shift)
     for index in range(len(out)):
         philox_words(key, np.uint32(first + index), np.uint64(0), places, _BLOCKS, words)
         label = (first + index) % 10
         chosen = between(words[_DIGIT + 11], classes[label], classes[label + 1] - 1)
         _paint_background(canvas, words, hard, base)
         _paint_clutter(canvas, digits, words, hard, base, np.False_)
-        _paint_main(canvas, digits[chosen], words[_DIGIT:], hard, base)
-        _paint_clutter(canvas, digits, words, hard, base, np.True_)
-        finish(
-            canvas,
-            words[4 * _SCENE_BLOCKS :],
-            between(words[_DIGIT + 12], hard.noise[0], hard.noise[1]),
-            out[index],
+        _paint_turned(
+            canvas, digits[chosen], whole, hard.turn, center, 256, words[_DIGIT:], hard, base
         )
+        _paint_clutter(canvas, digits, words, hard, base, np.True_)
+        strength = between(words[_DIGIT + 12], *hard.noise)
+        finish(canvas, words[4 * _SCENE_BLOCKS :], strength, out[index])
 
 
 TRAIN_IMAGES = 50_000
@@ -269,7 +258,6 @@ DIFFICULTY = Difficulty(
 
 _CLASSES = 10
 _SEED = 1797
-_PEAK = 255
 # Of the training images; a test recomputes them.
 _MEAN = (0.4934, 0.4929, 0.4919)
 _STD = (0.2440, 0.2447, 0.2445)
@@ -301,7 +289,7 @@ def load_cluttered_digits(name: str, *, root: Root = None, download: bool = Fals
     def part(source: Images, first: int, count: int) -> Images:
         pixels = torch.from_numpy(paint(source, first, count))
         labels = (first + torch.arange(count)) % _CLASSES
-        return Images(pixels, labels, _PEAK, _MEAN, _STD)
+        return Images(pixels, labels, 255, _MEAN, _STD)
 
     return Splits(
         name=name,

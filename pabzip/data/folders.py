@@ -11,7 +11,7 @@ import torch
 from pabzip.data.augment import RandomResizedCrop
 from pabzip.data.download import Root, torchvision_datasets
 from pabzip.data.image_files import ImageFiles, open_image
-from pabzip.data.splits import Splits
+from pabzip.data.images import Splits
 from pabzip.errors import DataError
 from pabzip.registry import register_dataset
 

@@ -150,19 +150,10 @@ class ImageFiles:
         words: Words | None,
         device: torch.device,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield pixels and labels for places of an order; see `pabzip.data.batches`.
+        """Yield pixels and labels for places of an order, as `pabzip.data.Images.read` does.
 
-        Files are decoded on `workers` threads, at least two batches ahead.
-
-        Args:
-            order: numbers of images.
-            bounds: first place in ``order`` and one past the last, for each batch.
-            augmentation: how a part of each image is taken, or None for its middle.
-            words: what the augmentation draws from, 23 words a place in ``order``.
-            device: where the batches go.
-
-        Yields:
-            ``uint8[B, 3, size, size]`` and ``int64[B]``.
+        Files are decoded on `workers` threads, at least two batches ahead. The augmentation takes
+        a part of each image, from 23 words a place in ``order``; None takes its middle.
 
         Raises:
             DataError: a file is missing, damaged or no image; names it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pabzip.data.augment import RandomCrop
 from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
-from pabzip.data.splits import Images, Splits
+from pabzip.data.images import Images, Splits
 from pabzip.errors import DataError
 from pabzip.registry import register_dataset
 

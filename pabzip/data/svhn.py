@@ -7,7 +7,7 @@ import torch
 from pabzip._optional import require
 from pabzip.data.augment import RandomCrop
 from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
-from pabzip.data.splits import Images, Splits
+from pabzip.data.images import Images, Splits
 from pabzip.registry import register_dataset
 
 _PEAK = 255

@@ -11,7 +11,7 @@ from pabzip.data.augment import RandomCrop
 from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
 from pabzip.data.folders import Sample, class_names, samples_of
 from pabzip.data.image_files import default_workers, open_image, read_ahead
-from pabzip.data.splits import Images, Splits
+from pabzip.data.images import Images, Splits
 from pabzip.errors import DataError
 from pabzip.registry import register_dataset
 
