@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -100,13 +100,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """The lazy twin of `pabzip.data.Images`: paths, labels, and how files become inputs.
+    """Images that are decoded on use: paths, labels, and how files become inputs.
 
     Without an augmentation the short side is resized to ``resized`` pixels and the middle of
     ``size`` by ``size`` pixels is taken (256 and 224 are the field's evaluation on ImageNet).
 
     Attributes:
-        paths: one a image; any kind of file that Pillow reads, made red, green and blue.
+        paths: one an image; any kind of file that Pillow reads, made red, green and blue.
         labels: ``int64[N]``, values 0 to number of classes less one.
         size: height and width of an input in pixels.
         resized: short side before the middle is taken, in pixels, at least ``size``.
@@ -114,6 +114,7 @@ class ImageFiles:
         std: standard deviation of each channel, likewise.
         device: where batches go by default.
         workers: threads that decode.
+        peak: the pixel value of full intensity.
     """
 
     paths: tuple[str, ...]
@@ -124,11 +125,7 @@ class ImageFiles:
     std: tuple[float, ...] = IMAGENET_STD
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = field(default_factory=default_workers)
-
-    @property
-    def peak(self) -> int:
-        """The pixel value of full intensity."""
-        return 255
+    peak: ClassVar[int] = 255
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -20,7 +20,6 @@ _ARCHIVE = "tiny-imagenet-200.zip"
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _SIZE = 64
-_PEAK = 255
 # The field's usual constants, of the 100,000 training images.
 _MEAN = (0.4802, 0.4481, 0.3975)
 _STD = (0.2770, 0.2691, 0.2821)
@@ -124,4 +123,4 @@ def _decode(samples: Sequence[Sample]) -> Images:
         begin = index * _GROUP
         pixels[begin : begin + len(decoded)] = torch.stack(decoded)
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
-    return Images(pixels, labels, _PEAK, _MEAN, _STD)
+    return Images(pixels, labels, 255, _MEAN, _STD)
