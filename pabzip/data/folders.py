@@ -66,8 +66,9 @@ def load_imagenet(name: str, *, root: Root = None, download: bool = False) -> Sp
     splits = _from_folders(name, root, "val")
     if splits.num_classes != _IMAGENET_CLASSES:
         raise DataError(
-            f"data 'imagenet': expected {_IMAGENET_CLASSES} classes in {dataset_root(root) / 'train'}, "
-            f"found {splits.num_classes}; for a part of ImageNet use the data 'folder'"
+            f"data 'imagenet': expected {_IMAGENET_CLASSES} classes in "
+            f"{dataset_root(root) / 'train'}, found {splits.num_classes}; for a part of ImageNet "
+            "use the data 'folder'"
         )
     return splits
 

@@ -65,17 +65,8 @@ def read_ahead(
     No more than ``ahead`` groups are held besides the one that the caller has, so memory stays
     flat. The threads end with the iterator, also when it is dropped half-way.
 
-    Args:
-        load: what turns one item into its result, on any thread.
-        groups: the items, drawn as they are needed.
-        ahead: groups under way, 1 or more.
-        workers: number of threads, 1 or more.
-
-    Yields:
-        The results of one group.
-
-    Raises:
-        DataError: or whatever else ``load`` raises, in the place of the group that holds the item.
+    ``load`` turns one item into its result, on any of ``workers`` threads. What it raises comes up
+    in the place of the group that holds the item.
     """
     remaining = iter(groups)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pabzip-decode")

@@ -23,7 +23,7 @@ _SIZE = 64
 # The field's usual constants, of the 100,000 training images.
 _MEAN = (0.4802, 0.4481, 0.3975)
 _STD = (0.2770, 0.2691, 0.2821)
-_GROUP = 256  # files decoded before they are copied into place
+_AHEAD = 512  # files decoded ahead of the one that is copied into place
 _AGAIN = (
     f"remove the folder and unpack {_ARCHIVE} again, or fetch it with download=True (--download)"
 )
@@ -115,12 +115,9 @@ def _decode(samples: Sequence[Sample]) -> Images:
         return pixels
 
     pixels = torch.empty(len(samples), 3, _SIZE, _SIZE, dtype=torch.uint8)
-    groups = (
-        [path for path, _ in samples[begin : begin + _GROUP]]
-        for begin in range(0, len(samples), _GROUP)
-    )
-    for index, decoded in enumerate(read_ahead(load, groups, ahead=2, workers=default_workers())):
-        begin = index * _GROUP
-        pixels[begin : begin + len(decoded)] = torch.stack(decoded)
+    each = ([path] for path, _ in samples)
+    decoded = read_ahead(load, each, ahead=_AHEAD, workers=default_workers())
+    for index, (image,) in enumerate(decoded):
+        pixels[index] = image
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
     return Images(pixels, labels, 255, _MEAN, _STD)

@@ -139,14 +139,10 @@ def residual_stages(
     depths: Sequence[int],
     expansion: int = 1,
 ) -> tuple[nn.Sequential, int]:
-    """Return the stages of a residual network, and the channels that come out of the last.
+    """Return stages of residual blocks, and the channels that come out of the last.
 
-    Args:
-        block: takes the channels that come in, the base width of the stage and the stride.
-        inputs: channels that come in.
-        width: base width of the first stage; each stage has twice that of the one before.
-        depths: blocks of each stage. The first block of every stage but the first has stride 2.
-        expansion: a block has ``expansion`` times as many outputs as its base width.
+    Stage ``i`` has base width ``width * 2**i``, of which its blocks put out ``expansion`` times as
+    many channels. The first block of every stage but the first has stride 2.
     """
     stages: list[nn.Module] = []
     for stage, depth in enumerate(depths):

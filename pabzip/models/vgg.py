@@ -72,13 +72,9 @@ class VGG(nn.Module):
 def conv_stages(
     inputs: int, widths: Sequence[int], depths: Sequence[int], *, batch_norm: bool = True
 ) -> nn.Sequential:
-    """Return 3x3 convolutions with ReLU, and a 2x2 max pool after each stage of them.
+    """Return stages of 3x3 convolutions with ReLU, a 2x2 max pool after each stage.
 
-    Args:
-        inputs: channels that come in.
-        widths: channels of each stage.
-        depths: convolutions of each stage.
-        batch_norm: put batch norm after every convolution, whose own bias is then left out.
+    With ``batch_norm`` every convolution is followed by batch norm, and has no bias of its own.
     """
     layers: list[nn.Module] = []
     for outputs, depth in zip(widths, depths, strict=True):
