@@ -43,7 +43,7 @@ Source: ours. Bop's decision: Peek-a-Boo, Appendix A, equation (6).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -139,7 +139,7 @@ def update(
 
             found = triton_update(*given, rate=rate, threshold=threshold)
         else:
-            step = _by_numba if path == "numba" else _by_lists
+            step: Callable[..., list[Tensor]] = _by_numba if path == "numba" else _by_lists
             found = step(*given, signs, rate, threshold, flip_cost)
         counts.update(zip(places, found, strict=True))
     return [counts[at] for at in range(len(weights))]
