@@ -1,27 +1,9 @@
-"""Image datasets, in memory or in files, with fixed splits and batches in a reproducible order."""
+"""Image datasets, in memory or in files, with fixed splits and batches in a reproducible order.
 
-from __future__ import annotations
+The public names are declared once, in ``__init__.pyi``, and imported on first use, so that the
+names of datasets and what is known of each can be had without torch.
+"""
 
-from pabzip.data.augment import RandomCrop, RandomResizedCrop, crop_and_flip
-from pabzip.data.batches import batches
-from pabzip.data.image_files import ImageFiles
-from pabzip.data.order import permutation
-from pabzip.data.registry import Geometry, geometry, load, names
-from pabzip.data.splits import AnyAugmentation, AnyImages, Images, Splits
+import lazy_loader
 
-__all__ = [
-    "AnyAugmentation",
-    "AnyImages",
-    "Geometry",
-    "ImageFiles",
-    "Images",
-    "RandomCrop",
-    "RandomResizedCrop",
-    "Splits",
-    "batches",
-    "crop_and_flip",
-    "geometry",
-    "load",
-    "names",
-    "permutation",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -124,10 +124,7 @@ class RandomResizedCrop:
     def __call__(self, image: Image, size: int, words: NDArray[np.uint32]) -> Image:
         """Return a random part of ``image``, ``size`` pixels high and wide.
 
-        Args:
-            image: of any size.
-            size: in pixels.
-            words: ``uint32[WORDS_PER_IMAGE]``, uniform 31-bit integers.
+        ``image`` may have any size; ``words`` are those of `box`.
         """
         from torchvision.transforms.v2 import functional
 

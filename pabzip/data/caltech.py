@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pabzip.data.augment import RandomResizedCrop
 from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
 from pabzip.data.folders import Sample, image_files
+from pabzip.data.images import Splits
 from pabzip.data.order import permutation
-from pabzip.data.splits import Splits
 from pabzip.errors import DataError
 from pabzip.registry import register_dataset
 

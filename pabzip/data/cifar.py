@@ -6,11 +6,10 @@ import torch
 
 from pabzip.data.augment import crop_and_flip
 from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
+from pabzip.data.images import Images, Splits
 from pabzip.data.registry import geometry
-from pabzip.data.splits import Images, Splits
 from pabzip.registry import register_dataset
 
-_PEAK = 255
 # Mean and standard deviation of each channel of the 50,000 training images.
 _CONSTANTS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -44,7 +43,7 @@ def load_cifar(name: str, *, root: Root = None, download: bool = False) -> Split
             read = dataset(folder, train=train, download=fetch and train)
         pixels = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
         labels = torch.tensor(read.targets, dtype=torch.int64)
-        return Images(pixels, labels, _PEAK, *_CONSTANTS[name])
+        return Images(pixels, labels, 255, *_CONSTANTS[name])
 
     return Splits(
         name=name,

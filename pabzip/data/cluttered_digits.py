@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,71 +20,45 @@ from pabzip.data.clutter_kernels import (
 )
 from pabzip.data.digits import read_digits
 from pabzip.data.download import Root
-from pabzip.data.splits import Images, Splits
+from pabzip.data.images import Images, Splits
 from pabzip.registry import register_dataset
 from pabzip.seeds.compiled import compiled
 from pabzip.seeds.kernels import philox_words
 from pabzip.seeds.philox import split_seed
 
-
-class Difficulty(NamedTuple):
-    """How hard the images are. A pair is the least and the most of a uniform draw.
-
-    Fractional bits as in `pabzip.data.clutter_kernels`: 12 for turns, 8 for all else. A color
-    is 0 to 255.
-
-    Attributes:
-        turn: largest tangent of half the angle, either way.
-        shear: largest shear, either way.
-        cell: pixels of a cell of the digit, each way.
-        shift: largest shift of the digit from the middle, each way.
-        contrast: distance of the digit's gray from the background's.
-        chroma: largest change of a channel of any color, either way.
-        background: a channel of the background's first color.
-        gradient: largest change of a channel from one side to the other.
-        texture: largest change of a channel by either texture.
-        pieces: number of pieces of other digits.
-        piece_cells: cells across a piece, each way.
-        piece_opacity: opacity of a piece.
-        strokes: number of strokes.
-        stroke_opacity: opacity of a stroke.
-        thickness: half the width of a stroke.
-        over: chance in 256 that a piece or a stroke lies over the digit and not under it.
-        noise: strength of the noise, as in `finish`.
-    """
-
-    turn: int
-    shear: int
-    cell: tuple[int, int]
-    shift: int
-    contrast: tuple[int, int]
-    chroma: int
-    background: tuple[int, int]
-    gradient: int
-    texture: int
-    pieces: tuple[int, int]
-    piece_cells: tuple[int, int]
-    piece_opacity: tuple[int, int]
-    strokes: tuple[int, int]
-    stroke_opacity: tuple[int, int]
-    thickness: tuple[int, int]
-    over: int
-    noise: tuple[int, int]
-
+# How hard the images are; any change makes another dataset. A pair is the least and the most of a
+# uniform draw. Turns have 12 fractional bits, lengths, shears and opacities 8; a color is 0 to 255.
+_TURN = 1000  # largest tangent of half the angle, either way: 27 degrees
+_SHEAR = 60  # largest, either way
+_CELL = (500, 850)  # pixels of a cell of the digit, each way: digits of 16 to 27 pixels
+_SHIFT = 4 << 8  # largest shift of the digit from the middle, each way
+_CONTRAST = (55, 120)  # distance of the digit's gray from the background's
+_CHROMA = 40  # largest change of a channel of any color, either way
+_BASE = (30, 225)  # a channel of the background's first color
+_GRADIENT = 80  # largest change of a channel from one side to the other
+_TEXTURE = 30  # largest change of a channel by either texture
+_PIECES = (1, 3)  # number of pieces of other digits
+_PIECE_CELLS = (3, 5)  # cells across a piece, each way
+_PIECE_OPACITY = (100, 220)
+_STROKES = (0, 2)  # number of strokes
+_STROKE_OPACITY = (80, 200)
+_THICKNESS = (60, 200)  # half the width of a stroke
+_OVER = 40  # chance in 256 that a piece or a stroke lies over the digit and not under it
+_NOISE = (5, 22)  # strength of the noise, as in `finish`
 
 # Blocks of Philox, four words each: first the scene, then one word a value for the noise.
 _SCENE_BLOCKS = 96
 _BLOCKS = _SCENE_BLOCKS + 3 * SIZE * SIZE // 4
+# Words of the scene, by what is drawn from them; so many for each piece or stroke.
 _BACKGROUND, _COARSE, _FINE, _DIGIT, _CLUTTER, _ITEM = 0, 20, 45, 126, 146, 20
+_EDGE = (SIZE - 1) << 8  # the last pixel's place
 
 
 @compiled
-def _color(
-    near: NDArray[np.int64], words: NDArray[np.uint32], contrast: tuple[int, int], chroma: int,
-    out: NDArray[np.int64],
-) -> None:  # fmt: skip
+def _color(near: NDArray[np.int64], words: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Draw a color at a distance in gray from ``near``; takes five words."""
-    distance = between(words[0], contrast[0], contrast[1])
+    color = np.empty(3, dtype=np.int64)
+    distance = between(words[0], *_CONTRAST)
     gray = (near[0] + near[1] + near[2]) // 3
     brighter = words[1] >> np.uint32(31) != 0
     if gray + distance > 255:
@@ -95,23 +67,24 @@ def _color(
         brighter = True
     for channel in range(3):
         value = near[channel] + (distance if brighter else -distance)
-        value += between(words[2 + channel], -chroma, chroma)
-        out[channel] = min(max(value, 0), 255)
+        value += between(words[2 + channel], -_CHROMA, _CHROMA)
+        color[channel] = min(max(value, 0), 255)
+    return color
 
 
 @compiled
 def _paint_background(
-    canvas: NDArray[np.int64], words: NDArray[np.uint32], hard: Difficulty, base: NDArray[np.int64]
+    canvas: NDArray[np.int64], words: NDArray[np.uint32], base: NDArray[np.int64]
 ) -> None:
     """Paint the gradient and both textures; writes the color in the middle to ``base``."""
     first, second = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)
     coarse, fine = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)
     for channel in range(3):
         start = words[_BACKGROUND + 4 * channel : _BACKGROUND + 4 * channel + 4]
-        first[channel] = between(start[0], hard.background[0], hard.background[1])
-        second[channel] = first[channel] + between(start[1], -hard.gradient, hard.gradient)
-        coarse[channel] = between(start[2], -hard.texture, hard.texture)
-        fine[channel] = between(start[3], -hard.texture, hard.texture)
+        first[channel] = between(start[0], *_BASE)
+        second[channel] = first[channel] + between(start[1], -_GRADIENT, _GRADIENT)
+        coarse[channel] = between(start[2], -_TEXTURE, _TEXTURE)
+        fine[channel] = between(start[3], -_TEXTURE, _TEXTURE)
         base[channel] = (first[channel] + second[channel]) >> 1
     toward_x = between(words[_BACKGROUND + 12], -256, 256)
     toward_y = between(words[_BACKGROUND + 13], -256, 256)
@@ -121,93 +94,80 @@ def _paint_background(
 
 
 @compiled
-def _paint_main(
-    canvas: NDArray[np.int64], digit: NDArray[np.uint8], words: NDArray[np.uint32],
-    hard: Difficulty, base: NDArray[np.int64],
+def _paint_turned(
+    canvas: NDArray[np.int64], digit: NDArray[np.uint8], window: tuple[int, int, int, int],
+    turn: int, center: tuple[int, int], opacity: int, words: NDArray[np.uint32],
+    base: NDArray[np.int64],
 ) -> None:  # fmt: skip
-    """Paint the digit that the label names."""
+    """Paint a part of a digit, posed and colored by eleven words.
+
+    ``turn`` is the largest turn either way, ``center`` the least and the most of x and y where the
+    middle of the window goes.
+    """
     matrix = pose(
-        between(words[0], -hard.turn, hard.turn),
-        between(words[1], -hard.shear, hard.shear),
-        between(words[2], hard.cell[0], hard.cell[1]),
-        between(words[3], hard.cell[0], hard.cell[1]),
+        between(words[0], -turn, turn),
+        between(words[1], -_SHEAR, _SHEAR),
+        between(words[2], *_CELL),
+        between(words[3], *_CELL),
     )
-    middle = (SIZE - 1) << 7
-    center = (
-        middle + between(words[4], -hard.shift, hard.shift),
-        middle + between(words[5], -hard.shift, hard.shift),
-    )
-    color = np.empty(3, dtype=np.int64)
-    _color(base, words[6:11], hard.contrast, hard.chroma, color)
-    paint_digit(canvas, digit, matrix, center, (0, 0, CELLS, CELLS), color, 256)
+    place = between(words[4], *center), between(words[5], *center)
+    color = _color(base, words[6:11])
+    paint_digit(canvas, digit, matrix, place, window, color, opacity)
 
 
 @compiled
 def _paint_piece(
     canvas: NDArray[np.int64], digits: NDArray[np.uint8], words: NDArray[np.uint32],
-    hard: Difficulty, base: NDArray[np.int64],
+    base: NDArray[np.int64],
 ) -> None:  # fmt: skip
     """Paint a rectangle cut out of some digit, turned any way, anywhere."""
     digit = digits[between(words[1], 0, len(digits) - 1)]
-    wide = between(words[2], hard.piece_cells[0], hard.piece_cells[1])
-    high = between(words[3], hard.piece_cells[0], hard.piece_cells[1])
+    wide, high = between(words[2], *_PIECE_CELLS), between(words[3], *_PIECE_CELLS)
     left, top = between(words[4], 0, CELLS - wide), between(words[5], 0, CELLS - high)
-    matrix = pose(
-        between(words[6], -4096, 4096),
-        between(words[7], -hard.shear, hard.shear),
-        between(words[8], hard.cell[0], hard.cell[1]),
-        between(words[9], hard.cell[0], hard.cell[1]),
-    )
-    edge = (SIZE - 1) << 8
-    center = between(words[10], 0, edge), between(words[11], 0, edge)
-    color = np.empty(3, dtype=np.int64)
-    _color(base, words[12:17], hard.contrast, hard.chroma, color)
-    opacity = between(words[17], hard.piece_opacity[0], hard.piece_opacity[1])
-    paint_digit(canvas, digit, matrix, center, (left, top, left + wide, top + high), color, opacity)
+    window = (left, top, left + wide, top + high)
+    opacity = between(words[17], *_PIECE_OPACITY)
+    _paint_turned(canvas, digit, window, 4096, (0, _EDGE), opacity, words[6:17], base)
 
 
 @compiled
 def _paint_line(
-    canvas: NDArray[np.int64], words: NDArray[np.uint32], hard: Difficulty, base: NDArray[np.int64]
+    canvas: NDArray[np.int64], words: NDArray[np.uint32], base: NDArray[np.int64]
 ) -> None:
     """Paint a stroke between two places anywhere."""
-    edge = (SIZE - 1) << 8
     ends = (
-        between(words[1], 0, edge),
-        between(words[2], 0, edge),
-        between(words[3], 0, edge),
-        between(words[4], 0, edge),
+        between(words[1], 0, _EDGE),
+        between(words[2], 0, _EDGE),
+        between(words[3], 0, _EDGE),
+        between(words[4], 0, _EDGE),
     )
-    thickness = between(words[5], hard.thickness[0], hard.thickness[1])
-    color = np.empty(3, dtype=np.int64)
-    _color(base, words[6:11], hard.contrast, hard.chroma, color)
-    opacity = between(words[11], hard.stroke_opacity[0], hard.stroke_opacity[1])
-    paint_stroke(canvas, ends, thickness, color, opacity)
+    thickness = between(words[5], *_THICKNESS)
+    color = _color(base, words[6:11])
+    paint_stroke(canvas, ends, thickness, color, between(words[11], *_STROKE_OPACITY))
 
 
 @compiled
 def _paint_clutter(
     canvas: NDArray[np.int64], digits: NDArray[np.uint8], words: NDArray[np.uint32],
-    hard: Difficulty, base: NDArray[np.int64], over: np.bool_,
+    base: NDArray[np.int64], over: np.bool_,
 ) -> None:  # fmt: skip
     """Paint the pieces and strokes that lie over the digit, or those that lie under it."""
-    pieces = between(words[_CLUTTER], hard.pieces[0], hard.pieces[1])
-    strokes = between(words[_CLUTTER + 1], hard.strokes[0], hard.strokes[1])
+    pieces = between(words[_CLUTTER], *_PIECES)
+    strokes = between(words[_CLUTTER + 1], *_STROKES)
     for item in range(pieces + strokes):
         begin = _CLUTTER + 2 + _ITEM * item
         drawn = words[begin : begin + _ITEM]
-        if (between(drawn[0], 0, 255) < hard.over) != over:
+        if (between(drawn[0], 0, 255) < _OVER) != over:
             continue
         if item < pieces:
-            _paint_piece(canvas, digits, drawn, hard, base)
+            _paint_piece(canvas, digits, drawn, base)
         else:
-            _paint_line(canvas, drawn, hard, base)
+            _paint_line(canvas, drawn, base)
 
 
 @compiled
 def paint_images(
     key: tuple[np.uint32, np.uint32], first: int, digits: NDArray[np.uint8],
-    classes: NDArray[np.int64], hard: Difficulty, out: NDArray[np.uint8],
+    classes: NDArray[np.int64], out: NDArray[np.uint8],
 ) -> None:  # fmt: skip
     """Paint images ``first`` onwards; the label of image ``i`` is ``i % 10``.
 
@@ -218,27 +178,23 @@ def paint_images(
         first: number of the first image.
         digits: ``[M, 8, 8]``, sorted by label, 0 to 16.
         classes: ``[11]``; those of label ``l`` are ``classes[l]`` to ``classes[l + 1]``.
-        hard: see `Difficulty`.
         out: ``[N, 3, 32, 32]``, written whole.
     """
     places = np.arange(_BLOCKS).astype(np.uint32)
     words = np.empty(4 * _BLOCKS, dtype=np.uint32)
     canvas = np.empty((3, SIZE, SIZE), dtype=np.int64)
     base = np.empty(3, dtype=np.int64)
+    whole, center = (0, 0, CELLS, CELLS), (_EDGE // 2 - _SHIFT, _EDGE // 2 + _SHIFT)
     for index in range(len(out)):
         philox_words(key, np.uint32(first + index), np.uint64(0), places, _BLOCKS, words)
         label = (first + index) % 10
         chosen = between(words[_DIGIT + 11], classes[label], classes[label + 1] - 1)
-        _paint_background(canvas, words, hard, base)
-        _paint_clutter(canvas, digits, words, hard, base, np.False_)
-        _paint_main(canvas, digits[chosen], words[_DIGIT:], hard, base)
-        _paint_clutter(canvas, digits, words, hard, base, np.True_)
-        finish(
-            canvas,
-            words[4 * _SCENE_BLOCKS :],
-            between(words[_DIGIT + 12], hard.noise[0], hard.noise[1]),
-            out[index],
-        )
+        _paint_background(canvas, words, base)
+        _paint_clutter(canvas, digits, words, base, np.False_)
+        _paint_turned(canvas, digits[chosen], whole, _TURN, center, 256, words[_DIGIT:], base)
+        _paint_clutter(canvas, digits, words, base, np.True_)
+        strength = between(words[_DIGIT + 12], *_NOISE)
+        finish(canvas, words[4 * _SCENE_BLOCKS :], strength, out[index])
 
 
 TRAIN_IMAGES = 50_000
@@ -246,30 +202,8 @@ TRAIN_IMAGES = 50_000
 TEST_IMAGES = 10_000
 """Number of test images."""
 
-DIFFICULTY = Difficulty(
-    turn=1000,  # 27 degrees
-    shear=60,
-    cell=(500, 850),  # digits of 16 to 27 pixels
-    shift=4 << 8,
-    contrast=(55, 120),
-    chroma=40,
-    background=(30, 225),
-    gradient=80,
-    texture=30,
-    pieces=(1, 3),
-    piece_cells=(3, 5),
-    piece_opacity=(100, 220),
-    strokes=(0, 2),
-    stroke_opacity=(80, 200),
-    thickness=(60, 200),
-    over=40,
-    noise=(5, 22),
-)
-"""How hard the images are; any change makes another dataset."""
-
 _CLASSES = 10
 _SEED = 1797
-_PEAK = 255
 # Of the training images; a test recomputes them.
 _MEAN = (0.4934, 0.4929, 0.4919)
 _STD = (0.2440, 0.2447, 0.2445)
@@ -301,7 +235,7 @@ def load_cluttered_digits(name: str, *, root: Root = None, download: bool = Fals
     def part(source: Images, first: int, count: int) -> Images:
         pixels = torch.from_numpy(paint(source, first, count))
         labels = (first + torch.arange(count)) % _CLASSES
-        return Images(pixels, labels, _PEAK, _MEAN, _STD)
+        return Images(pixels, labels, 255, _MEAN, _STD)
 
     return Splits(
         name=name,
@@ -329,5 +263,5 @@ def paint(digits: Images, first: int, count: int) -> NDArray[np.uint8]:
     cells = np.ascontiguousarray(digits.images[order].numpy().reshape(-1, CELLS, CELLS))
     low, high = split_seed(_SEED)
     out = np.empty((count, 3, SIZE, SIZE), dtype=np.uint8)
-    paint_images((np.uint32(low), np.uint32(high)), first, cells, classes, DIFFICULTY, out)
+    paint_images((np.uint32(low), np.uint32(high)), first, cells, classes, out)
     return out

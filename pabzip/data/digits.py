@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from pabzip.data.download import Root
+from pabzip.data.images import Images, Splits
 from pabzip.data.order import permutation
-from pabzip.data.splits import Images, Splits
 from pabzip.errors import MissingDependencyError
 from pabzip.registry import register_dataset
 

@@ -15,15 +15,12 @@ Root = str | os.PathLike[str] | None
 """The folder of a dataset, as in `pabzip.data.load`."""
 
 
-def default_root() -> Path:
-    """Return where downloads go: ``$XDG_CACHE_HOME/pabzip`` or ``~/.cache/pabzip``."""
+def dataset_root(root: Root) -> Path:
+    """Return ``root``; by default ``$XDG_CACHE_HOME/pabzip`` or ``~/.cache/pabzip``."""
+    if root is not None:
+        return Path(root).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "pabzip"
-
-
-def dataset_root(root: Root) -> Path:
-    """Return ``root`` as a path, or where downloads go if it is None."""
-    return default_root() if root is None else Path(root).expanduser()
 
 
 def torchvision_datasets() -> Any:

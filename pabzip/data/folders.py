@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from pabzip.data.augment import RandomResizedCrop
-from pabzip.data.download import Root, torchvision_datasets
+from pabzip.data.download import Root, dataset_root, torchvision_datasets
 from pabzip.data.image_files import ImageFiles, open_image
-from pabzip.data.splits import Splits
+from pabzip.data.images import Splits
 from pabzip.errors import DataError
 from pabzip.registry import register_dataset
 
@@ -45,11 +45,7 @@ def load_folder(name: str, *, root: Root = None, download: bool = False) -> Spli
             that ``train`` does not.
         MissingDependencyError: torchvision is missing or does not match torch.
     """
-    folder = _given(name, root)
-    test = folder / "test"
-    if not test.is_dir():
-        test = folder / "val"
-    return _from_folders(name, folder / "train", test)
+    return _from_folders(name, root, "test", "val")
 
 
 @register_dataset("imagenet", classes=1000, shape=(3, 224, 224))
@@ -67,12 +63,12 @@ def load_imagenet(name: str, *, root: Root = None, download: bool = False) -> Sp
 
     Source: Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge.
     """
-    folder = _given(name, root)
-    splits = _from_folders(name, folder / "train", folder / "val")
+    splits = _from_folders(name, root, "val")
     if splits.num_classes != _IMAGENET_CLASSES:
         raise DataError(
-            f"data 'imagenet': expected {_IMAGENET_CLASSES} classes in {folder / 'train'}, found "
-            f"{splits.num_classes}; for a part of ImageNet use the data 'folder'"
+            f"data 'imagenet': expected {_IMAGENET_CLASSES} classes in "
+            f"{dataset_root(root) / 'train'}, found {splits.num_classes}; for a part of ImageNet "
+            "use the data 'folder'"
         )
     return splits
 
@@ -142,19 +138,17 @@ def image_files(
     )
 
 
-def _given(name: str, root: Root) -> Path:
-    """Return the folder that was named, which these datasets need; torchvision must be there."""
+def _from_folders(name: str, root: Root, *tests: str) -> Splits:
+    """Return ``train`` and the first of the folders ``tests`` that is there, by train's classes."""
     if root is None:
         raise DataError(
             f"data {name!r}: expected the folder that holds the images, found none; it is not "
             "fetched: name it with root= (--data-root)"
         )
-    torchvision_datasets()
-    return Path(root).expanduser()
-
-
-def _from_folders(name: str, train: Path, test: Path) -> Splits:
-    """Return the two parts, with the classes of the first."""
+    torchvision_datasets()  # which is to be missed before any file is
+    folder = dataset_root(root)
+    there = [folder / test for test in tests if (folder / test).is_dir()]
+    train, test = folder / "train", (there or [folder / tests[-1]])[0]
     classes = class_names(train)
     learned, measured = samples_of(train, classes), samples_of(test, classes)
     # What is called ImageNet is measured as ImageNet is, whatever its first image; one's own

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -65,17 +65,8 @@ def read_ahead(
     No more than ``ahead`` groups are held besides the one that the caller has, so memory stays
     flat. The threads end with the iterator, also when it is dropped half-way.
 
-    Args:
-        load: what turns one item into its result, on any thread.
-        groups: the items, drawn as they are needed.
-        ahead: groups under way, 1 or more.
-        workers: number of threads, 1 or more.
-
-    Yields:
-        The results of one group.
-
-    Raises:
-        DataError: or whatever else ``load`` raises, in the place of the group that holds the item.
+    ``load`` turns one item into its result, on any of ``workers`` threads. What it raises comes up
+    in the place of the group that holds the item.
     """
     remaining = iter(groups)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pabzip-decode")
@@ -100,13 +91,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """The lazy twin of `pabzip.data.Images`: paths, labels, and how files become inputs.
+    """Images that are decoded on use: paths, labels, and how files become inputs.
 
     Without an augmentation the short side is resized to ``resized`` pixels and the middle of
     ``size`` by ``size`` pixels is taken (256 and 224 are the field's evaluation on ImageNet).
 
     Attributes:
-        paths: one a image; any kind of file that Pillow reads, made red, green and blue.
+        paths: one an image; any kind of file that Pillow reads, made red, green and blue.
         labels: ``int64[N]``, values 0 to number of classes less one.
         size: height and width of an input in pixels.
         resized: short side before the middle is taken, in pixels, at least ``size``.
@@ -114,6 +105,7 @@ class ImageFiles:
         std: standard deviation of each channel, likewise.
         device: where batches go by default.
         workers: threads that decode.
+        peak: the pixel value of full intensity.
     """
 
     paths: tuple[str, ...]
@@ -124,11 +116,7 @@ class ImageFiles:
     std: tuple[float, ...] = IMAGENET_STD
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = field(default_factory=default_workers)
-
-    @property
-    def peak(self) -> int:
-        """The pixel value of full intensity."""
-        return 255
+    peak: ClassVar[int] = 255
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -150,19 +138,10 @@ class ImageFiles:
         words: Words | None,
         device: torch.device,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield pixels and labels for places of an order; see `pabzip.data.batches`.
+        """Yield pixels and labels for places of an order, as `pabzip.data.Images.read` does.
 
-        Files are decoded on `workers` threads, at least two batches ahead.
-
-        Args:
-            order: numbers of images.
-            bounds: first place in ``order`` and one past the last, for each batch.
-            augmentation: how a part of each image is taken, or None for its middle.
-            words: what the augmentation draws from, 23 words a place in ``order``.
-            device: where the batches go.
-
-        Yields:
-            ``uint8[B, 3, size, size]`` and ``int64[B]``.
+        Files are decoded on `workers` threads, at least two batches ahead. The augmentation takes
+        a part of each image, from 23 words a place in ``order``; None takes its middle.
 
         Raises:
             DataError: a file is missing, damaged or no image; names it.

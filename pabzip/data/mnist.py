@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pabzip.data.augment import RandomCrop
 from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
-from pabzip.data.splits import Images, Splits
+from pabzip.data.images import Images, Splits
 from pabzip.errors import DataError
 from pabzip.registry import register_dataset
 
-_PEAK = 255
 # torchvision's class, and mean and standard deviation of the 60,000 training images.
 _KINDS = {
     "mnist": ("MNIST", (0.1307,), (0.3081,)),
@@ -52,7 +51,7 @@ def load_mnist(name: str, *, root: Root = None, download: bool = False) -> Split
                 f"{raw}, found images {list(pixels.shape)} and labels {list(labels.shape)}; remove "
                 "the folder and fetch the files again with download=True (--download)"
             )
-        return Images(pixels[:, None].contiguous(), labels.long(), _PEAK, mean, std)
+        return Images(pixels[:, None].contiguous(), labels.long(), 255, mean, std)
 
     return Splits(
         name=name,

@@ -75,9 +75,5 @@ def order_stream(epoch: int) -> int:
 
 
 def augmentation_stream(epoch: int) -> int:
-    """Return the stream that augments the images of an epoch.
-
-    Raises:
-        ValueError: not ``0 <= epoch < 2**30``.
-    """
+    """Return the stream that augments the images of an epoch; raises as `order_stream` does."""
     return order_stream(epoch) + 1

@@ -20,7 +20,7 @@ from pabzip.errors import DataError
 from pabzip.registry import DATASETS
 
 if TYPE_CHECKING:
-    from pabzip.data.splits import Splits
+    from pabzip.data.images import Splits
 
 
 @dataclass(frozen=True, slots=True)

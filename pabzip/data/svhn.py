@@ -7,10 +7,9 @@ import torch
 from pabzip._optional import require
 from pabzip.data.augment import RandomCrop
 from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
-from pabzip.data.splits import Images, Splits
+from pabzip.data.images import Images, Splits
 from pabzip.registry import register_dataset
 
-_PEAK = 255
 # The field's usual constants, of the 73,257 training images.
 _MEAN = (0.4377, 0.4438, 0.4728)
 _STD = (0.1980, 0.2010, 0.1970)
@@ -41,7 +40,7 @@ def load_svhn(name: str, *, root: Root = None, download: bool = False) -> Splits
         with reading(name, file, url, folder):
             read = dataset(folder, split=split, download=download)
         pixels = torch.from_numpy(read.data).contiguous()
-        return Images(pixels, torch.from_numpy(read.labels), _PEAK, _MEAN, _STD)
+        return Images(pixels, torch.from_numpy(read.labels), 255, _MEAN, _STD)
 
     return Splits(
         name=name,

@@ -11,7 +11,7 @@ from pabzip.data.augment import RandomCrop
 from pabzip.data.download import Root, check_files, dataset_root, reading, torchvision_datasets
 from pabzip.data.folders import Sample, class_names, samples_of
 from pabzip.data.image_files import default_workers, open_image, read_ahead
-from pabzip.data.splits import Images, Splits
+from pabzip.data.images import Images, Splits
 from pabzip.errors import DataError
 from pabzip.registry import register_dataset
 
@@ -20,11 +20,10 @@ _ARCHIVE = "tiny-imagenet-200.zip"
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _SIZE = 64
-_PEAK = 255
 # The field's usual constants, of the 100,000 training images.
 _MEAN = (0.4802, 0.4481, 0.3975)
 _STD = (0.2770, 0.2691, 0.2821)
-_GROUP = 256  # files decoded before they are copied into place
+_AHEAD = 512  # files decoded ahead of the one that is copied into place
 _AGAIN = (
     f"remove the folder and unpack {_ARCHIVE} again, or fetch it with download=True (--download)"
 )
@@ -116,12 +115,9 @@ def _decode(samples: Sequence[Sample]) -> Images:
         return pixels
 
     pixels = torch.empty(len(samples), 3, _SIZE, _SIZE, dtype=torch.uint8)
-    groups = (
-        [path for path, _ in samples[begin : begin + _GROUP]]
-        for begin in range(0, len(samples), _GROUP)
-    )
-    for index, decoded in enumerate(read_ahead(load, groups, ahead=2, workers=default_workers())):
-        begin = index * _GROUP
-        pixels[begin : begin + len(decoded)] = torch.stack(decoded)
+    each = ([path] for path, _ in samples)
+    decoded = read_ahead(load, each, ahead=_AHEAD, workers=default_workers())
+    for index, (image,) in enumerate(decoded):
+        pixels[index] = image
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
-    return Images(pixels, labels, _PEAK, _MEAN, _STD)
+    return Images(pixels, labels, 255, _MEAN, _STD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import operator
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -81,16 +82,14 @@ def _module(target: str, name: str) -> Any:
 
 def _attribute(target: str, module: Any, path: str) -> Any:
     """Return the attribute at a dotted path of the module."""
-    found = module
-    for part in path.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            public = [name for name in vars(module) if not name.startswith("_")]
-            raise ArchitectureError(
-                f"architecture {target!r}: module {module.__name__!r} has no {path!r}; "
-                f"it has {', '.join(public[:12]) or 'no public names'}"
-            ) from error
+    try:
+        found = operator.attrgetter(path)(module)
+    except AttributeError as error:
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise ArchitectureError(
+            f"architecture {target!r}: module {module.__name__!r} has no {path!r}; "
+            f"it has {', '.join(public[:12]) or 'no public names'}"
+        ) from error
     if not callable(found):
         raise ArchitectureError(
             f"architecture {target!r}: expected a class or function, found {type(found).__name__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pabzip.models.vgg import conv_stages
 from pabzip.registry import register_network
 
 
@@ -25,14 +26,7 @@ class LeNet300100(nn.Module):
     channel of 28 pixels; here ``in_channels`` and ``image_size`` say.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        image_size: int,
-        width: int,
-    ):
+    def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: int):
         super().__init__()
         inputs, second = in_channels * image_size**2, width // 3
         self.fc1 = nn.Linear(inputs, width)
@@ -95,19 +89,9 @@ class ConvNet(nn.Module):
         batch_norm: bool,
     ):
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = in_channels
-        for block in range(blocks):
-            for _ in range(2):
-                out = width * 2**block
-                layers.append(nn.Conv2d(channels, out, 3, padding=1, bias=not batch_norm))
-                if batch_norm:
-                    layers.append(nn.BatchNorm2d(out))
-                layers.append(nn.ReLU())
-                channels = out
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        inputs, hidden = channels * (image_size // 2**blocks) ** 2, 4 * width
+        widths = [width * 2**block for block in range(blocks)]
+        self.features = conv_stages(in_channels, widths, [2] * blocks, batch_norm=batch_norm)
+        inputs, hidden = widths[-1] * (image_size // 2**blocks) ** 2, 4 * width
         self.fc1 = nn.Linear(inputs, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.fc3 = nn.Linear(hidden, num_classes)

@@ -68,9 +68,7 @@ class MobileNetV2(nn.Module):
     height and width are halved three times.
 
     Args:
-        num_classes: number of logits.
-        in_channels: channels of the input.
-        image_size: of the images that the network is made for; nothing depends on it.
+        num_classes, in_channels, image_size: as for `pabzip.models.resnet.ResNet`.
         width: channels of the stem, 32 in the paper; all others follow in proportion, rounded down
             to whole channels, at least 1.
 

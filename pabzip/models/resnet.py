@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -116,18 +116,8 @@ class ResNet(nn.Module):
         block = Bottleneck if bottleneck else BasicBlock
         self.conv1 = conv(in_channels, width, 3, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        stages: list[nn.Module] = []
-        inputs = width
-        for stage, depth in enumerate(depths):
-            channels = width * 2**stage
-            blocks: list[nn.Module] = []
-            for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(inputs, channels, stride))
-                inputs = channels * block.expansion
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
-        self.fc = nn.Linear(inputs, num_classes)
+        self.stages, outputs = residual_stages(block, width, width, depths, block.expansion)
+        self.fc = nn.Linear(outputs, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""
@@ -140,6 +130,30 @@ class ResNet(nn.Module):
 def conv(inputs: int, outputs: int, size: int, stride: int, *, groups: int = 1) -> nn.Conv2d:
     """Return a convolution without bias, padded so that stride 1 keeps height and width."""
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+
+
+def residual_stages(
+    block: Callable[[int, int, int], nn.Module],
+    inputs: int,
+    width: int,
+    depths: Sequence[int],
+    expansion: int = 1,
+) -> tuple[nn.Sequential, int]:
+    """Return stages of residual blocks, and the channels that come out of the last.
+
+    Stage ``i`` has base width ``width * 2**i``, of which its blocks put out ``expansion`` times as
+    many channels. The first block of every stage but the first has stride 2.
+    """
+    stages: list[nn.Module] = []
+    for stage, depth in enumerate(depths):
+        channels = width * 2**stage
+        blocks: list[nn.Module] = []
+        for index in range(depth):
+            stride = 2 if stage > 0 and index == 0 else 1
+            blocks.append(block(inputs, channels, stride))
+            inputs = channels * expansion
+        stages.append(nn.Sequential(*blocks))
+    return nn.Sequential(*stages), inputs
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pabzip.models.resnet import conv
 from pabzip.registry import register_network
 
 
@@ -59,19 +58,31 @@ class VGG(nn.Module):
         width: int,
     ):
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = in_channels
-        for stage, depth in enumerate(depths):
-            outputs = width * min(2**stage, growth)
-            for _ in range(depth):
-                layers += [conv(channels, outputs, 3, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
-                channels = outputs
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        inputs = channels * (image_size // 2 ** len(depths)) ** 2
+        widths = [width * min(2**stage, growth) for stage in range(len(depths))]
+        self.features = conv_stages(in_channels, widths, depths)
+        inputs = widths[-1] * (image_size // 2 ** len(depths)) ** 2
         self.fc = nn.Linear(inputs, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""
         logits: torch.Tensor = self.fc(self.features(images).flatten(1))
         return logits
+
+
+def conv_stages(
+    inputs: int, widths: Sequence[int], depths: Sequence[int], *, batch_norm: bool = True
+) -> nn.Sequential:
+    """Return stages of 3x3 convolutions with ReLU, a 2x2 max pool after each stage.
+
+    With ``batch_norm`` every convolution is followed by batch norm, and has no bias of its own.
+    """
+    layers: list[nn.Module] = []
+    for outputs, depth in zip(widths, depths, strict=True):
+        for _ in range(depth):
+            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(outputs))
+            layers.append(nn.ReLU())
+            inputs = outputs
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)

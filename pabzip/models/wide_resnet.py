@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
-from pabzip.models.resnet import conv
+from pabzip.models.resnet import conv, residual_stages
 from pabzip.registry import register_network
 
 
@@ -52,9 +54,7 @@ class WideResNet(nn.Module):
 
     Args:
         depth: blocks of each stage; 4 for WideResNet-28.
-        num_classes: number of logits.
-        in_channels: channels of the input.
-        image_size: of the images that the network is made for; nothing depends on it.
+        num_classes, in_channels, image_size: as for `pabzip.models.resnet.ResNet`.
         width: channels of the stem.
         widen: the paper's k.
         late_stride: halve in the second convolution of a stage's first block. The networks have
@@ -78,19 +78,10 @@ class WideResNet(nn.Module):
     ):
         super().__init__()
         self.conv1 = conv(in_channels, width, 3, 1)
-        stages: list[nn.Module] = []
-        inputs = width
-        for stage in range(3):
-            channels = width * widen * 2**stage
-            blocks: list[nn.Module] = []
-            for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(WideBlock(inputs, channels, stride, late_stride=late_stride))
-                inputs = channels
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
-        self.bn = nn.BatchNorm2d(inputs)
-        self.fc = nn.Linear(inputs, num_classes)
+        block = partial(WideBlock, late_stride=late_stride)
+        self.stages, outputs = residual_stages(block, width, width * widen, [depth] * 3)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.fc = nn.Linear(outputs, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters
 from pabzip.unmask.bop_update import seed_signs, update
-from pabzip.unmask.rule import FlippingRule
+from pabzip.unmask.rule import FlippingRule, check_not_negative
 
 STARTS = ("first-gradient", "zero")
 """What the moving average is before the first step; see `Bop`."""
@@ -124,11 +123,9 @@ class Bop(FlippingRule):
         """Update the moving averages and flip."""
         counts: list[Tensor] = []
         for group in self.param_groups:
-            fresh: list[Tensor] = []
-            known: list[Tensor] = []
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    (known if "moving_average" in self.state[weight] else fresh).append(weight)
+            moved = [weight for weight in group["params"] if weight.grad is not None]
+            fresh = [weight for weight in moved if "moving_average" not in self.state[weight]]
+            known = [weight for weight in moved if "moving_average" in self.state[weight]]
             for weight in fresh:
                 dtype = torch.promote_types(weight.dtype, torch.float32)
                 self.state[weight]["moving_average"] = torch.zeros_like(weight, dtype=dtype)
@@ -170,14 +167,10 @@ class Bop(FlippingRule):
 
 def _check_group(group: dict[str, Any]) -> None:
     """Raise unless the values of a parameter group are in range."""
-    rate, threshold, start = group["lr"], group["threshold"], group["start"]
-    flip_cost = group["flip_cost"]
+    rate, start = group["lr"], group["start"]
     if not 0.0 < rate <= 1.0:
         raise RecipeError(f"Bop: adaptivity_rate: expected 0 < rate <= 1, found {rate!r}")
-    if not 0.0 <= threshold < math.inf:
-        raise RecipeError(f"Bop: threshold: expected zero or more, and finite, found {threshold!r}")
-    if not 0.0 <= flip_cost < math.inf:
-        raise RecipeError(f"Bop: flip_cost: expected zero or more, and finite, found {flip_cost!r}")
+    check_not_negative("Bop", threshold=group["threshold"], flip_cost=group["flip_cost"])
     if start not in STARTS:
         raise RecipeError(f"Bop: start: expected one of {', '.join(STARTS)}, found {start!r}")
 

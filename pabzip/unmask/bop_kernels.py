@@ -26,13 +26,15 @@ _fused: Any = intrinsic(_fused_code)
 
 
 @compiled
-def plain_step(
+def bop_step(
     weights: NDArray[np.float32],
     averages: NDArray[np.float32],
     gradients: NDArray[np.float32],
+    initial_signs: NDArray[np.int8] | None,
     keep: np.float32,
     rate: np.float32,
     threshold: np.float32,
+    pull: np.float32,
 ) -> int:
     """Take equations (5) and (6) for one tensor, in place.
 
@@ -40,9 +42,12 @@ def plain_step(
         weights: float32, flat.
         averages: float32, of the same length.
         gradients: likewise.
+        initial_signs: int8, of the same length, to which each weight is pulled back. None for plain
+            Bop: numba compiles that apart, without the pull.
         keep: 1 - rate, rounded from float64.
         rate: the adaptivity rate.
         threshold: the least average that flips; the smallest positive number for a threshold of 0.
+        pull: half of what a flip away from the initial signs costs, in units of the loss.
 
     Returns:
         The number of flips.
@@ -52,36 +57,10 @@ def plain_step(
         average = _fused(rate, gradients[at], keep * averages[at])
         averages[at] = average
         weight = weights[at]
-        agreed = average if weight > 0 else -average
-        flip = (agreed >= threshold) & ((weight > 0) | (weight < 0))
-        weights[at] = -weight if flip else weight
-        flips += flip
-    return flips
-
-
-@compiled
-def priced_step(
-    weights: NDArray[np.float32],
-    averages: NDArray[np.float32],
-    gradients: NDArray[np.float32],
-    initial_signs: NDArray[np.int8],
-    keep: np.float32,
-    rate: np.float32,
-    threshold: np.float32,
-    pull: np.float32,
-) -> int:
-    """Take one step as `plain_step` does, each weight pulled back to its initial sign.
-
-    Two arguments are added: ``initial_signs``, int8, of the same length, and ``pull``, half of what
-    a flip away from them costs, in units of the loss.
-    """
-    flips = 0
-    for at in range(weights.size):
-        average = _fused(rate, gradients[at], keep * averages[at])
-        averages[at] = average
-        weight = weights[at]
-        pulled = average - pull / abs(weight) * np.float32(initial_signs[at])
-        agreed = pulled if weight > 0 else -pulled
+        asks = average
+        if initial_signs is not None:
+            asks -= pull / abs(weight) * np.float32(initial_signs[at])
+        agreed = asks if weight > 0 else -asks
         flip = (agreed >= threshold) & ((weight > 0) | (weight < 0))
         weights[at] = -weight if flip else weight
         flips += flip

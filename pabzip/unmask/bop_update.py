@@ -33,12 +33,10 @@ can only bring more of their own direction, and p moves to a fixed point, never 
 other side of this is that K H(p) is concave: the first flips of a tensor are dear, up to
 log2(2 K + 1) bits, the later ones cheap.
 
-Measured on digits (LeNet-300-100, keep ratio 0.1, three seeds) against two variants. A pull of
-``lambda * b`` alone, the same for weights of any magnitude, gave 94.4 % with 358 bytes of signs and
-92.4 % with 246, where dividing by ``2 |w|`` gave 95.4 % with 367 and 94.1 % with 234. A price
-capped at 3 bits, so that first flips come easier, made no difference beyond the seeds' own; that
-was tried with the first variant only. The variants were chosen by the test images they are quoted
-on. The threshold still matters: on ResNet-20 a small one lets signs flicker whatever they cost.
+The threshold still matters: on ResNet-20 a small one lets signs flicker whatever they cost. On
+digits (LeNet-300-100, keep ratio 0.1, three seeds) a pull of ``lambda * b`` alone, the same for
+weights of any magnitude, gave 94.4 % with 358 bytes of signs, dividing by ``2 |w|`` 95.4 % with
+367.
 
 Source: ours. Bop's decision: Peek-a-Boo, Appendix A, equation (6).
 """
@@ -48,17 +46,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from pabzip.init import seeding
 from pabzip.seeds import weights
-from pabzip.unmask.bop_kernels import count_flipped, plain_step, priced_step
-from pabzip.unmask.rule import flip
+from pabzip.unmask.bop_kernels import bop_step, count_flipped
+from pabzip.unmask.rule import flip, laid_out_as
 
 
 def price(flipped: Tensor, survivors: Tensor) -> Tensor:
@@ -98,9 +96,6 @@ def seed_signs(net: nn.Module) -> dict[str, Tensor]:
 
 _SMALLEST = np.finfo(np.float32).smallest_subnormal
 
-Step = Callable[..., list[Tensor]]
-"""Takes the step of tensors of one device: the arguments of `update`, in order."""
-
 
 def update(
     weights: Sequence[Tensor],
@@ -131,38 +126,38 @@ def update(
         The number of flips of each tensor: int64 scalars, on the weights' devices. Nothing waits
         for a device.
     """
-    alike: dict[tuple[Step, torch.device], list[int]] = {}
+    alike: dict[tuple[str, torch.device], list[int]] = {}
     for at, (weight, average) in enumerate(zip(weights, averages, strict=True)):
-        step = _step(weight, average, priced=initial_signs is not None)
-        alike.setdefault((step, weight.device), []).append(at)
+        path = _path(weight, average, priced=initial_signs is not None)
+        alike.setdefault((path, weight.device), []).append(at)
     counts: dict[int, Tensor] = {}
-    for (step, _), places in alike.items():
-        found = step(
-            [weights[at] for at in places],
-            [averages[at] for at in places],
-            [gradients[at] for at in places],
-            None if initial_signs is None else [initial_signs[at] for at in places],
-            rate,
-            threshold,
-            flip_cost,
-        )
+    for (path, _), places in alike.items():
+        given = [[tensors[at] for at in places] for tensors in (weights, averages, gradients)]
+        signs = None if initial_signs is None else [initial_signs[at] for at in places]
+        if path == "triton":
+            from pabzip.unmask.triton_bop import triton_update
+
+            found = triton_update(*given, rate=rate, threshold=threshold)
+        else:
+            step: Callable[..., list[Tensor]] = _by_numba if path == "numba" else _by_lists
+            found = step(*given, signs, rate, threshold, flip_cost)
         counts.update(zip(places, found, strict=True))
     return [counts[at] for at in range(len(weights))]
 
 
-def _step(weight: Tensor, average: Tensor, *, priced: bool) -> Step:
+def _path(weight: Tensor, average: Tensor, *, priced: bool) -> str:
     """Choose how a weight takes its step: by a kernel if both lie in memory alike, without gaps."""
     dense = weight.is_contiguous() or (
         weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     )
     if not dense or weight.stride() != average.stride():
-        return _by_lists
+        return "lists"
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
-        return _in_one_pass
+        return "numba"
     # Prices depend on counts of the whole tensor, which the GPU's kernel does not take.
     if weight.is_cuda and average.dtype == torch.float32 and not priced and _has_triton():
-        return _by_triton
-    return _by_lists
+        return "triton"
+    return "lists"
 
 
 @cache
@@ -171,7 +166,7 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _in_one_pass(
+def _by_numba(
     weights: list[Tensor],
     averages: list[Tensor],
     gradients: list[Tensor],
@@ -182,32 +177,23 @@ def _in_one_pass(
 ) -> list[Tensor]:
     """Take the step with the compiled kernel."""
     numbers = (np.float32(1 - rate), np.float32(rate), max(np.float32(threshold), _SMALLEST))
-    strides = [weight.stride() for weight in weights]
-    given = [weights, averages, gradients] + ([] if initial_signs is None else [initial_signs])
-    flat = [
-        [_flat(tensor, stride) for tensor, stride in zip(tensors, strides, strict=True)]
-        for tensors in given
-    ]
-    if initial_signs is None:
-        counts = [plain_step(*tensors, *numbers) for tensors in zip(*flat, strict=True)]
-    else:
-        found = torch.tensor([count_flipped(*pair) for pair in zip(flat[0], flat[3], strict=True)])
+
+    def flat(tensors: list[Tensor]) -> list[Any]:
+        """Return the elements as the weights lie in memory."""
+        alike = map(laid_out_as, tensors, weights)
+        return [each.detach().as_strided((each.numel(),), (1,)).numpy() for each in alike]
+
+    values, signs = flat(weights), [None] * len(weights)
+    pulls = np.zeros(len(weights), dtype=np.float32)
+    if initial_signs is not None:
+        signs = flat(initial_signs)
+        found = torch.tensor(list(map(count_flipped, values, signs)))
         pulls = (price(found[:, 0], found[:, 1]) * (flip_cost / 2)).numpy()
-        counts = [
-            priced_step(*tensors, *numbers, pull)
-            for *tensors, pull in zip(*flat, pulls, strict=True)
-        ]
+    given = zip(values, flat(averages), flat(gradients), signs, pulls, strict=True)
+    counts = [bop_step(*tensors, *numbers, pull) for *tensors, pull in given]
     increment_version(weights)
     increment_version(averages)
     return list(torch.tensor(counts).unbind())
-
-
-def _flat(tensor: Tensor, stride: tuple[int, ...]) -> NDArray[np.generic]:
-    """Return the elements as they lie in memory, of a copy if ``stride`` is another."""
-    if tensor.stride() != stride:
-        other = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
-        tensor = other.copy_(tensor)
-    return tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
 
 
 def _by_lists(
@@ -241,19 +227,3 @@ def _by_lists(
     for asks in flips:
         _ = asks.ge_(threshold) if threshold > 0 else asks.gt_(0)
     return flip(weights, flips)
-
-
-def _by_triton(
-    weights: list[Tensor],
-    averages: list[Tensor],
-    gradients: list[Tensor],
-    initial_signs: None,
-    rate: float,
-    threshold: float,
-    flip_cost: float,
-) -> list[Tensor]:
-    """Take the step, without prices, with the GPU's kernel."""
-    del initial_signs, flip_cost  # `_step` sends none here
-    from pabzip.unmask.triton_bop import triton_update
-
-    return triton_update(weights, averages, gradients, rate=rate, threshold=threshold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters, seeding
@@ -80,7 +81,11 @@ class LatentSigns(FlippingRule):
         record = seeding(net)
         for name, weight in parameters.items():
             stream = record.specs[name].stream ^ _STREAM_BIT
-            self.state[weight]["latent"] = _drawn(weight.detach(), record.seed, stream, start)
+            spec = InitSpec("uniform", float(np.float32(start)), stream)
+            drawn = torch.from_numpy(np.abs(weights(record.seed, spec, 0, weight.numel())))
+            latent = torch.sign(weight.detach())
+            latent *= drawn.view(weight.shape).to(weight.device)
+            self.state[weight]["latent"] = latent
 
     def _advance(self) -> None:
         """Move the latents and flip."""
@@ -90,13 +95,24 @@ class LatentSigns(FlippingRule):
             if not moved:
                 continue
             latents = [self.state[weight]["latent"] for weight in moved]
-            steps = list(torch._foreach_abs(moved))
-            torch._foreach_mul_(steps, [weight.grad for weight in moved])
-            if group["weight_decay"]:
-                torch._foreach_add_(steps, latents, alpha=group["weight_decay"])
+            gradients = list(torch._foreach_abs(moved))
+            torch._foreach_mul_(gradients, [weight.grad for weight in moved])
+            buffers = [self.state[weight].get("momentum_buffer") for weight in moved]
+            sgd(
+                latents,
+                gradients,
+                buffers,
+                foreach=True,
+                lr=group["lr"],
+                momentum=group["momentum"],
+                weight_decay=group["weight_decay"],
+                dampening=0,
+                nesterov=False,
+                maximize=False,
+            )
             if group["momentum"]:
-                steps = self._with_momentum(moved, steps, group["momentum"])
-            torch._foreach_add_(latents, steps, alpha=-group["lr"])
+                for weight, buffer in zip(moved, buffers, strict=True):
+                    self.state[weight]["momentum_buffer"] = buffer
             # sign(w) * u is negative where they disagree, and zero where either is zero.
             chosen = list(torch._foreach_sign(moved))
             torch._foreach_mul_(chosen, latents)
@@ -104,24 +120,3 @@ class LatentSigns(FlippingRule):
                 products.lt_(0)
             counts += flip(moved, chosen)
         self._count(counts)
-
-    def _with_momentum(
-        self, moved: list[Tensor], steps: list[Tensor], momentum: float
-    ) -> list[Tensor]:
-        """Add the steps to their running sums and return those."""
-        for weight, step in zip(moved, steps, strict=True):
-            state = self.state[weight]
-            if "momentum_buffer" in state:
-                state["momentum_buffer"].mul_(momentum).add_(step)
-            else:
-                state["momentum_buffer"] = step
-        return [self.state[weight]["momentum_buffer"] for weight in moved]
-
-
-def _drawn(weight: Tensor, seed: int, stream: int, start: float) -> Tensor:
-    """Draw the latents of one weight: in (0, start] on the side of its sign; zero where pruned."""
-    spec = InitSpec("uniform", float(np.float32(start)), stream)
-    drawn = torch.from_numpy(np.abs(weights(seed, spec, 0, weight.numel())))
-    latent = torch.sign(weight)
-    latent *= drawn.view(weight.shape).to(weight.device)
-    return latent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pabzip.errors import RecipeError
+from pabzip.unmask.rule import check_not_negative
 
 BEHAVIORS = ("all", "correct", "remove")
 """What becomes of small approximate weight gradients; see `PsgConfig`."""
@@ -54,10 +54,7 @@ class PsgConfig:
             bits = getattr(self, name)
             if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 32:
                 raise RecipeError(f"PSG: {name}: expected an integer from 2 to 32, found {bits!r}")
-        if not 0.0 <= self.threshold < math.inf:
-            raise RecipeError(
-                f"PSG: threshold: expected zero or more, and finite, found {self.threshold!r}"
-            )
+        check_not_negative("PSG", threshold=self.threshold)
         if self.behavior not in BEHAVIORS:
             raise RecipeError(
                 f"PSG: behavior: expected one of {', '.join(BEHAVIORS)}, found {self.behavior!r}"
@@ -146,45 +143,9 @@ Gradients = tuple[Tensor | None, Tensor | None]
 """Of the input and of the weight; None where it is not wanted."""
 
 
-class _Linear:
-    """``torch.nn.functional.linear``, the map of the last dimension, and its gradients."""
-
-    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def gradients(self, g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool]) -> Gradients:
-        of_input = g @ w if wanted[0] else None
-        of_weight = None
-        if wanted[1]:
-            of_weight = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-        return of_input, of_weight
-
-    def bias_gradient(self, g: Tensor) -> Tensor:
-        return g.reshape(-1, g.shape[-1]).sum(0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Convolution:
-    """``torch.convolution`` and its gradients.
-
-    Attributes:
-        geometry: stride, padding, dilation, transposed, output padding and groups, which are the
-            operator's further arguments.
-    """
-
-    geometry: tuple[Any, ...]
-
-    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.convolution(x, weight, bias, *self.geometry)
-
-    def gradients(self, g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool]) -> Gradients:
-        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
-            g, x, w, None, *self.geometry, (*wanted, False)
-        )
-        return of_input, of_weight
-
-    def bias_gradient(self, g: Tensor) -> Tensor:
-        return g.sum([0, *range(2, g.dim())])
+Geometry = tuple[Any, ...] | None
+"""Of a convolution: stride, padding, dilation, transposed, output padding and groups, as
+``torch.convolution`` takes them. None for a linear map."""
 
 
 class PsgFunction(torch.autograd.Function):
@@ -198,23 +159,29 @@ class PsgFunction(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        operator: _Linear | _Convolution,
+        geometry: Geometry,
         config: PsgConfig,
     ) -> Tensor:
-        """Return the exact output of the operator."""
-        return operator.output(x, weight, bias)
+        """Return the exact output."""
+        if geometry is None:
+            return F.linear(x, weight, bias)
+        return torch.convolution(x, weight, bias, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Remember the exact tensors; they are quantized when the backward pass needs them."""
-        x, weight, _, ctx.operator, ctx.config = inputs
+        x, weight, _, ctx.geometry, ctx.config = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of input, weight and bias; None for those not asked for."""
-        of_bias = ctx.operator.bias_gradient(gradient) if ctx.needs_input_grad[2] else None
+        of_bias = None
+        if ctx.needs_input_grad[2] and ctx.geometry is None:
+            of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
+        elif ctx.needs_input_grad[2]:
+            of_bias = gradient.sum([0, *range(2, gradient.dim())])
         return *_predict(ctx, gradient), of_bias, None, None
 
 
@@ -225,14 +192,13 @@ def _predict(ctx: Any, gradient: Tensor) -> Gradients:
     """
     inputs, weight = ctx.saved_tensors
     config: PsgConfig = ctx.config
-    operator: _Linear | _Convolution = ctx.operator
     wants_input, wants_weight = ctx.needs_input_grad[:2]
     if not (wants_input or wants_weight):
         return None, None
     g, unit = levels(gradient, config.gradient_bits)
     x, x_unit = levels(inputs, config.input_bits) if wants_weight else (inputs, unit)
     w, w_unit = levels(weight, config.weight_bits) if wants_input else (weight, unit)
-    of_input, of_weight = operator.gradients(g, x, w, (wants_input, wants_weight))
+    of_input, of_weight = _gradients(g, x, w, ctx.geometry, (wants_input, wants_weight))
     if of_input is not None:
         of_input.mul_(unit * w_unit)
     if of_weight is not None:
@@ -244,9 +210,23 @@ def _predict(ctx: Any, gradient: Tensor) -> Gradients:
     if config.behavior == "remove":
         # A factor of 0 or 1 is several times faster on a CPU than filling through a mask.
         return of_input, of_weight.mul_(size.ge_(limit))
-    _, exact = operator.gradients(gradient, inputs, weight, (False, True))
+    _, exact = _gradients(gradient, inputs, weight, ctx.geometry, (False, True))
     assert exact is not None
     return of_input, torch.where(size < limit, exact, of_weight)
+
+
+def _gradients(
+    g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
+) -> Gradients:
+    """Return the gradients of a linear map or a convolution from that of its output, ``g``."""
+    if geometry is not None:
+        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
+            g, x, w, None, *geometry, (*wanted, False)
+        )
+        return of_input, of_weight
+    of_input = g @ w if wanted[0] else None
+    of_weight = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]) if wanted[1] else None
+    return of_input, of_weight
 
 
 def psg_linear(
@@ -257,7 +237,7 @@ def psg_linear(
 ) -> Tensor:
     """Do what ``torch.nn.functional.linear`` does, with predictive gradients."""
     inputs, weight, bias = _autocast(input, weight, bias)
-    return PsgFunction.apply(inputs, weight, bias, _Linear(), config)  # type: ignore[no-any-return]
+    return PsgFunction.apply(inputs, weight, bias, None, config)  # type: ignore[no-any-return]
 
 
 def psg_conv(
@@ -269,6 +249,9 @@ def psg_conv(
     padding: str | int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    *,
+    transposed: bool = False,
+    output_padding: int | Sequence[int] = 0,
 ) -> Tensor:
     """Do what ``torch.nn.functional.conv1d``, ``conv2d`` and ``conv3d`` do, predictively."""
     inputs, dimensions = input, weight.dim() - 2
@@ -288,11 +271,17 @@ def psg_conv(
         _each(stride, dimensions),
         _each(padding, dimensions),
         dilation,
-        False,
-        [0] * dimensions,
+        transposed,
+        _each(output_padding, dimensions),
         groups,
     )
-    return _convolve(config, inputs, weight, bias, geometry)
+    inputs, weight, bias = _autocast(inputs, weight, bias)
+    # torch.convolution takes batches only, so a single input becomes a batch of one.
+    single = inputs.dim() == weight.dim() - 1
+    output: Tensor = PsgFunction.apply(
+        inputs.unsqueeze(0) if single else inputs, weight, bias, geometry, config
+    )
+    return output.squeeze(0) if single else output
 
 
 def psg_conv_transpose(
@@ -307,32 +296,10 @@ def psg_conv_transpose(
     dilation: int | Sequence[int] = 1,
 ) -> Tensor:
     """Do what ``torch.nn.functional.conv_transpose1d`` to ``3d`` do, predictively."""
-    dimensions = weight.dim() - 2
-    geometry = (
-        _each(stride, dimensions),
-        _each(padding, dimensions),
-        _each(dilation, dimensions),
-        True,
-        _each(output_padding, dimensions),
-        groups,
-    )
-    return _convolve(config, input, weight, bias, geometry)
-
-
-def _convolve(
-    config: PsgConfig,
-    inputs: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: tuple[Any, ...],
-) -> Tensor:
-    """Convolve; the operator itself takes batches only, so a single input gets a batch of one."""
-    inputs, weight, bias = _autocast(inputs, weight, bias)
-    single = inputs.dim() == weight.dim() - 1
-    output = PsgFunction.apply(
-        inputs.unsqueeze(0) if single else inputs, weight, bias, _Convolution(geometry), config
-    )
-    return output.squeeze(0) if single else output  # type: ignore[no-any-return]
+    return psg_conv(
+        config, input, weight, bias, stride, padding, dilation, groups,
+        transposed=True, output_padding=output_padding,
+    )  # fmt: skip
 
 
 def _autocast(

@@ -90,14 +90,30 @@ def flip(weights: list[Tensor], chosen: list[Tensor]) -> list[Tensor]:
     return counts
 
 
+def laid_out_as(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Return a tensor with the strides of a dense weight of its shape; itself where it has them."""
+    if tensor.stride() == weight.stride():
+        return tensor
+    return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
+
+
+def check_not_negative(rule: str, **values: float) -> None:
+    """Refuse a value that is below zero, infinite or not a number.
+
+    Raises:
+        RecipeError: names the rule, the argument and the value.
+    """
+    for name, value in values.items():
+        if not 0.0 <= value < math.inf:
+            raise RecipeError(f"{rule}: {name}: expected zero or more, and finite, found {value!r}")
+
+
 def check_sgd(rule: str, lr: float, momentum: float, weight_decay: float) -> None:
     """Refuse values that no step of SGD can be taken with.
 
     Raises:
         RecipeError: names the rule, the argument and the value.
     """
-    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-        if not 0.0 <= value < math.inf:
-            raise RecipeError(f"{rule}: {name}: expected zero or more, and finite, found {value!r}")
+    check_not_negative(rule, lr=lr, weight_decay=weight_decay)
     if not 0.0 <= momentum < 1.0:
         raise RecipeError(f"{rule}: momentum: expected 0 <= momentum < 1, found {momentum!r}")

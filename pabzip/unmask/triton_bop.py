@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from pabzip.unmask.rule import laid_out_as
+
 _BLOCK = 1024  # weights a program
 
 
@@ -86,7 +88,7 @@ def triton_update(
             bop_kernel[(triton.cdiv(count, _BLOCK),)](
                 weight,
                 average,
-                _laid_out_as(gradient, weight),
+                laid_out_as(gradient, weight),
                 flips[at],
                 count,
                 1 - rate,
@@ -99,10 +101,3 @@ def triton_update(
     # Kernels change tensors behind autograd's back, which is to notice all the same.
     increment_version([*weights, *averages])
     return list(flips.unbind())
-
-
-def _laid_out_as(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient with the weight's strides; itself where it has them."""
-    if gradient.stride() == weight.stride():
-        return gradient
-    return torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)

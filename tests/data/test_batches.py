@@ -80,14 +80,14 @@ def test_seeds_and_epochs_differ():
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_streams_stand_apart_from_the_weights_and_each_other():
+def test_streams_differ_from_those_of_weights_and_from_each_other():
     streams = [stream(epoch) for epoch in (0, 1, 2**30 - 1) for stream in STREAMS]
     assert len(set(streams)) == len(streams)
     assert min(streams) == 2**31
     assert max(streams) == 2**32 - 1
 
 
-def test_a_permutation_has_no_bias_to_speak_of():
+def test_permutations_are_unbiased():
     firsts = [permutation(4, seed=seed, stream=0)[0] for seed in range(4000)]
     assert np.abs(np.bincount(firsts) - 1000).max() < 120
 

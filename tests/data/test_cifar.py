@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pabzip import data
-from pabzip.data.download import default_root
+from pabzip.data.download import dataset_root
 from pabzip.errors import DataError, MissingDependencyError
 
 torchvision_datasets = pytest.importorskip("torchvision.datasets")
@@ -151,12 +151,12 @@ def test_download(kind, server, monkeypatch):
 def test_default_folder(kind, monkeypatch):
     name, _, root = kind
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-    assert default_root() == root / "cache" / "pabzip"
+    assert dataset_root(None) == root / "cache" / "pabzip"
     with pytest.raises(DataError, match=str(root / "cache" / "pabzip")):
         data.load(name)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(root))
-    assert default_root() == root / ".cache" / "pabzip"
+    assert dataset_root(None) == root / ".cache" / "pabzip"
 
 
 @pytest.mark.parametrize(

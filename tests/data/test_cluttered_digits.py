@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pabzip import data
 from pabzip.data import clutter_kernels as kernels
-from pabzip.data.cluttered_digits import DIFFICULTY, paint
+from pabzip.data.cluttered_digits import paint
 from pabzip.data.digits import read_digits
 
 # A change would make every recorded result on the dataset incomparable.
@@ -137,5 +137,5 @@ def test_noise_has_the_strength_that_is_stated():
 def test_the_most_clutter_fits_its_words():
     from pabzip.data import cluttered_digits as clutter
 
-    items = DIFFICULTY.pieces[1] + DIFFICULTY.strokes[1]
+    items = clutter._PIECES[1] + clutter._STROKES[1]
     assert clutter._CLUTTER + 2 + clutter._ITEM * items <= 4 * clutter._SCENE_BLOCKS

@@ -111,7 +111,7 @@ def test_images_too_narrow_for_any_part_give_their_middle(width, height, expecte
     assert RandomResizedCrop(scale=(0.9, 1.0)).box(width, height, large) == expected
 
 
-def test_half_are_mirrored_and_none_if_not_told_to(tmp_path, write_noise):
+def test_half_are_mirrored_and_none_without_mirror(tmp_path, write_noise):
     from PIL import Image
 
     write_noise(tmp_path / "a.png", 0, 8, 8)
@@ -150,7 +150,7 @@ def test_augmentation_of_another_kind(files):
         batches(files, 2, shuffle_seed=0, augmentation=crop_and_flip)
 
 
-def test_evaluation(files):
+def test_evaluate_reads_all_files(files):
     def model(inputs: torch.Tensor) -> torch.Tensor:
         return torch.eye(11)[inputs.new_zeros(len(inputs)).long()]
 
@@ -158,7 +158,7 @@ def test_evaluation(files):
     assert (found.samples, found.accuracy) == (11, 1 / 11)
 
 
-def test_moved(files):
+def test_batches_of_moved_files_go_to_the_device(files):
     moved = files.to("meta")
     assert (files.device.type, moved.device.type) == ("cpu", "meta")
     inputs, labels = next(batches(moved, 2))

@@ -55,6 +55,23 @@ def test_names_and_facts_need_neither_torch_nor_the_loaders():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_package_tells_them_without_torch():
+    code = (
+        "import sys; from pabzip import data; assert 'svhn' in data.names();"
+        "assert data.geometry('svhn').input_shape == (3, 32, 32);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_functions_are_what_the_package_names_whatever_was_imported_first():
+    code = (
+        "import pabzip.data.images, pabzip.data.order; from pabzip import data;"
+        "assert all(callable(getattr(data, name)) for name in data.__all__ if name[0].islower())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_dataset_of_another_package(monkeypatch, tmp_path):
     monkeypatch.setattr(DATASETS, "_own", dict(DATASETS._own))
 

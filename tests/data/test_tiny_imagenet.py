@@ -102,7 +102,7 @@ def test_a_list_is_missing(root, file):
 
 
 @pytest.mark.parametrize("line", ["val_0.JPEG", "val_0.JPEG\tn9\t0\t0\t1\t1"])
-def test_a_line_that_makes_no_sense(root, line):
+def test_a_malformed_line(root, line):
     file = root / "tiny-imagenet-200" / "val" / "val_annotations.txt"
     file.write_text(file.read_text() + line + "\n")
     with pytest.raises(DataError, match="line 4: expected an image, a tab and one of the 2 class"):

@@ -161,7 +161,7 @@ def test_networks_with_global_pooling_take_any_size(name, size):
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_late_stride_costs_more_and_weighs_the_same(late):
+def test_a_late_stride_takes_more_macs_and_as_many_weights(late):
     net = models.build("wideresnet28", width=2, widen=1, late_stride=late)
     block = net.stages[1][0]
     assert block.conv1.stride == ((1, 1) if late else (2, 2))

@@ -93,7 +93,7 @@ def test_weights_return_when_the_gradient_no_longer_speaks():
     assert parameter[4:8].tolist() == [1.0] * 4
 
 
-def test_the_price():
+def test_the_price_is_what_one_more_flip_adds():
     flipped = torch.tensor([0, 100, 250, 500, 501, 1000, 0])
     survivors = torch.tensor([1000, 1000, 1000, 1000, 1000, 1000, 0])
     found = price(flipped, survivors)
@@ -143,7 +143,7 @@ def test_a_higher_cost_flips_fewer():
     assert away[-1] == 0
 
 
-def test_still_averages_settle():
+def test_with_constant_averages_the_flips_end():
     # With averages that stand still, all moves after the first go one way, and they end.
     weights, gradients = random_problem(5, steps=1, size=5000)
     for begin in (0.0, 0.5):
@@ -225,7 +225,7 @@ def test_channels_last_weights_and_gradients_of_another_layout():
 
 
 @pytest.mark.parametrize("cost", [0.0, 1e-3])
-def test_what_is_not_a_number_never_flips(cost):
+def test_weights_with_nan_never_flip(cost):
     weight = torch.tensor([1.0, float("nan"), 0.0, -1.0, 1.0])
     gradient = torch.tensor([float("nan"), 1.0, float("nan"), float("-inf"), 1.0])
     for layout in (weight.clone(), weight.repeat_interleave(2)[::2]):  # the kernel, and the lists
@@ -262,7 +262,7 @@ def test_a_step_is_seen_by_autograd():
         product.backward()
 
 
-def test_the_seed_knows_the_signs_of_a_network_that_has_flipped_some():
+def test_initial_signs_are_drawn_again_after_flips():
     net = pabzip.init_(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8)), 1)
     drawn = {name: w.detach().clone() for name, w in pabzip.seeded_parameters(net).items()}
     with torch.no_grad():

@@ -161,7 +161,7 @@ def test_the_state_comes_back_to_the_bit():
     assert all(torch.equal(ours[key], theirs[key]) for key in ("latent", "momentum_buffer"))
 
 
-def test_predictive_gradients_drive_it_too():
+def test_works_with_predictive_gradients():
     net = pruned_linear()
     before = net.weight.detach().clone()
     latent = LatentSigns(net, 0.5)
@@ -189,7 +189,7 @@ def test_values_out_of_range_are_refused(arguments, message):
         LatentSigns(pruned_linear(), **arguments)
 
 
-def test_what_cannot_be_trained_so_is_refused():
+def test_networks_without_a_seed_and_half_precision_weights_are_refused():
     with pytest.raises(SeedError, match=r"call pabzip\.init_"):
         LatentSigns(nn.Linear(2, 2))
     with pytest.raises(RecipeError, match=r"weight: expected a float32 weight, found torch\.bf"):

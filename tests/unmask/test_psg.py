@@ -216,7 +216,7 @@ def test_full_precision_is_the_layer_itself(make, shape):
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
-def test_predictions_are_close_and_are_predictions(make, shape):
+def test_gradients_are_close_to_the_exact_ones_but_not_equal(make, shape):
     torch.manual_seed(0)
     plain = make()
     changed = copy.deepcopy(plain)
@@ -279,7 +279,7 @@ def test_the_seeded_layers_by_default_and_back_again():
     apply_psg(net, weights=["5.weight"]).remove()
 
 
-def test_copies_and_pickles_keep_it():
+def test_copies_and_pickles_keep_psg():
     net = seeded_net()
     apply_psg(net, PsgConfig(input_bits=3))
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
@@ -358,7 +358,7 @@ def test_trains_with_bop_and_keeps_every_magnitude():
         assert not torch.signbit(p[before[name] == 0]).any()
 
 
-def test_every_layer_of_a_shared_weight_has_it():
+def test_every_layer_of_a_shared_weight_has_psg():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight
     handle = apply_psg(net, weights=["0.weight"])

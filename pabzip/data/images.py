@@ -1,10 +1,12 @@
-"""Images with labels, and a dataset's training and test split."""
+"""Images with labels, a dataset's training and test split, and batches in a reproducible order."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,31 +14,16 @@ from numpy.typing import NDArray
 
 from pabzip.data.augment import RandomResizedCrop
 from pabzip.data.image_files import ImageFiles
-from pabzip.data.order import Words
+from pabzip.data.order import (
+    Words,
+    augmentation_stream,
+    order_stream,
+    permutation,
+    random_words,
+)
 
-
-class Normalization:
-    """``(pixels / peak - mean) / std`` by channel; its constants are put on the device once.
-
-    Args:
-        mean: of each channel, after division by ``peak``.
-        std: likewise.
-        peak: the pixel value of full intensity.
-        device: of the pixels.
-    """
-
-    def __init__(
-        self, mean: Sequence[float], std: Sequence[float], peak: int, device: torch.device
-    ):
-        def constants(values: Sequence[float]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
-
-        self._mean, self._std, self._peak = constants(mean), constants(std), peak
-
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return ``float32[N, C, H, W]`` from ``uint8[N, C, H, W]`` on the device."""
-        return (pixels.to(torch.float32) / self._peak - self._mean) / self._std
-
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Pixels or inputs, and labels."""
 
 Augmentation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Changes a batch ``uint8[N, C, H, W]`` at random; the second argument, ``int64[N]`` on the same
@@ -89,7 +76,7 @@ class Images:
         Returns:
             ``float32[N, C, H, W]`` on the same device.
         """
-        return Normalization(self.mean, self.std, self.peak, pixels.device)(pixels)
+        return _normalizer(self, pixels.device)(pixels)
 
     def inputs(self) -> torch.Tensor:
         """Return all images, normalized: ``float32[N, C, H, W]``."""
@@ -102,7 +89,7 @@ class Images:
         augmentation: Augmentation | None,
         words: Words | None,
         device: torch.device,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> Iterator[Batch]:
         """Yield pixels and labels for places of an order; see `pabzip.data.batches`.
 
         Order and random words cross to the device once a pass and not once a batch.
@@ -179,3 +166,87 @@ class Splits:
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel of the training images, scaled to [0, 1]."""
         return self.train.std
+
+
+def batches(
+    images: AnyImages,
+    batch_size: int,
+    *,
+    shuffle_seed: int | None = None,
+    epoch: int = 0,
+    augmentation: AnyAugmentation | None = None,
+    device: torch.device | str | None = None,
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Yield normalized inputs and labels, every image once.
+
+    Order and augmentation are functions of ``shuffle_seed`` and ``epoch`` alone: they are the same
+    on every device and machine, are independent of ``batch_size`` and of the number of ranks, use
+    and change no global random state, and any batch can be reached directly through ``start``.
+
+    Args:
+        images: the images, in memory on any device or in files.
+        batch_size: images in a batch of all ranks together; the last batch may hold fewer.
+        shuffle_seed: ``0 <= shuffle_seed < 2**64``. None keeps the stored order.
+        epoch: selects the order and the augmentation, ``0 <= epoch < 2**30``.
+        augmentation: applied to the pixels before they are normalized, such as
+            `Splits.augmentation`; needs a ``shuffle_seed``.
+        device: where the batches go; by default ``images.device``.
+        start: number of batches to leave out at the front.
+        shard: this process's rank and the number of ranks. A rank gets its own slice of every
+            batch; the slices of all ranks in order are the whole batch. With fewer images in the
+            last batch than ranks, some slices are empty.
+
+    Yields:
+        ``float32[B, C, H, W]`` and ``int64[B]`` on ``device``.
+
+    Raises:
+        ValueError: a batch size below 1, a negative start, an epoch out of range, a rank that is
+            not one of the ranks, or an augmentation without a seed.
+        TypeError: an augmentation for images in memory with images in files, or the reverse.
+        SeedError: ``shuffle_seed`` out of range.
+        DataError: on reading a file that is missing or damaged.
+    """
+    rank, ranks = shard
+    if batch_size < 1 or start < 0:
+        raise ValueError(
+            f"batches: expected batch_size >= 1 and start >= 0, found {batch_size} and {start}"
+        )
+    if not 0 <= rank < ranks:
+        raise ValueError(
+            f"batches: expected a shard (rank, ranks) with 0 <= rank < ranks, found {shard}"
+        )
+    if augmentation is not None and shuffle_seed is None:
+        raise ValueError("batches: augmentation needs a shuffle_seed to draw from")
+    count = len(images)
+    order, words = np.arange(count), None
+    if shuffle_seed is not None:
+        order = permutation(count, seed=shuffle_seed, stream=order_stream(epoch))
+        words = partial(random_words, shuffle_seed, augmentation_stream(epoch))
+    bounds = []
+    for begin in range(start * batch_size, count, batch_size):
+        size = min(batch_size, count - begin)
+        bounds.append((begin + size * rank // ranks, begin + size * (rank + 1) // ranks))
+    where = images.device if device is None else torch.device(device)
+    in_files = isinstance(images, ImageFiles)
+    if augmentation is not None and isinstance(augmentation, RandomResizedCrop) != in_files:
+        expected = (
+            "a RandomResizedCrop for images in files, found the augmentation"
+            if in_files
+            else "an augmentation of whole batches for images in memory, found"
+        )
+        raise TypeError(f"batches: expected {expected} {augmentation!r}")
+    walk = images.read(order, bounds, cast(Any, augmentation), words, where)
+    # A generator of its own, so that bad arguments fail at the call and not at the first batch.
+    normalize = _normalizer(images, where)
+    return ((normalize(pixels), labels) for pixels, labels in walk)
+
+
+def _normalizer(images: AnyImages, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what normalizes pixels ``uint8[N, C, H, W]``; constants cross once."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        for values in (images.mean, images.std)
+    )
+    return lambda pixels: (pixels.to(torch.float32) / images.peak - mean) / std
