@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
 from pabzip.search.linearized import LinearizedNetwork
-
-Masks = Mapping[str, Tensor]
-"""Bool tensors by name of the weight, True for one that is not pruned."""
-
-Exact = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""`pabzip.search.ExactScorer.exact`."""
+from pabzip.search.masks import Exact, Masks
 
 
 def refuse_collapse(

@@ -8,7 +8,7 @@ the gradient are kept instead, the layer's inputs and the gradient of its output
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,30 +115,6 @@ class Product:
             [False, True, False],
         )  # fmt: skip
         return found[1]
-
-
-def empty_scores(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return contiguous tensors of the shapes of ``weights``, holding anything."""
-    return {
-        name: torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        for name, weight in weights.items()
-    }
-
-
-def write_gradient(total: Tensor, products: Sequence[Product], rest: Tensor | None) -> None:
-    """Write a weight's gradient, the sum of its parts, to ``total``.
-
-    Args:
-        total: contiguous, of the weight's shape.
-        products: the weight's, in the dtype of ``total``.
-        rest: what else adds to the gradient, of the weight's shape.
-    """
-    if not products:
-        total.zero_()
-    for number, product in enumerate(products):
-        product.add_to(total, first=number == 0)
-    if rest is not None:
-        total.add_(rest)
 
 
 def exponent_of(value: float) -> int:
