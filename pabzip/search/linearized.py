@@ -74,7 +74,8 @@ class LinearizedForward(TorchFunctionMode):
         """Say whether a value depends on the input, and not through a detached tensor alone."""
         if not isinstance(value, Tensor) or not value.requires_grad:
             return False
-        nodes, seen = [value.grad_fn], set()
+        nodes: list[Any] = [value.grad_fn]
+        seen = set()
         while nodes:
             node = nodes.pop()
             if node in self._active:

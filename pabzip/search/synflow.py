@@ -199,6 +199,7 @@ def synflow(
 
     Returns:
         The masks by name, in the order of the weights: bool, of the weight's shape, on its device.
+        A mask may be all False where a path leads around the layer, such as a residual block's.
 
     Raises:
         SearchError: an argument out of range, a network that does not take ``input_shape``, scores
