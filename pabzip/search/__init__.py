@@ -1,19 +1,23 @@
 """Search: find the mask of a ticket, before or during training.
 
 `synflow` is the search of the paper; `snip`, `grasp`, `magnitude`, `random` and `layerwise_random`
-stand beside it. All take the same arguments, apply the mask that they return, and go on from
-weights that are pruned already.
+stand beside it. All take the same arguments, which `synflow` describes, apply the mask that they
+return, and go on from weights that are pruned already.
 
 A search of your own is a scorer (`Scorer`), which `iterative_search` runs by a schedule, and a
 function around it with ``@pabzip.registry.register_search("name", needs_data=False, rounds=1)``.
 """
 
+from pabzip.search.baselines import (
+    MagnitudeScorer,
+    RandomScorer,
+    layerwise_random,
+    magnitude,
+    random,
+)
 from pabzip.search.driver import ExactScorer, PathScorer, Scorer, iterative_search
-from pabzip.search.grasp import GraspScorer, grasp
-from pabzip.search.loss import LossNetwork
-from pabzip.search.magnitude import MagnitudeScorer, magnitude
+from pabzip.search.loss import GraspScorer, LossNetwork, SnipScorer, grasp, snip
 from pabzip.search.masks import apply_masks, keep_largest
-from pabzip.search.random import RandomScorer, layerwise_random, random
 from pabzip.search.schedule import (
     SCHEDULES,
     SCOPES,
@@ -22,7 +26,6 @@ from pabzip.search.schedule import (
     linear_schedule,
     prune_groups,
 )
-from pabzip.search.snip import SnipScorer, snip
 from pabzip.search.synflow import FastSynFlowScorer, SynFlowScorer, synflow
 
 __all__ = [

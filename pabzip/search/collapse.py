@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
 from pabzip.search.linearized import LinearizedNetwork
-
-Masks = Mapping[str, Tensor]
-"""Bool tensors by name of the weight, True for one that is not pruned."""
-
-Exact = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""`pabzip.search.ExactScorer.exact`."""
+from pabzip.search.masks import Exact, Masks
 
 
 def refuse_collapse(
@@ -26,13 +21,7 @@ def refuse_collapse(
     """Raise if tensors are empty and the network is cut by it; a bypassed empty one is harmless.
 
     A path counts if it leads from an input of ones to the outputs of the linearized network.
-
-    Args:
-        net: the network; it is not changed.
-        weights: the weights that were searched, by name.
-        masks: of the weights.
-        input_shape: shape of one input, without the batch dimension. Without it no empty tensor
-            is known to be harmless.
+    Without an ``input_shape`` no empty tensor is known to be harmless.
 
     Raises:
         SearchError: layer collapse; the message names the layers.
@@ -60,11 +49,8 @@ def refuse_unscored(
 ) -> None:
     """Raise if a layer of a dense network has no score above zero although inputs reach it.
 
-    Args:
-        scores: of the first round.
-        masks: before it. Where something is pruned already, a layer may have lost its paths.
-        reached: names of the weights that inputs reach.
-        exact: of the scorer, if its scores are rounded.
+    ``scores`` are of the first round, and ``masks`` from before it. Where something is pruned
+    already, a layer may have lost its paths, so nothing is refused.
 
     Raises:
         SearchError: the message names the layers.
@@ -90,13 +76,8 @@ def refuse_ties_at_zero(
     """Raise if position alone decided what the last round left of a layer without any path.
 
     Zero scores are settled by position, as all ties are. In a layer that has a path that is
-    harmless: its weights without one do nothing, kept or pruned.
-
-    Args:
-        scores: of the weights that compete; zero for no path.
-        before: their masks before the round.
-        after: their masks after it.
-        exact: of the scorer, if its scores are rounded.
+    harmless: its weights without one do nothing, kept or pruned. ``before`` and ``after`` are the
+    masks around the round.
 
     Raises:
         SearchError: the message names the layers.

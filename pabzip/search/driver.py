@@ -26,12 +26,7 @@ def search_weights(
 ) -> dict[str, nn.Parameter]:
     """Return the weights to search, by name: seeded ones, or an explicit choice.
 
-    Args:
-        net: the network.
-        only: names of seeded weights or of modules, or a predicate ``(module, name)``; None takes
-            all seeded weights.
-        skip: the same, for what stays as it is.
-        weights: parameters of ``net`` by name, in place of the seeded ones.
+    The arguments are those of `pabzip.search.synflow`.
 
     Raises:
         SearchError: no weights, a name that is not this parameter of ``net``, the same tensor

@@ -4,46 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
-
-
-@contextmanager
-def isolated(
-    net: nn.Module, device: torch.device, training: Callable[[nn.Module], bool]
-) -> Iterator[None]:
-    """Set the mode of each module, with gradients on; put modes and random state back after it.
-
-    Autocast and inference mode are off within the block, and float32 is float32 (`full_float32`).
-    All of the caller's settings return, also on an exception.
-
-    Args:
-        net: the network.
-        device: where it runs; only its generator is kept besides the CPU's.
-        training: says of a module whether it runs in training mode.
-    """
-    # The flag is set by hand: a module's own train() and eval() may do more than can be undone.
-    modes = [(module, module.training) for module in net.modules()]
-    accelerators = [device] if device.type == "cuda" else []
-    try:
-        for module, _ in modes:
-            module.training = training(module)
-        with (
-            torch.random.fork_rng(accelerators),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-            full_float32(),
-        ):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager
@@ -54,31 +21,21 @@ def full_float32() -> Iterator[None]:
     device, which changes masks. No other flag of cuDNN changes within the block. Products of
     matrices are left alone: they round only where the caller has asked torch for it.
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn  # torch's stubs do not know of conv
     try:
         # The context manager sets all flags, those that are not passed to defaults of its own.
         now = {name: getattr(cudnn, name) for name in inspect.signature(cudnn.flags).parameters}
     except RuntimeError:
         # torch does not tell allow_tf32 once a caller has set convolutions apart from it.
-        with _ieee_convolutions():
+        before, cudnn.conv.fp32_precision = cudnn.conv.fp32_precision, "ieee"
+        try:
             yield
+        finally:
+            cudnn.conv.fp32_precision = before
         return
     # The precision of all of cuDNN is what convolutions follow that have none of their own.
     with cudnn.flags(**{**now, "allow_tf32": False, "fp32_precision": "ieee"}):
         yield
-
-
-@contextmanager
-def _ieee_convolutions() -> Iterator[None]:
-    """Set the precision of convolutions alone."""
-    cudnn: Any = torch.backends.cudnn  # torch's stubs do not know of conv
-    convolutions = cudnn.conv
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before
 
 
 class NetworkCopy:
@@ -90,27 +47,21 @@ class NetworkCopy:
     Args:
         net: the network.
         weights: the parameters whose copies require gradients.
-        copy: makes a detached copy of a parameter or buffer.
+        dtype: of the copies of floating tensors.
 
     Attributes:
         weights: the copies of ``weights``, by the same names.
         device: of the weights.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        weights: Mapping[str, nn.Parameter],
-        copy: Callable[[Tensor], Tensor],
-    ):
+    def __init__(self, net: nn.Module, weights: Mapping[str, nn.Parameter], dtype: torch.dtype):
         self._net = net
         self.device = next(iter(weights.values())).device
         names = {id(parameter): name for name, parameter in net.named_parameters()}
-        with torch.no_grad():
-            self._state = {
-                name: copy(tensor.detach())
-                for name, tensor in (*net.named_parameters(), *net.named_buffers())
-            }
+        self._state = {
+            name: tensor.detach().to(dtype if tensor.is_floating_point() else None, copy=True)
+            for name, tensor in (*net.named_parameters(), *net.named_buffers())
+        }
         self.weights: dict[str, Tensor] = {
             name: self._state[names[id(parameter)]].requires_grad_()
             for name, parameter in weights.items()
@@ -123,9 +74,33 @@ class NetworkCopy:
         for name, weight in self.weights.items():
             weight.masked_fill_(~masks[name], 0.0)
 
-    def isolated(self, training: Callable[[nn.Module], bool]) -> AbstractContextManager[None]:
-        """Return `isolated` for the network; it says which modules run in training mode."""
-        return isolated(self._net, self.device, training)
+    @contextmanager
+    def isolated(self, training: Callable[[nn.Module], bool]) -> Iterator[None]:
+        """Set the mode of each module, with gradients on; put modes and random state back after it.
+
+        Autocast and inference mode are off within the block, and float32 is float32
+        (`full_float32`). All of the caller's settings return, also on an exception.
+
+        Args:
+            training: says of a module whether it runs in training mode.
+        """
+        # The flag is set by hand: a module's own train() and eval() may do more than can be undone.
+        modes = [(module, module.training) for module in self._net.modules()]
+        accelerators = [self.device] if self.device.type == "cuda" else []
+        try:
+            for module, _ in modes:
+                module.training = training(module)
+            with (
+                torch.random.fork_rng(accelerators),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                torch.autocast(self.device.type, enabled=False),
+                full_float32(),
+            ):
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the output for ``inputs``; to be called within `isolated`.

@@ -8,7 +8,7 @@ the gradient are kept instead, the layer's inputs and the gradient of its output
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,9 +59,7 @@ class Product:
     def add_to(self, total: Tensor, *, first: bool) -> None:
         """Add the part of the gradient to ``total``, or, for the first part, write it there.
 
-        Args:
-            total: contiguous, of the weight's shape, in the dtype of the product.
-            first: whether what ``total`` holds is to be forgotten.
+        ``total`` is contiguous, of the weight's shape, and in the dtype of the product.
         """
         if not self._plain:
             part = self._convolved(total)
@@ -74,14 +72,9 @@ class Product:
         )  # fmt: skip
 
     def at(self, places: Tensor, weight: Tensor) -> Tensor:
-        """Return the part of the gradient at some places alone.
+        """Return the part of the gradient at some places of the flat weight alone, a vector.
 
-        Args:
-            places: int64 positions in the flat weight, in row-major order.
-            weight: the weight; its shape matters.
-
-        Returns:
-            A vector as long as ``places``, in the dtype of the product.
+        Of ``weight``, the shape alone matters.
         """
         if not self._plain:
             return self._convolved(weight).reshape(-1)[places]
@@ -115,30 +108,6 @@ class Product:
             [False, True, False],
         )  # fmt: skip
         return found[1]
-
-
-def empty_scores(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return contiguous tensors of the shapes of ``weights``, holding anything."""
-    return {
-        name: torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        for name, weight in weights.items()
-    }
-
-
-def write_gradient(total: Tensor, products: Sequence[Product], rest: Tensor | None) -> None:
-    """Write a weight's gradient, the sum of its parts, to ``total``.
-
-    Args:
-        total: contiguous, of the weight's shape.
-        products: the weight's, in the dtype of ``total``.
-        rest: what else adds to the gradient, of the weight's shape.
-    """
-    if not products:
-        total.zero_()
-    for number, product in enumerate(products):
-        product.add_to(total, first=number == 0)
-    if rest is not None:
-        total.add_(rest)
 
 
 def exponent_of(value: float) -> int:
@@ -176,8 +145,9 @@ class _RowProduct(torch.autograd.Function):
         return gradients[0].contiguous() @ weight, None
 
 
+@dataclass(frozen=True, slots=True)
 class LayerCall:
-    """One linear map or convolution of the forward pass: its arguments, each in its place.
+    """One linear map or convolution of the forward pass.
 
     Attributes:
         inputs: of the layer.
@@ -186,10 +156,10 @@ class LayerCall:
         geometry: stride, padding, dilation and groups of a convolution.
     """
 
-    __slots__ = ("bias", "geometry", "inputs", "weight")
-
-    def __init__(self, inputs: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any):
-        self.inputs, self.weight, self.bias, self.geometry = inputs, weight, bias, geometry
+    inputs: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    geometry: tuple[Any, ...] = ()
 
     @property
     def small(self) -> bool:
@@ -257,7 +227,7 @@ def _convolution(
         return None
     sizes = weight.dim() - 2
     geometry = (_tuple(value, sizes) for value in (stride, padding, dilation))
-    return LayerCall(input, weight, bias, *geometry, groups)
+    return LayerCall(input, weight, bias, (*geometry, groups))
 
 
 def _tuple(value: Any, length: int) -> tuple[int, ...]:

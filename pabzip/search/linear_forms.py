@@ -145,18 +145,17 @@ def _softmax(_: IsActivation, values: Tensor, *_args: Any, **_kwargs: Any) -> Te
     return values.clamp_min(0)
 
 
-@_form("matmul", "rmatmul", "mm", "bmm")
-def _matrix_product(
-    is_activation: IsActivation,
-    a: Tensor,
-    b: Tensor,
-    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
-) -> Any:
-    """Mean of the factors' sum over the index that ``product`` sums over."""
-    if not (is_activation(a) and is_activation(b)):
-        return NotImplemented
+def _mean_of_sums(
+    a: Tensor, b: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul
+) -> Tensor:
+    """Return the mean of ``a + b`` over the index that ``product`` sums over."""
     ones_a, ones_b = torch.ones_like(a), torch.ones_like(b)
     return (product(a, ones_b) + product(ones_a, b)) / product(ones_a, ones_b)
+
+
+@_form("matmul", "mm", "bmm")
+def _matrix_product(is_activation: IsActivation, a: Tensor, b: Tensor) -> Any:
+    return _mean_of_sums(a, b) if is_activation(a) and is_activation(b) else NotImplemented
 
 
 @_form("baddbmm")
@@ -178,9 +177,9 @@ def _einsum(is_activation: IsActivation, equation: Any, *operands: Any) -> Any:
     """Two activations in torch's usual form; a sum over more than two factors stays as it is."""
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
-    if not isinstance(equation, str) or len(operands) != 2:
+    if not isinstance(equation, str) or len(operands) != 2 or not all(map(is_activation, operands)):
         return NotImplemented
-    return _matrix_product(is_activation, *operands, lambda a, b: torch.einsum(equation, a, b))
+    return _mean_of_sums(*operands, lambda a, b: torch.einsum(equation, a, b))
 
 
 @_form("scaled_dot_product_attention")
@@ -203,9 +202,9 @@ def _attention(
             part.repeat_interleave(query.shape[-3] // part.shape[-3], -3) for part in (key, value)
         )
     keys = key.mT
-    logits = _matrix_product(lambda _: True, query, keys) if all(active[:2]) else query @ keys
+    logits = _mean_of_sums(query, keys) if all(active[:2]) else query @ keys
     logits = logits * (1 / math.sqrt(query.shape[-1]) if scale is None else abs(scale))
-    return _matrix_product(lambda _: True, logits, value) if active[2] else logits @ value
+    return _mean_of_sums(logits, value) if active[2] else logits @ value
 
 
 @_form("var", "std", "logsumexp")
@@ -237,41 +236,19 @@ def _spread_and_mean(is_activation: IsActivation, *args: Any, **kwargs: Any) -> 
     return _spread(is_activation, *args, **kwargs), _spread(is_activation, *args, **kwargs)
 
 
-@_form("layer_norm")
-def _layer_norm(
+@_form("layer_norm", "rms_norm", "group_norm")
+def _norm(
     _: IsActivation,
     values: Tensor,
-    normalized_shape: Any,
+    sizes: Any,
     weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    bias: Any = None,
     *_args: Any,
     **_kwargs: Any,
 ) -> Tensor:
-    return _affine(values, weight, bias)
-
-
-@_form("rms_norm")
-def _rms_norm(
-    _: IsActivation,
-    values: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    eps: Any = None,
-) -> Tensor:
-    return _affine(values, weight, None)
-
-
-@_form("group_norm")
-def _group_norm(
-    _: IsActivation,
-    values: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *_args: Any,
-    **_kwargs: Any,
-) -> Tensor:
-    return _affine(values, weight, bias, channels=True)
+    """Norm by the sample's statistics; group norm alone has a number, its groups, for ``sizes``."""
+    bias = bias if isinstance(bias, Tensor) else None  # RMS norm has its eps there
+    return _affine(values, weight, bias, channels=isinstance(sizes, int))
 
 
 @_form("batch_norm", "instance_norm")
@@ -334,16 +311,11 @@ def _recurrent(_: IsActivation, values: Tensor, *rest: Any) -> tuple[Tensor, ...
     return result[:, 0] if packed else result, *last
 
 
-@_form("lstm_cell")
-def _long_cell(
-    _: IsActivation, values: Tensor, state: Sequence[Tensor], *weights: Any
-) -> tuple[Tensor, Tensor | None]:
-    return _step(values, state[0], state[1], *weights)
-
-
-@_form("gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-def _short_cell(_: IsActivation, values: Tensor, hidden: Tensor, *weights: Any) -> Tensor:
-    return _step(values, hidden, None, *weights)[0]
+@_form("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _recurrent_cell(_: IsActivation, values: Tensor, state: Any, *weights: Any) -> Any:
+    hidden, cell = (state, None) if isinstance(state, Tensor) else state
+    hidden, cell = _step(values, hidden, cell, *weights)
+    return hidden if cell is None else (hidden, cell)
 
 
 def _step(

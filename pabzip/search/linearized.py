@@ -17,8 +17,6 @@ from pabzip.search.isolation import NetworkCopy
 from pabzip.search.layer_products import LayerCall, Product, read_call
 from pabzip.search.linear_forms import linear_form
 
-_MARK = "_pabzip_is_activation"
-
 
 class LinearizedForward(TorchFunctionMode):
     """Within it, a network computes by linear forms, and its layers' products are kept.
@@ -39,8 +37,10 @@ class LinearizedForward(TorchFunctionMode):
         self.products: dict[str, list[Product]] = {name: [] for name in weights}
         self.reached: set[str] = set()
         self._names = {id(weight): name for name, weight in weights.items()}
-        self._source = inputs.view_as(inputs).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
-        setattr(inputs, _MARK, True)
+        self._inputs = inputs
+        # Nodes of autograd's graph that lead to the input, and nodes that do not.
+        self._active: set[Any] = {inputs.view_as(inputs).grad_fn.next_functions[0][0]}  # type: ignore[union-attr]
+        self._passive: set[Any] = {None}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -64,17 +64,7 @@ class LinearizedForward(TorchFunctionMode):
             )
             if output is NotImplemented:
                 output = func(*args, **kwargs)
-        if active:
-            self._mark(func, args, output)
         return output
-
-    def _mark(self, func: Any, args: tuple[Any, ...], output: object) -> None:
-        """Note what a call has made of activations."""
-        name: str = getattr(func, "__name__", "")
-        if name.endswith("_like") or name.startswith("new_"):
-            return
-        for tensor in (args[0],) if name == "__setitem__" else _tensors(output):
-            setattr(tensor, _MARK, True)
 
     def _keep(self, layer: LayerCall, gradient: Tensor) -> None:
         """Keep a layer's product, whose gradient is known by now."""
@@ -84,22 +74,18 @@ class LinearizedForward(TorchFunctionMode):
         """Say whether a value depends on the input, and not through a detached tensor alone."""
         if not isinstance(value, Tensor) or not value.requires_grad:
             return False
-        if not hasattr(value, _MARK) and value.grad_fn is not None:
-            # Made where no mode looks, such as by a custom autograd function.
-            setattr(value, _MARK, self._derived(value))
-        return bool(getattr(value, _MARK, False))
-
-    def _derived(self, value: Tensor) -> bool:
-        """Say whether the graph of a value leads to the input."""
-        nodes, seen = [value.grad_fn], set()
+        nodes: list[Any] = [value.grad_fn]
+        seen = set()
         while nodes:
             node = nodes.pop()
-            if node is self._source:
+            if node in self._active:
+                self._active.add(value.grad_fn)
                 return True
-            if node is not None and node not in seen:
+            if node not in self._passive and node not in seen:
                 seen.add(node)
                 nodes.extend(following for following, _ in node.next_functions)
-        return False
+        self._passive |= seen
+        return value is self._inputs
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
@@ -160,7 +146,11 @@ class LinearizedNetwork(NetworkCopy):
     def __init__(
         self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: tuple[int, ...]
     ):
-        super().__init__(net, weights, _absolute)
+        super().__init__(net, weights, torch.float64)
+        with torch.no_grad():
+            for tensor in self._state.values():
+                if tensor.is_floating_point():
+                    tensor.abs_()
         self._input_shape = input_shape
 
     def flow(self) -> Flow:
@@ -185,10 +175,3 @@ class LinearizedNetwork(NetworkCopy):
             reached=forward.reached,
             from_input=torch.zeros_like(ones) if first is None else first,
         )
-
-
-def _absolute(tensor: Tensor) -> Tensor:
-    """Return a copy: absolute values in float64 if floating, else the values themselves."""
-    if tensor.is_floating_point():
-        return tensor.to(torch.float64, copy=True).abs_()
-    return tensor.clone()

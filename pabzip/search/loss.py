@@ -1,9 +1,9 @@
-"""The loss of a network on training images, and its derivatives, without touching the network."""
+"""SNIP and GraSP: searches by derivatives of the loss on training images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pabzip.errors import SearchError
+from pabzip.init import Selection
+from pabzip.registry import register_search
+from pabzip.search.driver import OnIteration, iterative_search, search_weights
 from pabzip.search.isolation import NetworkCopy
+from pabzip.search.schedule import prune_groups
+
+TEMPERATURE = 200.0
+"""What GraSP divides the logits by, as in the authors' code."""
 
 Batch = tuple[Tensor, Tensor]
 """Inputs ``float[B, ...]`` and labels ``int64[B]``."""
@@ -52,13 +59,7 @@ class LossNetwork(NetworkCopy):
             raise SearchError(f"dtype: expected a floating dtype, found {dtype}")
         if not 0.0 < temperature < math.inf:
             raise SearchError(f"temperature: expected a number above 0, found {temperature!r}")
-        super().__init__(
-            net,
-            weights,
-            lambda tensor: (
-                tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
-            ),
-        )
+        super().__init__(net, weights, dtype)
         self._temperature = temperature
         self._batches = [
             (inputs.to(self.device, dtype), labels.to(self.device))
@@ -74,11 +75,7 @@ class LossNetwork(NetworkCopy):
             SearchError: the network refuses the batches, or does not give logits for the labels.
         """
         wanted = list(self.weights.values())
-        with self.isolated(training=_normalizes):
-            parts = (
-                torch.autograd.grad(loss, wanted, materialize_grads=True) for loss in self._losses()
-            )
-            return self._summed(parts)
+        return self._summed(lambda loss: torch.autograd.grad(loss, wanted, materialize_grads=True))
 
     def hessian_gradients(self) -> dict[str, Tensor]:
         """Return Hg, the Hessian of the loss times its gradient, by name of each searched weight.
@@ -91,14 +88,34 @@ class LossNetwork(NetworkCopy):
             SearchError: as `gradients`, or an operation that has no second derivative.
         """
         wanted = list(self.weights.values())
-        gradients = self.gradients()
+        direction = self.gradients()
         with torch.no_grad():
             for name, weight in self.weights.items():
-                gradients[name].masked_fill_(weight == 0, 0.0)
-        direction = list(gradients.values())
-        with self.isolated(training=_normalizes):
-            parts = (self._product(loss, wanted, direction) for loss in self._losses())
-            return self._summed(parts)
+                direction[name].masked_fill_(weight == 0, 0.0)
+
+        def product(loss: Tensor) -> tuple[Tensor, ...]:
+            try:
+                own = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
+                pairs = zip(own, direction.values(), strict=True)
+                along = sum((g * d).sum() for g, d in pairs)
+                return torch.autograd.grad(along, wanted, materialize_grads=True)  # type: ignore[arg-type]
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise SearchError(
+                    f"{type(self._net).__name__}: expected operations that can be derived twice, "
+                    f"found one that cannot ({error}); search by another method"
+                ) from error
+
+        return self._summed(product)
+
+    def _summed(self, derivative: Callable[[Tensor], Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Return the sum over the batches of what ``derivative`` gives for each one's loss."""
+        total = [torch.zeros_like(weight, requires_grad=False) for weight in self.weights.values()]
+        with self.isolated(training=lambda module: isinstance(module, _NormBase)):
+            for loss in self._losses():
+                torch._foreach_add_(total, list(derivative(loss)))
+        return dict(zip(self.weights, total, strict=True))
 
     def _losses(self) -> Iterator[Tensor]:
         """Yield the losses of the batches; they add up to the mean over all samples."""
@@ -116,43 +133,11 @@ class LossNetwork(NetworkCopy):
                 )
             yield F.cross_entropy(logits, labels) * (len(labels) / self._samples)
 
-    def _product(
-        self, loss: Tensor, wanted: Sequence[Tensor], direction: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """Return the Hessian of one loss times ``direction``."""
-        try:
-            gradients = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
-            along = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
-            return torch.autograd.grad(along, wanted, materialize_grads=True)  # type: ignore[arg-type]
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise SearchError(
-                f"{type(self._net).__name__}: expected operations that can be derived twice, "
-                f"found one that cannot ({error}); search by another method"
-            ) from error
 
-    def _summed(self, parts: Iterable[Sequence[Tensor]]) -> dict[str, Tensor]:
-        """Return the sums over the batches, by name."""
-        total = [torch.zeros_like(weight, requires_grad=False) for weight in self.weights.values()]
-        for part in parts:
-            torch._foreach_add_(total, list(part))
-        return dict(zip(self.weights, total, strict=True))
-
-
-def batches_of(
+def _batches_of(
     example_inputs: Tensor | Iterable[Any] | None, targets: Tensor | Iterable[Tensor] | None
 ) -> list[Batch]:
-    """Return what a search measures on as pairs of inputs and labels.
-
-    Args:
-        example_inputs: one batch of inputs, an iterable of batches, or, without ``targets``, an
-            iterable of pairs of inputs and labels, such as a ``DataLoader``.
-        targets: the labels, of the same form as ``example_inputs``.
-
-    Raises:
-        SearchError: nothing to measure on, or not as many batches of labels as of inputs.
-    """
+    """Return ``example_inputs`` and ``targets``, in any form that `snip` takes, as pairs."""
     if example_inputs is None:
         raise SearchError(
             "example_inputs: expected training images and targets= with their labels, found none; "
@@ -204,6 +189,142 @@ def _checked(batches: Iterable[Batch]) -> list[Batch]:
     return found
 
 
-def _normalizes(module: nn.Module) -> bool:
-    """Say whether a module is batch norm (or instance norm)."""
-    return isinstance(module, _NormBase)
+class SnipScorer:
+    """Scores weights by their connection sensitivity, ``|g * w|``.
+
+    g is the gradient of the mean cross-entropy over the batches, so a score is how fast the loss
+    changes when the weight is scaled, up or down.
+
+    Args:
+        network: the loss, on copies of the weights.
+
+    Source: Lee et al. 2019, Section 4.1, but for their division of the scores by the sum of all
+    scores, which changes no order.
+    """
+
+    def __init__(self, network: LossNetwork):
+        self._network = network
+
+    def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the connection sensitivity of each weight under ``masks``."""
+        self._network.prune(masks)
+        gradients = self._network.gradients()
+        with torch.no_grad():
+            return {
+                name: gradients[name].mul_(weight).abs_()
+                for name, weight in self._network.weights.items()
+            }
+
+
+@register_search("snip", needs_data=True, rounds=1, takes=("dtype",))
+def snip(
+    net: nn.Module,
+    keep_ratio: float,
+    *,
+    input_shape: Sequence[int] | None = None,
+    example_inputs: Tensor | Iterable[Any] | None = None,
+    targets: Tensor | Iterable[Tensor] | None = None,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+    weights: Mapping[str, nn.Parameter] | None = None,
+    iterations: int | None = None,
+    schedule: str = "exponential",
+    scope: str = "global",
+    seed: int | None = None,
+    on_iteration: OnIteration | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Prune the connections whose removal would change the loss least, by SNIP.
+
+    Arguments, result and errors are those of `pabzip.search.synflow`, with these differences:
+
+    - ``example_inputs`` are training images: a batch ``float[B, ...]``; several in an iterable; or,
+      if ``targets`` is not given, an iterable of pairs of images and labels, such as a
+      ``DataLoader``. On any device; about ten a class are usual. Batch norm normalizes each batch
+      by itself. Batches that do not fit the network raise ``SearchError``.
+    - ``targets`` are the labels, ``int64[B]`` for each batch.
+    - ``input_shape`` is not used; the images have one.
+    - ``iterations`` is one where it is None, as published. One round prunes by the dense network's
+      scores and can empty a layer at small keep ratios.
+    - ``dtype`` is any floating one, that of the computation.
+
+    Source: Lee et al. 2019, Algorithm 1. Deviations: batch norm uses the statistics of the batch,
+    as in training, where the authors' code uses those that it was made with; ties at the threshold
+    are settled by position.
+    """
+    chosen = search_weights(net, only, skip, weights)
+    network = LossNetwork(net, chosen, _batches_of(example_inputs, targets), dtype)
+    return iterative_search(
+        net, chosen, SnipScorer(network), prune_groups(chosen, keep_ratio, scope),
+        network.input_shape, 1 if iterations is None else iterations, schedule=schedule,
+        on_iteration=on_iteration,
+    )  # fmt: skip
+
+
+class GraspScorer:
+    """Scores weights by what they do for the gradient flow, ``w * Hg``.
+
+    g is the gradient of the mean cross-entropy over the batches and H its Hessian, both over the
+    searched weights, with the logits divided by the network's temperature. To first order, taking
+    a weight away changes ``g . g`` by ``-2 w * Hg``. The paper writes ``S = -w * Hg`` and removes
+    the weights with the highest S, which hinder the flow; higher is kept here, hence the sign.
+
+    Args:
+        network: the loss, on copies of the weights.
+
+    Source: Wang et al. 2020, Section 4 and Algorithm 2.
+    """
+
+    def __init__(self, network: LossNetwork):
+        self._network = network
+
+    def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what each weight does for the gradient flow under ``masks``; may be negative."""
+        self._network.prune(masks)
+        products = self._network.hessian_gradients()
+        with torch.no_grad():
+            return {
+                name: products[name].mul_(weight) for name, weight in self._network.weights.items()
+            }
+
+
+@register_search("grasp", needs_data=True, rounds=1, takes=("dtype", "temperature"))
+def grasp(
+    net: nn.Module,
+    keep_ratio: float,
+    *,
+    input_shape: Sequence[int] | None = None,
+    example_inputs: Tensor | Iterable[Any] | None = None,
+    targets: Tensor | Iterable[Tensor] | None = None,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+    weights: Mapping[str, nn.Parameter] | None = None,
+    iterations: int | None = None,
+    schedule: str = "exponential",
+    scope: str = "global",
+    seed: int | None = None,
+    on_iteration: OnIteration | None = None,
+    dtype: torch.dtype = torch.float32,
+    temperature: float = TEMPERATURE,
+) -> dict[str, Tensor]:
+    """Prune the weights whose removal hurts the gradient flow least, by GraSP.
+
+    The weights with the highest ``-w * Hg`` are pruned. Arguments, result and errors are those of
+    `snip`, with these differences:
+
+    - ``net`` needs operations with second derivatives; others raise ``SearchError``.
+    - ``example_inputs``: the authors use 10 to 25 images a class.
+    - ``temperature``, above 0, is what the logits are divided by. High makes the predictions nearly
+      uniform, so that the labels matter less than the network's features; 200 is published.
+
+    Source: Wang et al. 2020, Section 4 and Algorithm 2; the temperature is in the authors' code
+    alone. Deviations: every layer keeps its own weights, where their code draws the classifier
+    anew first; batches may be of any classes; ties at the threshold are settled by position.
+    """
+    chosen = search_weights(net, only, skip, weights)
+    network = LossNetwork(net, chosen, _batches_of(example_inputs, targets), dtype, temperature)
+    return iterative_search(
+        net, chosen, GraspScorer(network), prune_groups(chosen, keep_ratio, scope),
+        network.input_shape, 1 if iterations is None else iterations, schedule=schedule,
+        on_iteration=on_iteration,
+    )  # fmt: skip

@@ -34,7 +34,7 @@ def exponential_schedule(
 
     Source: Tanaka et al. 2020 (SynFlow), Algorithm 1; Peek-a-Boo, Section 4.1 (100 iterations).
     """
-    last, alive = check_target(keep_ratio, iterations, weights, alive)
+    last, alive = _check_target(keep_ratio, iterations, weights, alive)
     ratio = keep_ratio / (alive / weights)
     return [*(round(ratio ** (i / iterations) * alive) for i in range(1, iterations)), last]
 
@@ -44,22 +44,15 @@ def linear_schedule(
 ) -> list[int]:
     """Return the number of survivors after each iteration: each prunes the same number.
 
-    Args:
-        keep_ratio: fraction of the weights that survive the last iteration, in (0, 1].
-        iterations: how many steps lead there, at least 1.
-        weights: N, the number of weights that the search decides on.
-        alive: A, how many of them an earlier search has left; all of them by default.
+    Arguments and errors are those of `exponential_schedule`.
 
     Returns:
         ``iterations`` integers; the i-th (from 1) is ``A - (A - keep_ratio * N) * i /
         iterations``, rounded, so the last is ``round(keep_ratio * N)`` exactly.
 
-    Raises:
-        SearchError: as `exponential_schedule`.
-
     Source: Tanaka et al. 2020, the published code's other schedule.
     """
-    last, alive = check_target(keep_ratio, iterations, weights, alive)
+    last, alive = _check_target(keep_ratio, iterations, weights, alive)
     fall = alive - keep_ratio * weights
     return [*(round(alive - fall * i / iterations) for i in range(1, iterations)), last]
 
@@ -71,20 +64,12 @@ SCHEDULES: dict[str, Schedule] = {
 """The schedules by name."""
 
 
-def check_target(
+def _check_target(
     keep_ratio: float, iterations: int, weights: int, alive: int | None, of: str = ""
 ) -> tuple[int, int]:
     """Return how many weights survive in the end, and how many are alive now.
 
-    Args:
-        keep_ratio: fraction of ``weights`` that survives.
-        iterations: of the search.
-        weights: number of weights.
-        alive: number of weights that are not pruned; None for all.
-        of: whose weights they are, for messages, such as ``" of 'conv1.weight'"``.
-
-    Raises:
-        SearchError: an argument out of range, or a target of none or of more than there are.
+    In messages, ``of`` says whose weights they are, such as ``" of 'conv1.weight'"``.
     """
     if isinstance(keep_ratio, bool) or not 0.0 < keep_ratio <= 1.0:
         raise SearchError(
@@ -109,7 +94,8 @@ def check_target(
 
 
 SCOPES = ("global", "layer")
-"""One threshold over all weights, or one for each."""
+"""One threshold over all weights, or one for each weight tensor, of whose n weights exactly
+``round(keep_ratio * n)`` survive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +111,7 @@ class PruneGroup:
     keep_ratio: float
 
     def counts(self, masks: Mapping[str, Tensor], iterations: int, schedule: str) -> list[int]:
-        """Return how many of the weights survive after each iteration.
-
-        Args:
-            masks: bool tensors by name, True for a weight that is not pruned yet.
-            iterations: of the search.
-            schedule: one of `pabzip.search.SCHEDULES`.
+        """Return how many of the weights survive after each iteration; ``masks`` are of now.
 
         Raises:
             SearchError: a schedule that is not known, or a target that is out of range or missed;
@@ -143,20 +124,14 @@ class PruneGroup:
         of = f" of {self.names[0]!r}" if len(self.names) == 1 else ""
         weights = sum(masks[name].numel() for name in self.names)
         alive = sum(int(masks[name].sum()) for name in self.names)
-        check_target(self.keep_ratio, iterations, weights, alive, of)
+        _check_target(self.keep_ratio, iterations, weights, alive, of)
         return SCHEDULES[schedule](self.keep_ratio, iterations, weights, alive=alive)
 
 
 def prune_groups(
     weights: Mapping[str, nn.Parameter], keep_ratio: float, scope: str
 ) -> list[PruneGroup]:
-    """Return the groups of a search with one keep ratio.
-
-    Args:
-        weights: the weights to search, by name.
-        keep_ratio: fraction that survives.
-        scope: ``"global"``: of all weights together; ``"layer"``: of each weight tensor, so each
-            keeps exactly ``round(keep_ratio * n)`` of its n weights.
+    """Return the groups of a search with one keep ratio, by one of `SCOPES`.
 
     Raises:
         SearchError: another scope.

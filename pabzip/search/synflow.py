@@ -18,7 +18,7 @@ from pabzip.search.driver import (
     search_weights,
 )
 from pabzip.search.isolation import full_float32
-from pabzip.search.layer_products import empty_scores, exponent_of, shifted, write_gradient
+from pabzip.search.layer_products import Product, exponent_of, shifted
 from pabzip.search.linearized import Flow, LinearizedNetwork
 from pabzip.search.schedule import prune_groups
 
@@ -50,7 +50,15 @@ class SynFlowScorer:
     ):
         self._network = LinearizedNetwork(net, weights, input_shape)
         # Kept from round to round: new memory of this size costs more than the arithmetic.
-        self._scores = empty_scores(self._network.weights, self._dtype)
+        self._scores = {
+            name: torch.empty(weight.shape, dtype=self._dtype, device=weight.device)
+            for name, weight in self._network.weights.items()
+        }
+        # Of float64, `prune` reaches these too; of another dtype, they are copies of all weights.
+        self._weights = {
+            name: weight.detach().to(self._dtype) for name, weight in self._network.weights.items()
+        }
+        self._flow: Flow | None = None
         self.reached: Collection[str] = ()
         self.connected = True
 
@@ -63,19 +71,26 @@ class SynFlowScorer:
         Raises:
             SearchError: ``input_shape`` does not fit the network.
         """
-        flow = self._flow_of(masks)
-        for name, score in self._scores.items():
-            write_gradient(score, flow.products[name], flow.rests[name])
-            score.mul_(self._network.weights[name]).abs_()
-        return dict(self._scores)
-
-    def _flow_of(self, masks: Mapping[str, Tensor]) -> Flow:
-        """Return the flow through the network under ``masks``."""
         self._network.prune(masks)
-        flow = self._network.flow()
+        self._flow = None  # frees the last round's memory first
+        self._flow = flow = self._network.flow()
         self.reached = flow.reached
         self.connected = bool(torch.any(flow.from_input != 0))
-        return flow
+        with full_float32():
+            for name, score in self._scores.items():
+                products, rest = self._parts(flow, name)
+                if not products:
+                    score.zero_()
+                for number, product in enumerate(products):
+                    product.add_to(score, first=number == 0)
+                if rest is not None:
+                    score.add_(rest)
+                score.mul_(self._weights[name]).abs_()
+        return dict(self._scores)
+
+    def _parts(self, flow: Flow, name: str) -> tuple[Sequence[Product], Tensor | None]:
+        """Return what the gradient of R by a weight is the sum of, in the dtype of the scores."""
+        return flow.products[name], flow.rests[name]
 
 
 class FastSynFlowScorer(SynFlowScorer):
@@ -96,35 +111,12 @@ class FastSynFlowScorer(SynFlowScorer):
 
     _dtype = torch.float32
 
-    def __init__(
-        self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: tuple[int, ...]
-    ):
-        super().__init__(net, weights, input_shape)
-        self._flow: Flow | None = None
-        self._weights = {
-            name: weight.detach().to(torch.float32)
-            for name, weight in self._network.weights.items()
-        }
-
-    @torch.no_grad()
-    def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the synaptic flow of each weight under ``masks``, over a power of two for all.
-
-        Weights that are pruned get the flow that they would have. The tensors are written anew by
-        the next call.
-
-        Raises:
-            SearchError: ``input_shape`` does not fit the network.
-        """
-        self._flow = flow = self._flow_of(masks)
+    def _parts(self, flow: Flow, name: str) -> tuple[Sequence[Product], Tensor | None]:
+        """Return the parts in float32, over the power of two near R."""
         exponent = exponent_of(abs(flow.total))
-        with full_float32():
-            for name, score in self._scores.items():
-                products = [part.scaled(exponent, torch.float32) for part in flow.products[name]]
-                rest = flow.rests[name]
-                write_gradient(score, products, None if rest is None else shifted(rest, -exponent))
-                score.mul_(self._weights[name]).abs_()
-        return dict(self._scores)
+        products = [product.scaled(exponent, torch.float32) for product in flow.products[name]]
+        rest = flow.rests[name]
+        return products, None if rest is None else shifted(rest, -exponent)
 
     @torch.no_grad()
     def exact(self, places: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -207,6 +199,7 @@ def synflow(
 
     Returns:
         The masks by name, in the order of the weights: bool, of the weight's shape, on its device.
+        A mask may be all False where a path leads around the layer, such as a residual block's.
 
     Raises:
         SearchError: an argument out of range, a network that does not take ``input_shape``, scores

@@ -41,12 +41,28 @@ def multiplied_by_zero(h, layer):
     return h + 0.0 * layer(h)
 
 
+class Step(torch.autograd.Function):
+    """Saturates out of sight of the linear forms: its gradient is zero."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.zeros_like(gradient)
+
+
+def saturated(h, layer):
+    return h + Step.apply(layer(h))
+
+
 def net_of(use):
     return pabzip.init_(Side(use), 1)
 
 
 @DTYPES
-@pytest.mark.parametrize("use", [forgotten, blocked, multiplied_by_zero])
+@pytest.mark.parametrize("use", [forgotten, blocked, multiplied_by_zero, saturated])
 def test_a_layer_that_cannot_be_scored_is_named(use, dtype):
     net = net_of(use)
     before = [p.detach().clone() for p in net.parameters()]

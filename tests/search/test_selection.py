@@ -6,7 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pabzip.search.masks import DOUBT, largest
+from pabzip.search import keep_largest
+from pabzip.search.masks import DOUBT
+
+
+def largest(values, among, count, exact=None):
+    """Where the largest are, of tensors named by their numbers."""
+    found = keep_largest(dict(enumerate(values)), dict(enumerate(among)), count, exact=exact)
+    return list(found.values())
 
 
 def expected(values, among, count):
@@ -36,7 +43,7 @@ def test_many_values(kind, share):
     values = draws[kind]().astype(np.float32)
     among = rng.random(size) < 0.6
     count = max(1, int(share * among.sum()))
-    found = largest(parts_of(values, 70_001), parts_of(among, 70_001), int(among.sum()), count)
+    found = largest(parts_of(values, 70_001), parts_of(among, 70_001), count)
     assert np.array_equal(torch.cat(found).numpy(), expected(values, among, count))
 
 
@@ -51,11 +58,11 @@ def test_rounded_values_are_settled_by_what_they_stand_for(seed, count, spread):
     asked = []
 
     def settle(places):
-        asked.extend(places)
-        return [part[place] for part, place in zip(parts_of(exact, 90), places, strict=True)]
+        asked.extend(places.values())
+        return {number: parts_of(exact, 90)[number][place] for number, place in places.items()}
 
     among = np.ones(300, bool)
-    found = largest(parts_of(rounded, 90), parts_of(among, 90), 300, count, settle)
+    found = largest(parts_of(rounded, 90), parts_of(among, 90), count, settle)
     assert np.array_equal(torch.cat(found).numpy(), expected(exact, among, count))
     if count and spread == 1e-3:
         assert sum(len(place) for place in asked) <= 4 * DOUBT / spread * 300 + 30
@@ -65,12 +72,12 @@ def test_columns_of_a_transposed_tensor_count_in_row_major_order():
     values = torch.tensor([[1.0, 2.0, 2.0], [2.0, 2.0, 0.0]])
     among = torch.ones(2, 3, dtype=torch.bool)
     for layout in (values, values.t().contiguous().t()):
-        (found,) = largest([layout], [among.t().contiguous().t()], 6, 3)
+        (found,) = largest([layout], [among.t().contiguous().t()], 3)
         assert found.tolist() == [[False, True, True], [True, False, False]]
 
 
 def test_tensors_of_several_dtypes():
     values = [torch.tensor([1.0, 3.0], dtype=torch.bfloat16), torch.tensor([2.0, 1.0000001])]
     among = [torch.ones(2, dtype=torch.bool)] * 2
-    found = largest(values, among, 4, 3)
+    found = largest(values, among, 3)
     assert [part.tolist() for part in found] == [[False, True], [True, True]]

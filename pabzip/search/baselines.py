@@ -1,4 +1,4 @@
-"""Random masks, with one keep ratio for all weights or one for each."""
+"""Baselines without data: keep the largest weights, or keep weights at random."""
 
 from __future__ import annotations
 
@@ -20,8 +20,23 @@ FIRST_STREAM = 2**29
 begin at 2**30, dropped steps at 3 * 2**29, and the order of the data at 2**31."""
 
 
+class MagnitudeScorer:
+    """Scores weights by ``|w|``.
+
+    Args:
+        weights: the weights to score, by name.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter]):
+        self._weights = dict(weights)
+
+    def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the magnitude of each weight."""
+        return {name: self._weights[name].detach().abs() for name in masks}
+
+
 class RandomScorer:
-    """Scores weights by uniform random numbers: Philox words of a seed and a stream a weight.
+    """Scores weights by uniform random numbers: Philox words of a seed and a stream per weight.
 
     The scores are a function of the seed, the weight's number and its shape alone: the same on
     every device, with any number of threads, in every version of torch, and in every search of a
@@ -43,17 +58,49 @@ class RandomScorer:
 
     def scores(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return whole numbers from 0 to ``2**31 - 1`` as float64, on the weights' devices."""
-        return {
-            name: self._drawn(number, weight)
-            for number, (name, weight) in enumerate(self._weights.items())
-        }
+        scores = {}
+        for number, (name, weight) in enumerate(self._weights.items()):
+            spec = InitSpec("uniform", 1.0, FIRST_STREAM + number)
+            words = magnitudes(self._seed, spec, 0, weight.numel()) >> np.uint32(1)
+            drawn = torch.from_numpy(words.astype(np.float64)).view(weight.shape)
+            scores[name] = drawn.to(weight.device)
+        return scores
 
-    def _drawn(self, number: int, weight: Tensor) -> Tensor:
-        """Return the scores of the weight with this number."""
-        spec = InitSpec("uniform", 1.0, FIRST_STREAM + number)
-        words = magnitudes(self._seed, spec, 0, weight.numel()) >> np.uint32(1)
-        scores = torch.from_numpy(words.astype(np.float64)).view(weight.shape)
-        return scores.to(weight.device)
+
+@register_search("magnitude", needs_data=False, rounds=1)
+def magnitude(
+    net: nn.Module,
+    keep_ratio: float,
+    *,
+    input_shape: Sequence[int] | None = None,
+    example_inputs: Tensor | None = None,
+    targets: object = None,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+    weights: Mapping[str, nn.Parameter] | None = None,
+    iterations: int | None = None,
+    schedule: str = "exponential",
+    scope: str = "global",
+    seed: int | None = None,
+    on_iteration: OnIteration | None = None,
+) -> dict[str, Tensor]:
+    """Keep the largest weights and prune the rest.
+
+    A weight's magnitude does not depend on what else is pruned, so one round finds the mask. With
+    one threshold, layers that were drawn small (those of large fan-in) go first, and may go whole.
+
+    Arguments, result and errors are those of `pabzip.search.synflow`, with two differences:
+
+    - ``input_shape`` or ``example_inputs`` may be left out. They tell whether a layer that was
+      emptied cuts the network; without them every layer has to keep something.
+    - ``iterations``, ``schedule`` and ``on_iteration`` are not used: there is one round.
+
+    Source: Janowsky 1989; Frankle et al. 2021, Section 3, as a baseline at initialization.
+    """
+    chosen = search_weights(net, only, skip, weights)
+    groups = prune_groups(chosen, keep_ratio, scope)
+    shape = input_shape_of(input_shape, example_inputs)
+    return iterative_search(net, chosen, MagnitudeScorer(chosen), groups, shape)
 
 
 @register_search("random", needs_data=False, rounds=1)
@@ -73,40 +120,20 @@ def random(
     seed: int | None = None,
     on_iteration: OnIteration | None = None,
 ) -> dict[str, Tensor]:
-    """Keep weights at random and prune the rest: they become +0.0, survivors keep their bits.
+    """Keep weights at random and prune the rest.
 
-    Args:
-        net: a network drawn by `pabzip.init_`, or any network with ``weights`` and ``seed``.
-        keep_ratio: fraction of the weights that survives, in (0, 1]; the count is exact.
-        input_shape: shape of one input, without the batch dimension; tells whether a layer that
-            was emptied cuts the network. Without it every layer has to keep something.
-        example_inputs: in place of ``input_shape``, a batch ``float[B, ...]``.
-        targets: not used.
-        only: the seeded weights to decide on, as for `pabzip.search.synflow`.
-        skip: seeded weights that stay as they are.
-        weights: in place of ``only`` and ``skip``, any parameters of ``net`` by name. The order
-            of the weights matters, since each has its own random stream by its place.
-        iterations: not used, as ``schedule`` and ``on_iteration``: there is one round.
-        schedule: not used.
-        scope: ``"global"``: the count is exact over all weights; ``"layer"``: in each tensor.
-        seed: of the scores, ``0 <= seed < 2**64``; the network's own by default. The scores do
-            not depend on torch's random state, and are independent of the weights.
-        on_iteration: not used.
+    Arguments, result and errors are those of `magnitude`, with two differences:
 
-    Returns:
-        The masks by name, in the order of the weights: bool, of the weight's shape, on its device.
-
-    Raises:
-        SearchError: an argument out of range, or layer collapse (the layers are named).
-        SeedError: a seed out of range, or neither given nor on record; or ``only`` or ``skip``
-            names nothing.
+    - ``seed`` is that of the scores, ``0 <= seed < 2**64``; by default it is the network's own.
+      The scores do not depend on torch's random state, and are independent of the weights. A
+      seed that is out of range, or neither given nor on record, raises ``SeedError``.
+    - In ``weights`` the order matters, since each weight has its own random stream by its place.
     """
     chosen = search_weights(net, only, skip, weights)
     scorer = RandomScorer(chosen, seeding(net).seed if seed is None else seed)
     groups = prune_groups(chosen, keep_ratio, scope)
-    return iterative_search(
-        net, chosen, scorer, groups, input_shape_of(input_shape, example_inputs)
-    )
+    shape = input_shape_of(input_shape, example_inputs)
+    return iterative_search(net, chosen, scorer, groups, shape)
 
 
 @register_search("layerwise-random", needs_data=False, rounds=1, takes=("ratios",))
@@ -129,29 +156,12 @@ def layerwise_random(
 ) -> dict[str, Tensor]:
     """Keep weights at random, of each tensor its own fraction: the shape of a ticket, no more.
 
-    Args:
-        net: as for `random`, and so are all arguments that are not said to differ.
-        keep_ratio: fraction that survives of each weight without a ratio of its own; exactly
-            ``round(keep_ratio * n)`` of its n weights do.
-        input_shape: as for `random`.
-        example_inputs: as for `random`.
-        targets: not used.
-        only: as for `random`.
-        skip: as for `random`.
-        weights: as for `random`.
-        iterations: not used.
-        schedule: not used.
-        scope: not used: every tensor has a threshold of its own.
-        seed: as for `random`.
-        on_iteration: not used.
-        ratios: fraction of some weights that survives, in (0, 1], by their names.
+    Arguments, result and errors are those of `random`, with two differences:
 
-    Returns:
-        The masks by name, in the order of the weights: bool, of the weight's shape, on its device.
-
-    Raises:
-        SearchError: a ratio out of range, or of no weight that is searched; the message names it.
-        SeedError: as for `random`.
+    - ``ratios`` gives the fraction of some weights that survives, in (0, 1], by their names. All
+      others have ``keep_ratio``: of a tensor of n weights, exactly ``round(keep_ratio * n)``
+      survive. A ratio of no weight that is searched raises ``SearchError``, which names it.
+    - ``scope`` is not used: every tensor has a threshold of its own.
 
     Source: Frankle et al. 2021 and Su et al. 2020 ("random tickets"): at initialization the
     fractions of the layers matter more than which weights they are.
@@ -166,6 +176,5 @@ def layerwise_random(
             )
     scorer = RandomScorer(chosen, seeding(net).seed if seed is None else seed)
     groups = [PruneGroup((name,), own.get(name, keep_ratio)) for name in chosen]
-    return iterative_search(
-        net, chosen, scorer, groups, input_shape_of(input_shape, example_inputs)
-    )
+    shape = input_shape_of(input_shape, example_inputs)
+    return iterative_search(net, chosen, scorer, groups, shape)
