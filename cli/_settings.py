@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-MORE = "Recipes and other settings"
-"""What ``--recipe``, ``--set`` and their like stand under."""
+MORE, OUTPUT = "Recipes and other settings", "Output and help"
+"""Headings that ``--recipe``, ``--set`` and their like stand under, and whatever has no other."""
 
 
 class GroupedCommand(click.Command):
@@ -33,22 +33,15 @@ class GroupedCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                heading = getattr(parameter, "heading", "Output and help")
-                groups.setdefault(heading, []).append(record)
-        groups["Output and help"] = groups.pop("Output and help")
+                groups.setdefault(getattr(parameter, "heading", OUTPUT), []).append(record)
+        groups[OUTPUT] = groups.pop(OUTPUT)
         for heading, records in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
 
 
 class GroupedOption(click.Option):
-    """An option of a `GroupedCommand`.
-
-    Args:
-        *names: as of `click.Option`.
-        heading: what it stands under.
-        **others: as of `click.Option`.
-    """
+    """An option of a `GroupedCommand` that stands under a heading."""
 
     def __init__(self, *names: Any, heading: str, **others: Any):
         super().__init__(*names, **others)
@@ -58,6 +51,11 @@ class GroupedOption(click.Option):
 def grouped(heading: str, *names: str, **others: Any) -> Callable[[Command], Command]:
     """Return a decorator that adds a `GroupedOption`."""
     return click.option(*names, cls=GroupedOption, heading=heading, **others)
+
+
+def recipe_option(text: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds ``--recipe`` with a help text."""
+    return grouped(MORE, "--recipe", "recipe_name", metavar="NAME|FILE.toml", help=text)
 
 
 def settings_options(
@@ -90,7 +88,7 @@ def settings_options(
                 "assignments",
                 metavar="NAME=VALUE",
                 multiple=True,
-                help="Any setting, such as bop.start=zero or sgd.milestones=[8,12]; repeatable.",
+                help="Any setting, such as search.method=snip or sgd.lr=0.05; repeatable.",
             ),
             grouped(
                 MORE,

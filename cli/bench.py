@@ -10,11 +10,10 @@ from pabzip._optional import require
 from pabzip.cli._options import reporting, search_bar
 from pabzip.cli._output import Reporter, printable, short
 from pabzip.cli._settings import (
-    MORE,
     GroupedCommand,
     given,
-    grouped,
     import_packages,
+    recipe_option,
     remark,
     settings_options,
 )
@@ -102,13 +101,7 @@ _PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
 @click.command("bitops", cls=GroupedCommand)
 @settings_options(_KEYS.__contains__)
-@grouped(
-    MORE,
-    "--recipe",
-    "recipe_name",
-    metavar="NAME|FILE.toml",
-    help="A recipe, as for `pabzip train`; flags win over it, and it has its own iterations.",
-)
+@recipe_option("A recipe, as for `pabzip train`; flags win over it, and it has its own iterations.")
 @reporting
 def bitops(
     assignments: tuple[str, ...],

@@ -63,7 +63,7 @@ class SearchRecipe(Section, table="search"):
     """
 
     method: str = setting(
-        "synflow", "What scores the weights.", flag="--search-method", choices=lambda: SEARCHES
+        "synflow", "What scores the weights.", choices=lambda: SEARCHES
     )
     iterations: int | None = setting(
         None,
@@ -210,7 +210,6 @@ class Recipe(MethodSections):
     precision: str = setting(
         "float32",
         "Of forward and backward; weights stay float32.",
-        flag="--precision",
         choices=("float32", "bfloat16", "float16"),
     )
     channels_last: bool = setting(

@@ -54,7 +54,7 @@ class SgdRecipe(Section, table="sgd"):
     """
 
     lr: float = setting(
-        0.1, "Learning rate of SGD; 0 leaves its parameters as drawn.", flag="--lr", ge=0
+        0.1, "Learning rate of SGD; 0 leaves its parameters as drawn.", ge=0
     )
     momentum: float = setting(0.9, "Momentum of SGD.", ge=0, lt=1)
     weight_decay: float = setting(5e-4, "Weight decay, on all parameters that SGD trains.", ge=0)
@@ -94,12 +94,11 @@ class BopRecipe(Section, table="bop"):
     adaptivity_rate: float = setting(
         1e-3,
         "Weight of a new gradient in Bop's moving average.",
-        flag="--adaptivity-rate",
         gt=0,
         le=1,
     )
     threshold: float = setting(
-        1e-6, "Size of Bop's moving average that flips a sign.", flag="--threshold", ge=0
+        1e-6, "Size of Bop's moving average that flips a sign.", ge=0
     )
     start: str = setting(
         "first-gradient",
