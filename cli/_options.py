@@ -105,21 +105,24 @@ OptionValue = bool | int | float | str
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
-    """Read ``key=value`` pairs; values are whole numbers, numbers, true or false, else text.
+    """Read ``key=value`` pairs; values are as those of ``--set``, numbers, true or false, or text.
 
     Raises:
         click.BadParameter: a pair without ``=``, with an empty or malformed key, or a key twice.
     """
+    from pabzip.train.settings import parse_value
+
     options: dict[str, OptionValue] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
+        key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
             raise click.BadParameter(
                 f"{pair!r}: expected KEY=VALUE, such as width=32", param_hint="'--arch-option'"
             )
         if key in options:
             raise click.BadParameter(f"{key!r} is given twice", param_hint="'--arch-option'")
-        options[key] = _value(value)
+        value = parse_value(text)
+        options[key] = value if isinstance(value, OptionValue) else text
     return options
 
 
@@ -147,18 +150,6 @@ def require_arch(arch: str | None, pairs: Sequence[str]) -> None:
     """
     if pairs and arch is None:
         raise click.UsageError("--arch-option needs --arch, the architecture that it belongs to")
-
-
-def _value(text: str) -> OptionValue:
-    """Read one value."""
-    if text in ("true", "false"):
-        return text == "true"
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pabzip.cli._output import Reporter, one_line, write_text
+from pabzip.cli._output import Reporter, one_line, plain_table, write_text
 from pabzip.errors import PabzError, RecipeError
 from pabzip.train.config import Recipe, all_settings, to_dict, unused
 from pabzip.train.settings import Setting, unknown
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-MORE, OUTPUT = "Recipes and other settings", "Output and help"
-"""Headings that ``--recipe``, ``--set`` and their like stand under, and whatever has no other."""
+MORE = "Recipes and other settings"
+"""What ``--recipe``, ``--set`` and their like stand under."""
+
+_REST = "Output and help"
 
 
 class GroupedCommand(click.Command):
@@ -33,8 +35,8 @@ class GroupedCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                groups.setdefault(getattr(parameter, "heading", OUTPUT), []).append(record)
-        groups[OUTPUT] = groups.pop(OUTPUT)
+                groups.setdefault(getattr(parameter, "heading", _REST), []).append(record)
+        groups[_REST] = groups.pop(_REST)
         for heading, records in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
@@ -239,12 +241,9 @@ def show_settings(reporter: Reporter, recipe: Recipe) -> None:
 
 def _settings_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return one row a setting, for people, with a line above each table."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("setting", "value"):
+    table = plain_table()
+    for title in ("setting", "value", "flag"):
         table.add_column(title, no_wrap=True)
-    table.add_column("flag", no_wrap=True)
     table.add_column("what it does, and the values it takes")
     section = ""
     for row in rows:

@@ -15,10 +15,9 @@ import click
 from pabzip._optional import require
 from pabzip.cli._files import STANDARD, check_output, is_stream
 from pabzip.cli._options import output_option, reporting, search_bar
-from pabzip.cli._output import Reporter, short, to_json
+from pabzip.cli._output import Reporter, plain_table, short, to_json
 from pabzip.cli._settings import (
     MORE,
-    OUTPUT,
     GroupedCommand,
     first_process,
     given,
@@ -80,10 +79,8 @@ class CostRemark(Callback):
 
 def show_recipes(reporter: Reporter) -> None:
     """Write name and meaning of every published recipe."""
-    from rich.table import Table
-
     found = published_recipes()
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it repeats")
     for recipe in found:
@@ -126,14 +123,12 @@ def _callback_help() -> str:
 )
 @grouped(_RUN, "--resume", is_flag=True, help="Continue from the saved state, if there is one.")
 @output_option("model.pt", stdout=False)
-@grouped(
-    OUTPUT,
+@click.option(
     "--log",
     metavar="FILE.jsonl",
     help="Write one JSON object an epoch; short for --callback json-log=FILE.jsonl.",
 )
-@grouped(
-    OUTPUT,
+@click.option(
     "--callback",
     "named",
     metavar="NAME[=ARGUMENT]",

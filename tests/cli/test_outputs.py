@@ -160,7 +160,7 @@ def test_a_write_that_fails_removes_the_temporary(project, run, monkeypatch):
 
     from pabzip.cli import unpack
 
-    def fail(ticket, file, **options):
+    def fail(ticket, file, *options):
         file.write(b"a part")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -238,7 +238,7 @@ def test_ctrl_c_exits_130_and_leaves_the_last_state_alone(project):
 def test_ctrl_c_while_writing_leaves_nothing(project, run, monkeypatch):
     from pabzip.cli import unpack
 
-    def interrupt(ticket, file, **options):
+    def interrupt(ticket, file, *options):
         file.write(b"a part")
         raise KeyboardInterrupt
 
