@@ -126,13 +126,23 @@ def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
     return options
 
 
-def named_network(arch: str, pairs: Sequence[str]) -> nn.Module:
+def named_network(arch: str | None, pairs: Sequence[str]) -> nn.Module | None:
     """Build a registered architecture, or import the user's own ``module:callable``.
 
+    Returns:
+        The network; None where ``arch`` is None.
+
     Raises:
+        click.UsageError: ``--arch-option`` without ``--arch``, which would be ignored.
         ArchitectureError: unknown, or its options do not fit.
         MissingDependencyError: torch is not installed.
     """
+    if arch is None:
+        if pairs:
+            raise click.UsageError(
+                "--arch-option needs --arch, the architecture that it belongs to"
+            )
+        return None
     from pabzip._optional import require
 
     require("torch", extra="torch", purpose="building a network")
@@ -140,16 +150,6 @@ def named_network(arch: str, pairs: Sequence[str]) -> nn.Module:
 
     options = parse_options(pairs)
     return models.resolve(arch, options) if ":" in arch else models.build(arch, options)
-
-
-def require_arch(arch: str | None, pairs: Sequence[str]) -> None:
-    """Refuse ``--arch-option`` without ``--arch``, which would be ignored.
-
-    Raises:
-        click.UsageError: it was given alone.
-    """
-    if pairs and arch is None:
-        raise click.UsageError("--arch-option needs --arch, the architecture that it belongs to")
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from pabzip.cli._options import (
     max_bytes_option,
     named_network,
     reporting,
-    require_arch,
 )
 from pabzip.cli._output import Reporter
 from pabzip.errors import ArchitectureError, DataError
@@ -52,7 +51,6 @@ def command(
     FILE is a ticket (.pabz), a checkpoint (.pt) or an exported model (.onnx); '-' reads a ticket
     from stdin. A custom architecture needs --arch.
     """
-    require_arch(arch, arch_options)
     require("torch", extra="train", purpose="pabzip eval")
     from pabzip.cli._settings import import_packages
     from pabzip.data import load
@@ -60,8 +58,8 @@ def command(
     from pabzip.train.evaluation import evaluate, open_model
 
     import_packages(packages)
+    net = named_network(arch, arch_options)
     file = read_source(source, max_bytes=max_bytes)
-    net = None if arch is None else named_network(arch, arch_options)
     try:
         with naming(source):
             model, named = open_model(file, pick_device(device), net=net, max_bytes=max_bytes)
