@@ -84,7 +84,8 @@ def test_what_is_missing_is_named_at_the_start(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     watcher = callback(tmp_path / "x")
-    with pytest.raises(MissingDependencyError, match=rf"the callback {name} needs {module}.*pabzip\[train\]"):
+    message = rf"the callback {name} needs {module}.*pabzip\[train\]"
+    with pytest.raises(MissingDependencyError, match=message):
         watcher.on_train_start(Recipe(), 5)
     watcher.close()
     assert list(tmp_path.iterdir()) == []
