@@ -33,12 +33,7 @@ calls the last argument with each tensor's name once it is regenerated."""
 def write_safetensors(
     ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
 ) -> None:
-    """Write the safetensors format; all tensors are in memory at once, as the library wants them.
-
-    Raises:
-        FormatError: a section of the ticket is damaged.
-        OSError: writing failed.
-    """
+    """Write the safetensors format; the library wants all tensors in memory at once."""
     # The plain entry point takes the name of a dtype, so bfloat16 needs no numpy type; it reads
     # from the arrays' own memory, which `held` keeps alive.
     from safetensors import TensorSpec, serialize
@@ -78,11 +73,7 @@ def write_npz(
 def write_pt(
     ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
 ) -> None:
-    """Write a torch state dict that ``torch.load(weights_only=True)`` reads, all at once.
-
-    Raises:
-        MissingDependencyError: torch is not installed.
-    """
+    """Write a torch state dict that ``torch.load(weights_only=True)`` reads, all at once."""
     torch = require("torch", extra="torch", purpose="writing a .pt file")
     state = {}
     for name in ticket.names:
