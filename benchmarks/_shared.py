@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 RESULTS = Path(__file__).resolve().parent / "results"
 """Where result files go unless ``--results`` says otherwise."""
 
@@ -45,12 +47,7 @@ def parser(description: str | None, *, cache: bool = False) -> argparse.Argument
 
 
 def clock_arguments(target: argparse.ArgumentParser, threads: int) -> None:
-    """Add ``--threads`` and ``--clock``.
-
-    Args:
-        target: where to.
-        threads: of torch by default.
-    """
+    """Add ``--threads``, by default ``threads``, and ``--clock``."""
     target.add_argument("--threads", type=int, default=threads, help="of torch")
     target.add_argument(
         "--clock",
@@ -60,45 +57,25 @@ def clock_arguments(target: argparse.ArgumentParser, threads: int) -> None:
     )
 
 
-class Progress:
-    """A line on stderr that says what is being done; where that is no terminal, a line per step.
+class Progress(tqdm):  # type: ignore[misc]
+    """A bar on stderr that says what is being done; where that is no terminal, a line per step.
 
     Args:
         total: number of steps.
     """
 
     def __init__(self, total: int):
-        self._total = total
-        self._count = 0
-        self._what = ""
-        self._begin = time.perf_counter()
+        super().__init__(total=total, unit="step", disable=None, leave=False)
 
     def step(self, what: str) -> None:
         """Say what is done now."""
-        self._what = what
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[2K{self._line()}")
-            sys.stderr.flush()
+        self.set_description_str(what)
 
     def done(self, what: str | None = None) -> None:
-        """Count one step as done; ``what`` says what came of it."""
-        self._count += 1
-        if what is not None:
-            self.step(what)
-        if not sys.stderr.isatty():
-            print(self._line(), file=sys.stderr, flush=True)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[2K")
-
-    def _line(self) -> str:
-        """Return the line as it is now."""
-        seconds = time.perf_counter() - self._begin
-        return f"{self._count}/{self._total} {seconds:.0f} s {self._what}"
+        """Count one step as done; ``what`` says what came of it, on a line that stays."""
+        self.update()
+        if what is not None or self.disable:
+            self.write(what or self.desc, file=sys.stderr)
 
 
 def interleaved(
@@ -219,14 +196,11 @@ def finish(
         gpu: name of the GPU that was used; it becomes part of the file's name.
     """
     facts = machine(*packages, gpu=gpu)
-    parts = [name]
-    if gpu is not None:
-        parts.append(re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-"))
-    if arguments.quick:
-        parts.append("quick")
+    device = "" if gpu is None else "-" + re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    file = f"{name}{device}{'-quick' if arguments.quick else ''}.json"
     arguments.results.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": facts, **result}, indent=1, allow_nan=False) + "\n"
-    (arguments.results / f"{'-'.join(parts)}.json").write_text(text, encoding="utf-8")
+    (arguments.results / file).write_text(text, encoding="utf-8")
     where = gpu or f"{facts['cpu']}, {facts['cores']} cores"
     print(text if arguments.json else f"{title} ({where}, {facts['date']})\n\n{table}", end="")
 
@@ -238,8 +212,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         columns: titles; the first column is text, the others numbers.
         rows: cells.
     """
-    lines = [list(columns), *(list(row) for row in rows)]
-    widths = [max(3, *(len(line[at]) for line in lines)) for at in range(len(columns))]
+    widths = [max(3, *map(len, column)) for column in zip(columns, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         padded = [cells[0].ljust(widths[0])]
@@ -247,7 +220,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return f"| {' | '.join(padded)} |\n"
 
     dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return line(lines[0]) + line(dashes) + "".join(line(cells) for cells in lines[1:])
+    return line(columns) + line(dashes) + "".join(line(cells) for cells in rows)
 
 
 def times(value: float) -> str:

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from _shared import Progress
 from numpy.typing import NDArray
 
 import pabzip
@@ -66,32 +66,35 @@ def seeding_of(network: Network) -> tuple[Seeding, dict[str, tuple[int, ...]]]:
 def synflow_masks(
     network: Network,
     keep_ratio: float,
-    cache_folder: Path,
+    arguments: argparse.Namespace,
+    progress: Progress,
     *,
     iterations: int = 100,
-    on_iteration: Callable[[int, int], None] | None = None,
 ) -> Masks:
     """Return the masks that SynFlow finds, from the cache where it holds them.
 
     Args:
         network: whose weights to mask.
         keep_ratio: over all seeded weights.
-        cache_folder: keeps what was found.
+        arguments: with ``--cache``. A quick run takes 5 iterations.
+        progress: shows each iteration.
         iterations: of SynFlow.
-        on_iteration: as for `pabzip.search.synflow`.
     """
+    iterations = 5 if arguments.quick else iterations
     name = f"synflow-{network}-keep{keep_ratio:g}-iterations{iterations}-seed{SEED}"
-    file = cache_folder / f"{name}.npz"
+    file = arguments.cache / f"{name}.npz"
     if not file.exists():
         found = pabzip.search.synflow(
             network.build(),
             keep_ratio,
             input_shape=(3, 32, 32),
             iterations=iterations,
-            on_iteration=on_iteration,
+            on_iteration=lambda at, of: progress.step(
+                f"{network}, SynFlow {keep_ratio:g}: {at} of {of}"
+            ),
         )
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        partial = cache_folder / f"{name}.{os.getpid()}.npz"
+        arguments.cache.mkdir(parents=True, exist_ok=True)
+        partial = arguments.cache / f"{name}.{os.getpid()}.npz"
         arrays: dict[str, Any] = {key: mask.numpy() for key, mask in found.items()}
         np.savez_compressed(partial, **arrays)
         partial.replace(file)

@@ -6,9 +6,9 @@ of WideResNet-28-10 take minutes each and are found in fewer iterations.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,9 +67,11 @@ def rows(*, quick: bool) -> list[Row]:
     ]
 
 
-def counted(row: Row, cache: Path) -> dict[str, float]:
+def counted(row: Row, arguments: argparse.Namespace, progress: Progress) -> dict[str, float]:
     """Return our operations of one row, by method."""
-    found = synflow_masks(row.network, row.keep_ratio, cache, iterations=row.iterations)
+    found = synflow_masks(
+        row.network, row.keep_ratio, arguments, progress, iterations=row.iterations
+    )
     masks = {name: torch.from_numpy(mask) for name, mask in found.items()}
     inputs, weights, gradients = row.bits
     psg = PsgRecipe(input_bits=inputs, weight_bits=weights, gradient_bits=gradients)
@@ -83,13 +85,13 @@ def counted(row: Row, cache: Path) -> dict[str, float]:
     return {**totals, "edge-popup": popup}
 
 
-def measured(chosen: Sequence[Row], cache: Path) -> list[dict[str, Any]]:
+def measured(chosen: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one case a printed number."""
     cases: list[dict[str, Any]] = []
     with Progress(len(chosen)) as progress:
         for row in chosen:
             progress.step(f"{row.network}, keep {row.keep_ratio:g}")
-            ours = counted(row, cache)
+            ours = counted(row, arguments, progress)
             for method, printed in row.printed.items():
                 cases.append(
                     {
@@ -141,7 +143,7 @@ def main() -> None:
     if not chosen:
         has = ", ".join(f"{row.network.arch} at {row.keep_ratio:g}" for row in every)
         raise SystemExit(f"bitops_table: no such row; the tables have {has}")
-    cases = measured(chosen, arguments.cache)
+    cases = measured(chosen, arguments)
     title = "Bit operations of one training step of one sample"
     finish("bitops_table", arguments, title, table(cases), {"cases": cases}, "torch")
 

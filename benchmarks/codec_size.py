@@ -115,13 +115,7 @@ def _masks(case: Case, arguments: argparse.Namespace, progress: Progress) -> Mas
         return magnitude_masks(case.network, case.keep_ratio)
     if case.kind == "random":
         return random_masks(case.network, case.keep_ratio)
-    return synflow_masks(
-        case.network,
-        case.keep_ratio,
-        arguments.cache,
-        iterations=5 if arguments.quick else 100,
-        on_iteration=lambda at, of: progress.step(f"{case.title}: SynFlow, {at} of {of}"),
-    )
+    return synflow_masks(case.network, case.keep_ratio, arguments, progress)
 
 
 def _measure(case: Case, masks: Masks, progress: Progress) -> dict[str, Any]:

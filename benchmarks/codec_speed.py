@@ -80,13 +80,7 @@ def main() -> None:
     rows = []
     steps = len(THREADS) + 4 + torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder, Progress(steps) as progress:
-        masks = synflow_masks(
-            network,
-            keep_ratio,
-            arguments.cache,
-            iterations=5 if arguments.quick else 100,
-            on_iteration=lambda at, of: progress.step(f"SynFlow, {at} of {of}"),
-        )
+        masks = synflow_masks(network, keep_ratio, arguments, progress)
         progress.step("writing files")
         files = Files(trained(network, with_signs(masks)), Path(folder))
         progress.done()

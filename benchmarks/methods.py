@@ -46,9 +46,10 @@ class Study:
 # rate falls where the learning rate falls: before, many flips do no harm; after, few are needed.
 _CLUTTERED = (
     "--data cluttered-digits --arch resnet18 --set arch_options.width=32 --keep-ratio 0.5 "
-    "--epochs 10 --batch-size 64 --set augment=false --precision bfloat16 --set channels_last=true "
-    "--lr 0.05 --set sgd.milestones=[6,9] --adaptivity-rate 3e-5 --threshold 1e-6 "
-    "--set bop.decay_every=6 --set bop.decay_ratio=0.2"
+    "--epochs 10 --batch-size 64 --set augment=false --set precision=bfloat16 "
+    "--set channels_last=true --set sgd.lr=0.05 --set sgd.milestones=[6,9] "
+    "--set bop.adaptivity_rate=3e-5 --set bop.threshold=1e-6 --set bop.decay_every=6 "
+    "--set bop.decay_ratio=0.2"
 )
 
 METHODS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import shutil
 import stat
@@ -24,12 +25,28 @@ if TYPE_CHECKING:
 STANDARD = "-"
 """The name that stands for stdin or stdout."""
 
-_CHUNK = 2**20
-
 
 def default_output(source: str, suffix: str) -> str:
     """Return the output that belongs to an input: its name with another suffix; stdout to stdin."""
     return STANDARD if source == STANDARD else str(Path(source).with_suffix(suffix))
+
+
+def format_of(target: str, formats: Iterable[str], hint: str = "") -> str:
+    """Return the format that an output's suffix stands for; the first of them for stdout.
+
+    Raises:
+        click.UsageError: another suffix; ``hint`` ends the message.
+    """
+    formats = list(formats)
+    if target == STANDARD:
+        return formats[0]
+    suffix = Path(target).suffix.removeprefix(".").lower()
+    if suffix not in formats:
+        raise click.UsageError(
+            f"{target}: expected a name that ends in {', '.join(f'.{name}' for name in formats)}"
+            f"{hint}"
+        )
+    return suffix
 
 
 def check_output(target: str, *, force: bool, inputs: Iterable[str] = ()) -> None:
@@ -115,26 +132,6 @@ def open_output(target: str) -> Iterator[BinaryIO]:
             stream.write(buffer.getbuffer())
 
 
-def read_stdin(limit: int | None = None) -> bytes:
-    """Read stdin to its end.
-
-    Args:
-        limit: stop with an error beyond this many bytes.
-
-    Raises:
-        OSError: more than ``limit`` bytes came.
-        click.UsageError: stdin is a terminal.
-    """
-    if sys.stdin.isatty():
-        raise click.UsageError("the input is binary and stdin is a terminal; name a file")
-    buffer = bytearray()
-    while chunk := sys.stdin.buffer.read(_CHUNK):
-        buffer += chunk
-        if limit is not None and len(buffer) > limit:
-            raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", "<stdin>")
-    return bytes(buffer)
-
-
 def _same_file(first: str, second: str) -> bool:
     """Return whether two paths lead to one file, by symbolic or hard links too."""
     try:
@@ -163,14 +160,22 @@ def read_source(source: str, *, max_bytes: int | None = None) -> str | bytes:
             regenerates to, so reading from stdin stops a header's length beyond it.
 
     Raises:
-        OSError: the source cannot be read.
+        OSError: the source cannot be read, or stdin is longer than that.
         click.UsageError: stdin is a terminal.
     """
-    if source == STANDARD:
-        from pabzip.formats.registry import MAX_HEADER_BYTES
+    if source != STANDARD:
+        return Path(source).read_bytes() if is_stream(source) else source
+    if sys.stdin.isatty():
+        raise click.UsageError("the input is binary and stdin is a terminal; name a file")
+    from pabzip.formats.registry import MAX_HEADER_BYTES
 
-        return read_stdin(None if max_bytes is None else max_bytes + 2 * MAX_HEADER_BYTES)
-    return Path(source).read_bytes() if is_stream(source) else source
+    limit = math.inf if max_bytes is None else max_bytes + 2 * MAX_HEADER_BYTES
+    data = bytearray()
+    while chunk := sys.stdin.buffer.read(2**20):  # all at once would reserve the limit's memory
+        data += chunk
+        if len(data) > limit:
+            raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", "<stdin>")
+    return bytes(data)
 
 
 @contextmanager

@@ -105,31 +105,44 @@ OptionValue = bool | int | float | str
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
-    """Read ``key=value`` pairs; values are whole numbers, numbers, true or false, else text.
+    """Read ``key=value`` pairs; values are as those of ``--set``, numbers, true or false, or text.
 
     Raises:
         click.BadParameter: a pair without ``=``, with an empty or malformed key, or a key twice.
     """
+    from pabzip.train.settings import parse_value
+
     options: dict[str, OptionValue] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
+        key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
             raise click.BadParameter(
                 f"{pair!r}: expected KEY=VALUE, such as width=32", param_hint="'--arch-option'"
             )
         if key in options:
             raise click.BadParameter(f"{key!r} is given twice", param_hint="'--arch-option'")
-        options[key] = _value(value)
+        value = parse_value(text)
+        options[key] = value if isinstance(value, OptionValue) else text
     return options
 
 
-def named_network(arch: str, pairs: Sequence[str]) -> nn.Module:
+def named_network(arch: str | None, pairs: Sequence[str]) -> nn.Module | None:
     """Build a registered architecture, or import the user's own ``module:callable``.
 
+    Returns:
+        The network; None where ``arch`` is None.
+
     Raises:
+        click.UsageError: ``--arch-option`` without ``--arch``, which would be ignored.
         ArchitectureError: unknown, or its options do not fit.
         MissingDependencyError: torch is not installed.
     """
+    if arch is None:
+        if pairs:
+            raise click.UsageError(
+                "--arch-option needs --arch, the architecture that it belongs to"
+            )
+        return None
     from pabzip._optional import require
 
     require("torch", extra="torch", purpose="building a network")
@@ -137,28 +150,6 @@ def named_network(arch: str, pairs: Sequence[str]) -> nn.Module:
 
     options = parse_options(pairs)
     return models.resolve(arch, options) if ":" in arch else models.build(arch, options)
-
-
-def require_arch(arch: str | None, pairs: Sequence[str]) -> None:
-    """Refuse ``--arch-option`` without ``--arch``, which would be ignored.
-
-    Raises:
-        click.UsageError: it was given alone.
-    """
-    if pairs and arch is None:
-        raise click.UsageError("--arch-option needs --arch, the architecture that it belongs to")
-
-
-def _value(text: str) -> OptionValue:
-    """Read one value."""
-    if text in ("true", "false"):
-        return text == "true"
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
 
 
 @contextmanager

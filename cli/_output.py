@@ -21,6 +21,7 @@ from pabzip.cli._files import STANDARD
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 
 _WIDTH_WITHOUT_TERMINAL = 160
@@ -80,6 +81,15 @@ class Reporter:
         """Write a remark to stderr where ``-v`` asks for it."""
         if self.verbose and not self.quiet:
             write_text(f"{printable(text)}\n", to_stderr=True)
+
+
+def plain_table(*, header: bool = True) -> Table:
+    """Return an empty table with aligned columns and no lines."""
+    from rich.table import Table
+
+    return Table(
+        box=None, show_header=header, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
+    )
 
 
 def to_json(values: Mapping[str, Any]) -> str:

@@ -71,7 +71,10 @@ def bars(info: Mapping[str, Any]) -> list[Bar]:
         else:
             groups.append([_tensor_bar(tensor, row)])
         after_seeded = after_seeded or seeded
-    layers = [_layer(group) for group in groups]
+    layers = [
+        group[0] if len(group) == 1 else _sum(f"{group[0].label} +{len(group) - 1} dense", group)
+        for group in groups
+    ]
     framing = _parts(info["breakdown"][-1])
     return [*_joined(layers), Bar(FRAMING, framing, framing)]
 
@@ -91,13 +94,6 @@ def _tensor_bar(tensor: Mapping[str, Any], row: Mapping[str, Any]) -> Bar:
     paper = {**dict.fromkeys(PARTS, 0), "mask": size - signs, "signs": signs}
     paper["dense"] = parts["dense"]  # scales of rows
     return Bar(tensor["name"], parts, paper)
-
-
-def _layer(group: Sequence[Bar]) -> Bar:
-    """Join a weight and the dense tensors after it."""
-    if len(group) == 1:
-        return group[0]
-    return _sum(f"{group[0].label} +{len(group) - 1} dense", group)
 
 
 def _joined(layers: Sequence[Bar]) -> list[Bar]:
@@ -178,7 +174,8 @@ def draw(info: Mapping[str, Any]) -> Figure:
     tall = _BAR * len(shown)
     height = _TITLE + _TOTALS + _LEGEND + _GAP + tall + _AXIS
     figure = Figure(figsize=(_WIDTH, height), dpi=150, facecolor="white")
-    left = _label_room(shown)
+    longest = max(len("paper's Huffman"), *(len(_short(bar.label)) for bar in shown))
+    left = 0.03 + longest * 0.0064
     middle = left + 0.66 * (_RIGHT - left)
 
     def panel(begin: float, end: float, bottom: float, inches: float) -> Axes:
@@ -194,16 +191,7 @@ def draw(info: Mapping[str, Any]) -> Figure:
 
 
 def save(info: Mapping[str, Any], file: BinaryIO, image_type: str) -> None:
-    """Draw a file's picture into a binary stream.
-
-    Args:
-        info: as for `draw`.
-        file: where to write.
-        image_type: one of `pabzip.cli.info.IMAGE_TYPES`.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
+    """Draw a file, as `draw` does, and write it as one of `pabzip.cli.info.IMAGE_TYPES`."""
     figure = draw(info)
     # Without a date, so that the same file gives the same picture at any time.
     dated = {"png": None, "svg": "Date", "pdf": "CreationDate"}[image_type]
@@ -212,12 +200,6 @@ def save(info: Mapping[str, Any], file: BinaryIO, image_type: str) -> None:
         # A name may hold a character that the font does not have; it shows as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, format=image_type, metadata=metadata)
-
-
-def _label_room(shown: Sequence[Bar]) -> float:
-    """Return the share of the width that the longest label takes."""
-    longest = max(len("paper's Huffman"), *(len(_short(bar.label)) for bar in shown))
-    return 0.03 + longest * 0.0064
 
 
 def _title(figure: Figure, info: Mapping[str, Any], height: float) -> None:
@@ -277,32 +259,44 @@ def _draw_totals(axes: Axes, whole: Bar) -> None:
 
 
 def _draw_layers(axes: Axes, shown: Sequence[Bar]) -> None:
-    """Draw the layers of this file."""
-    places = list(range(len(shown)))
-    _stack(axes, places, [bar.parts for bar in shown])
-    longest = max(bar.total for bar in shown) or 1
-    for y, bar in zip(places, shown, strict=True):
-        axes.text(bar.total + 0.01 * longest, y, size(bar.total), va="center", fontsize=7.5,
-                  color=_INK)  # fmt: skip
-    _plain_axes(axes, [_short(bar.label) for bar in shown], places)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    _byte_axis(axes, 1.14 * longest)
+    """Draw the layers of this file, with their sizes."""
+    sizes = [size(bar.total) for bar in shown]
+    _bars(axes, [bar.parts for bar in shown], sizes, gap=0.01, room=1.14)
+    _plain_axes(axes, [_short(bar.label) for bar in shown], range(len(shown)))
     axes.set_title("this file, layer by layer", loc="left", fontsize=9.5, color=_INK)
 
 
 def _draw_paper(axes: Axes, shown: Sequence[Bar]) -> None:
     """Draw the same layers in the paper's code, with how many times as much they take."""
-    places = list(range(len(shown)))
-    _stack(axes, places, [bar.paper for bar in shown])
-    longest = max(bar.paper_total for bar in shown) or 1
-    for y, bar in zip(places, shown, strict=True):
-        if bar.paper_total != bar.total:
-            axes.text(bar.paper_total + 0.02 * longest, y, ratio(bar.paper_total, bar.total),
-                      va="center", fontsize=7.5, color=_INK)  # fmt: skip
+    ratios = [
+        "" if bar.paper_total == bar.total else ratio(bar.paper_total, bar.total) for bar in shown
+    ]
+    remark = ", on a scale of its own"
+    _bars(axes, [bar.paper for bar in shown], ratios, gap=0.02, room=1.25, remark=remark)
     _plain_axes(axes, [], [])
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    _byte_axis(axes, 1.25 * longest, ", on a scale of its own")
     axes.set_title("paper's Huffman (times this file)", loc="left", fontsize=9.5, color=_INK)
+
+
+def _bars(
+    axes: Axes,
+    held: Sequence[Mapping[str, int]],
+    texts: Sequence[str],
+    *,
+    gap: float,
+    room: float,
+    remark: str = "",
+) -> None:
+    """Draw bars from top to bottom, a text after each, and the axis below them.
+
+    ``gap`` and ``room`` count in lengths of the longest bar.
+    """
+    lengths = [sum(parts.values()) for parts in held]
+    longest = max(lengths) or 1
+    _stack(axes, range(len(held)), held)
+    for y, (length, text) in enumerate(zip(lengths, texts, strict=True)):
+        axes.text(length + gap * longest, y, text, va="center", fontsize=7.5, color=_INK)
+    axes.set_ylim(len(held) - 0.5, -0.5)
+    _byte_axis(axes, room * longest, remark)
 
 
 def _stack(
@@ -318,7 +312,7 @@ def _stack(
 
 def _plain_axes(axes: Axes, labels: Sequence[str], places: Sequence[int]) -> None:
     """Label the bars, and take away what is no information."""
-    axes.set_yticks(places, [_plain(label) for label in labels])
+    axes.set_yticks(places, [printable(label).replace("\n", " ") for label in labels])
     for text in axes.get_yticklabels():
         text.set_parse_math(False)  # a name may hold a dollar sign
     axes.tick_params(axis="y", length=0, labelsize=8, labelcolor=_INK)
@@ -349,8 +343,3 @@ def _short(label: str) -> str:
         return label
     half = (_LABEL_LIMIT - 3) // 2
     return f"{label[:half]}...{label[-half:]}"
-
-
-def _plain(text: str) -> str:
-    """Return text as one printable line: names in a file may hold anything."""
-    return printable(text).replace("\n", " ")

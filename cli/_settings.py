@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pabzip.cli._output import Reporter, one_line, write_text
+from pabzip.cli._output import Reporter, one_line, plain_table, write_text
 from pabzip.errors import PabzError, RecipeError
 from pabzip.train.config import Recipe, all_settings, to_dict, unused
 from pabzip.train.settings import Setting, unknown
@@ -23,6 +23,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 MORE = "Recipes and other settings"
 """What ``--recipe``, ``--set`` and their like stand under."""
 
+_REST = "Output and help"
+
 
 class GroupedCommand(click.Command):
     """A command whose help lists its options under headings, in the order of their declaration."""
@@ -33,22 +35,15 @@ class GroupedCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                heading = getattr(parameter, "heading", "Output and help")
-                groups.setdefault(heading, []).append(record)
-        groups["Output and help"] = groups.pop("Output and help")
+                groups.setdefault(getattr(parameter, "heading", _REST), []).append(record)
+        groups[_REST] = groups.pop(_REST)
         for heading, records in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
 
 
 class GroupedOption(click.Option):
-    """An option of a `GroupedCommand`.
-
-    Args:
-        *names: as of `click.Option`.
-        heading: what it stands under.
-        **others: as of `click.Option`.
-    """
+    """An option of a `GroupedCommand` that stands under a heading."""
 
     def __init__(self, *names: Any, heading: str, **others: Any):
         super().__init__(*names, **others)
@@ -58,6 +53,11 @@ class GroupedOption(click.Option):
 def grouped(heading: str, *names: str, **others: Any) -> Callable[[Command], Command]:
     """Return a decorator that adds a `GroupedOption`."""
     return click.option(*names, cls=GroupedOption, heading=heading, **others)
+
+
+def recipe_option(text: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds ``--recipe`` with a help text."""
+    return grouped(MORE, "--recipe", "recipe_name", metavar="NAME|FILE.toml", help=text)
 
 
 def settings_options(
@@ -90,7 +90,7 @@ def settings_options(
                 "assignments",
                 metavar="NAME=VALUE",
                 multiple=True,
-                help="Any setting, such as bop.start=zero or sgd.milestones=[8,12]; repeatable.",
+                help="Any setting, such as search.method=snip or sgd.lr=0.05; repeatable.",
             ),
             grouped(
                 MORE,
@@ -241,12 +241,9 @@ def show_settings(reporter: Reporter, recipe: Recipe) -> None:
 
 def _settings_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return one row a setting, for people, with a line above each table."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("setting", "value"):
+    table = plain_table()
+    for title in ("setting", "value", "flag"):
         table.add_column(title, no_wrap=True)
-    table.add_column("flag", no_wrap=True)
     table.add_column("what it does, and the values it takes")
     section = ""
     for row in rows:

@@ -4,46 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
 from pabzip._version import __version__
 from pabzip.cli._output import Verbosity, report
-
-
-class LazyGroup(click.Group):
-    """A group that imports a subcommand on use, from a module of its own.
-
-    Args:
-        summaries: one line for each subcommand, by name, in the order of the help.
-        prefix: what stands before a subcommand's name in that of its module in ``pabzip.cli``.
-        **extra: as for `click.Group`.
-    """
-
-    def __init__(self, *, summaries: Mapping[str, str], prefix: str = "", **extra: Any):
-        super().__init__(**extra)
-        self._summaries = summaries
-        self._prefix = prefix
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the subcommands in the order of the help."""
-        return list(self._summaries)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the subcommand's module and return its ``command``; None for an unknown name."""
-        if cmd_name not in self._summaries:
-            return None
-        module = importlib.import_module(f"pabzip.cli.{self._prefix}{cmd_name}")
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the subcommands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(self._summaries.items()))
-
 
 # The summaries stand here so that ``pabzip --help`` imports none of the commands.
 _COMMANDS = {
@@ -82,8 +49,24 @@ Shell completion, for the shell's start-up file:
 """
 
 
-class PabzipGroup(LazyGroup):
-    """The group that owns the process's exit code."""
+class PabzipGroup(click.Group):
+    """The group that imports a subcommand on use, and owns the process's exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the subcommands in the order of the help."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the subcommand's module and return its ``command``; None for an unknown name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"pabzip.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
@@ -110,7 +93,6 @@ class PabzipGroup(LazyGroup):
 
 @click.group(
     cls=PabzipGroup,
-    summaries=_COMMANDS,
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -8,13 +8,12 @@ import click
 
 from pabzip._optional import require
 from pabzip.cli._options import reporting, search_bar
-from pabzip.cli._output import Reporter, printable, short
+from pabzip.cli._output import Reporter, plain_table, printable, short
 from pabzip.cli._settings import (
-    MORE,
     GroupedCommand,
     given,
-    grouped,
     import_packages,
+    recipe_option,
     remark,
     settings_options,
 )
@@ -27,38 +26,33 @@ if TYPE_CHECKING:
     from pabzip.train.cost import Estimate
 
 
-def about(values: dict[str, Any]) -> str:
-    """Return the line above the tables."""
-    bits = values["bits"]
-    return (
-        f"{values['arch']} on {values['data']}: {values['survivors']:,} of {values['weights']:,} "
-        f"weights survive; predictive gradients of {bits['input']}, {bits['weight']} and "
-        f"{bits['gradient']} bits (inputs, weights, output gradients)"
-    )
-
-
-def footnote(values: dict[str, Any]) -> str:
-    """Return the lines below the tables."""
+def show(reporter: Reporter, values: dict[str, Any]) -> None:
+    """Write the count: by method, by layer, and what it says."""
+    bits, dense = values["bits"], values["methods"]["dense-sgd"]
+    methods = _table("method", "operations", "of dense-sgd")
+    for name, operations in values["methods"].items():
+        methods.add_row(name, short(operations), f"{operations / dense:.1%}")
     note = (
         "Bit operations of one training step of one sample. A step of dense-sgd-short costs what "
         "one of dense-sgd does; it takes fewer."
     )
-    if not values["search_epoch"]:
-        return note
-    return (
-        f"{note}\nThe recipe's last search (of {values['search_shots']}) follows epoch "
-        f"{values['search_epoch']}: counted is a step after it, on a mask found in one go at "
-        "initialization."
+    if values["search_epoch"]:
+        note += (
+            f"\nThe recipe's last search (of {values['search_shots']}) follows epoch "
+            f"{values['search_epoch']}: counted is a step after it, on a mask found in one go at "
+            "initialization."
+        )
+    reporter.result(
+        values,
+        f"{values['arch']} on {values['data']}: {values['survivors']:,} of {values['weights']:,} "
+        f"weights survive; predictive gradients of {bits['input']}, {bits['weight']} and "
+        f"{bits['gradient']} bits (inputs, weights, output gradients)",
+        "",
+        methods,
+        "",
+        layer_table(values),
+        note,
     )
-
-
-def method_table(values: dict[str, Any]) -> Table:
-    """Return one row a method, for people."""
-    table = _table("method", "operations", "of dense-sgd")
-    dense = values["methods"]["dense-sgd"]
-    for name, operations in values["methods"].items():
-        table.add_row(name, short(operations), f"{operations / dense:.1%}")
-    return table
 
 
 def layer_table(values: dict[str, Any]) -> Table:
@@ -82,9 +76,7 @@ def layer_table(values: dict[str, Any]) -> Table:
 
 def _table(first: str, *others: str) -> Table:
     """Return an empty table: a column of text and columns of numbers."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = plain_table()
     table.add_column(first, overflow="fold")
     for title in others:
         table.add_column(title, justify="right", no_wrap=True)
@@ -102,13 +94,7 @@ _PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
 @click.command("bitops", cls=GroupedCommand)
 @settings_options(_KEYS.__contains__)
-@grouped(
-    MORE,
-    "--recipe",
-    "recipe_name",
-    metavar="NAME|FILE.toml",
-    help="A recipe, as for `pabzip train`; flags win over it, and it has its own iterations.",
-)
+@recipe_option("A recipe, as for `pabzip train`; flags win over it, and it has its own iterations.")
 @reporting
 def bitops(
     assignments: tuple[str, ...],
@@ -141,19 +127,7 @@ def bitops(
 
     with search_bar(reporter) as on_iteration:
         estimate = estimate_costs(recipe, on_iteration=on_iteration)
-    result = _values(recipe, estimate)
-    if reporter.json or reporter.quiet:
-        reporter.result(result)
-    else:
-        reporter.result(
-            result,
-            about(result),
-            "",
-            method_table(result),
-            "",
-            layer_table(result),
-            footnote(result),
-        )
+    show(reporter, _values(recipe, estimate))
 
 
 def _values(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:

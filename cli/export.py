@@ -15,7 +15,6 @@ from pabzip.cli._options import (
     named_network,
     output_option,
     reporting,
-    require_arch,
 )
 from pabzip.cli._output import Reporter, size
 
@@ -79,13 +78,12 @@ def command(
     """
     target = output or default_output(source, ".onnx")
     reporter = reporter.for_output(target)
-    require_arch(arch, arch_options)
     check_output(target, force=force, inputs=[source])
     require("torch", extra="torch", purpose="pabzip export")
     from pabzip.export.onnx import export_ticket
 
+    net = named_network(arch, arch_options)
     data = read_source(source, max_bytes=max_bytes)
-    net = None if arch is None else named_network(arch, arch_options)
     with open_output(target) as file, naming(source):
         report = export_ticket(
             data,

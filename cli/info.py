@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pabzip.cli._files import STANDARD, check_output, open_output, open_ticket
+from pabzip.cli._files import check_output, format_of, open_output, open_ticket
 from pabzip.cli._options import max_bytes_option, reporting
-from pabzip.cli._output import Reporter, printable, ratio, size
+from pabzip.cli._output import Reporter, plain_table, printable, ratio, size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 IMAGE_TYPES = ("png", "svg", "pdf")
-"""What a picture can be written as."""
+"""What a picture can be written as; the first for stdout."""
 
 _COLUMNS = ("mask", "factors", "signs", "dense")  # of the parts; the header has a row of its own
 
@@ -40,7 +39,7 @@ def command(
     weights. FILE may be '-' for stdin.
     """
     if plot is not None:
-        image_type, reporter = _image_type(plot), reporter.for_output(plot)
+        image_type, reporter = format_of(plot, IMAGE_TYPES), reporter.for_output(plot)
         check_output(plot, force=force, inputs=[source])
     with open_ticket(source, max_bytes=max_bytes) as ticket:
         info = {**ticket.info(), "breakdown": ticket.breakdown()}
@@ -56,10 +55,7 @@ def command(
         with open_output(plot) as file:
             save(info, file, image_type)
         reporter.detail(f"{source} -> {plot}")
-    if reporter.json or reporter.quiet:
-        reporter.result(info)
-    else:
-        reporter.result(info, overview(info, metadata), tensor_table(info))
+    reporter.result(info, overview(info, metadata), tensor_table(info))
 
 
 def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
@@ -86,7 +82,7 @@ def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
         "sha256": info["sha256"],
         **{f"{key}": str(value) for key, value in metadata.items()},
     }
-    table = _plain_table()
+    table = plain_table(header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in rows.items():
@@ -96,7 +92,7 @@ def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
 
 def tensor_table(info: Mapping[str, Any]) -> Table:
     """Return one row a tensor, for people: what it is, and where its bytes go."""
-    table = _plain_table(header=True)
+    table = plain_table()
     for title in ("tensor", "shape", "kind", "coder"):
         table.add_column(title, no_wrap=title != "tensor", overflow="fold")
     for title in (*_COLUMNS, "bytes", "weights", "survivors", "kept"):
@@ -125,23 +121,3 @@ def _byte_cells(row: Mapping[str, Any]) -> list[str]:
     """Return the bytes of each part, empty for none, and their sum with the header's."""
     cells = [f"{row[part]:,}" if row[part] else "" for part in _COLUMNS]
     return [*cells, f"{sum(row[part] for part in (*_COLUMNS, 'header')):,}"]
-
-
-def _image_type(target: str) -> str:
-    """Return the type of image that a name's suffix stands for."""
-    if target == STANDARD:
-        return "png"
-    suffix = Path(target).suffix.removeprefix(".").lower()
-    if suffix not in IMAGE_TYPES:
-        raise click.UsageError(
-            f"{target}: expected a name that ends in "
-            f"{', '.join(f'.{name}' for name in IMAGE_TYPES)}"
-        )
-    return suffix
-
-
-def _plain_table(*, header: bool = False) -> Table:
-    """Return an empty table with aligned columns and no lines."""
-    from rich.table import Table
-
-    return Table(box=None, show_header=header, pad_edge=False, padding=(0, 2, 0, 0))

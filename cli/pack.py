@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from pabzip._optional import require
 from pabzip.cli._files import check_output, default_output, is_stream, open_output, read_source
 from pabzip.cli._options import output_option, reporting
 from pabzip.cli._output import Reporter, ratio, size
-
-if TYPE_CHECKING:
-    from pabzip.ticket import TicketReport
 
 
 @click.command("pack")
@@ -87,14 +83,10 @@ def command(
         info = ticket.save(
             file, coder=coder, dense_dtype=dense_dtype, on_tensor=lambda _name: bar.update()
         )
-    reporter.result(info, _summary(source, target, info))
-
-
-def _summary(source: str, target: str, info: TicketReport) -> str:
-    """Return the result in one line, for people."""
     kept = f"{info.survivors:,} of {info.weights:,} weights survive"
-    return (
+    reporter.result(
+        info,
         f"{source} -> {target}: {size(info.bytes)}, "
         f"{ratio(info.float32_bytes, info.bytes)} smaller than float32; "
-        f"{kept if info.weights else 'all tensors dense'}"
+        f"{kept if info.weights else 'all tensors dense'}",
     )

@@ -6,17 +6,16 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pabzip._optional import require
 from pabzip.cli._files import STANDARD, check_output, is_stream
 from pabzip.cli._options import output_option, reporting, search_bar
-from pabzip.cli._output import Reporter, short, to_json
+from pabzip.cli._output import Reporter, plain_table, short, to_json
 from pabzip.cli._settings import (
     MORE,
     GroupedCommand,
@@ -24,6 +23,7 @@ from pabzip.cli._settings import (
     given,
     grouped,
     import_packages,
+    recipe_option,
     remark,
     remark_unused,
     settings_options,
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
     from pabzip.train.config import Recipe
     from pabzip.train.results import StepCosts
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_RUN, _OUTPUT = "The run", "Output and help"
+_RUN = "The run"
 _SAVE_EVERY = "10min"
 _EXAMPLES = """\
 \b
@@ -79,167 +77,10 @@ class CostRemark(Callback):
         tqdm.write("\n".join(lines), file=sys.stderr)
 
 
-def callback_options(command: Command) -> Command:
-    """Add ``--callback`` and the short forms of those that pabzip registers, such as ``--log``.
-
-    The command receives what was typed, which `requested` reads.
-    """
-    options = [
-        grouped(
-            _OUTPUT,
-            facts["flag"],
-            _parameter(name),
-            metavar=facts["metavar"],
-            help=facts["help"],
-        )
-        for name, facts in ((name, CALLBACKS.facts(name)) for name in CALLBACKS)
-        if "flag" in facts
-    ]
-    names = ", ".join(CALLBACKS)
-    options.append(
-        grouped(
-            _OUTPUT,
-            "--callback",
-            "named",
-            metavar="NAME[=ARGUMENT]",
-            multiple=True,
-            help=f"Have a callback called: {names}, or one of --import; repeatable.",
-        )
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def requested(
-    typed: Mapping[str, Any], named: Sequence[str]
-) -> tuple[tuple[str, str, str | None], ...]:
-    """Return the callbacks that were asked for: the flag that was typed, the name, the argument.
-
-    Args:
-        typed: texts by parameter of the flag; others are ignored.
-        named: of ``--callback``.
-
-    Raises:
-        RecipeError: no such callback, or an argument that is missing or does not fit.
-    """
-    found = []
-    for name in CALLBACKS:
-        if typed.get(_parameter(name)) is not None:
-            flag = CALLBACKS.facts(name)["flag"]
-            found.append((flag, *parse_callback(f"{name}={typed[_parameter(name)]}", flag)))
-    return (*found, *(("--callback", *parse_callback(text)) for text in named))
-
-
-def _parameter(name: str) -> str:
-    """Return the name under which click hands a callback's argument over."""
-    return f"callback_{name.replace('-', '_')}"
-
-
-@dataclass(frozen=True, slots=True)
-class RunFlags:
-    """The flags' values.
-
-    Attributes:
-        output: path of the checkpoint.
-        requested: the callbacks that were asked for, as `requested` returns them.
-        save_every: how often the state is saved, or None for the default.
-        resume: continue an earlier run.
-        search_only: do not train.
-        ticket: path of a ticket that was found before, or None.
-    """
-
-    output: str
-    requested: tuple[tuple[str, str, str | None], ...]
-    save_every: str | None
-    resume: bool
-    search_only: bool
-    ticket: str | None
-
-    def check(self, *, force: bool, inputs: list[str]) -> None:
-        """Refuse outputs before training, not after it.
-
-        Raises:
-            OSError: an output is in the way, or an unfinished run's state.
-            click.UsageError: an output is ``-``, or flags contradict each other.
-        """
-        from pabzip.train.resume import progress_path
-
-        if STANDARD in (self.output, *(argument for _, _, argument in self.requested)):
-            raise click.UsageError("a training run writes files; name them, '-' will not do")
-        if self.search_only:
-            self._check_search_only()
-        if self.ticket is not None:
-            inputs = [*inputs, self.ticket]
-        check_output(self.output, force=force, inputs=inputs)
-        taken = [*inputs, self.output]
-        state = progress_path(self.output)
-        continued = self.resume and os.path.lexists(state)
-        for _, name, argument in self.requested:
-            if argument is not None and CALLBACKS.facts(name).get("writes") == "file":
-                check_output(argument, force=force or continued, inputs=taken)
-                taken.append(argument)
-        if os.path.lexists(state) and not (self.resume or force):
-            raise FileExistsError(
-                errno.EEXIST,
-                "holds the state of an unfinished run; continue it with --resume, or discard it "
-                "with -f/--force",
-                state,
-            )
-
-    def _check_search_only(self) -> None:
-        """Refuse flags that a search alone has no use for."""
-        unusable = {
-            **{flag: name for flag, name, _ in self.requested},
-            "--save-every": self.save_every,
-            "--ticket": self.ticket,
-            "--resume": self.resume or None,
-        }
-        for flag, value in unusable.items():
-            if value is not None:
-                raise click.UsageError(f"{flag} is for training, which --search-only leaves out")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise click.UsageError(
-                "--search-only is for one process; run it without torchrun, then train by torchrun "
-                "with --ticket"
-            )
-
-    def saving(self) -> str | None:
-        """Return how often to save; None for never, which is the default for a device or pipe."""
-        if self.save_every is None:
-            return None if is_stream(self.output) else _SAVE_EVERY
-        return None if self.save_every == "never" else self.save_every
-
-    def callbacks(self, reporter: Reporter) -> list[Callback]:
-        """Return those that were asked for, and on a terminal the progress bar."""
-        found = [build_callback("progress")] if reporter.progress else []
-        if reporter.progress or (reporter.verbose and not reporter.quiet):
-            found.append(CostRemark(layers=reporter.verbose > 0))
-        return [*found, *(build_callback(name, argument) for _, name, argument in self.requested)]
-
-    @contextmanager
-    def remarks(self, reporter: Reporter) -> Iterator[None]:
-        """Show warnings as one line each, and after Ctrl-C how to continue."""
-        from pabzip.train.resume import progress_path
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = lambda message, *_: remark(reporter, str(message))
-            try:
-                yield
-            except KeyboardInterrupt:
-                state = progress_path(self.output)
-                if os.path.lexists(state):
-                    remark(reporter, f"the last state is kept in {state}; --resume continues it")
-                raise
-
-
 def show_recipes(reporter: Reporter) -> None:
     """Write name and meaning of every published recipe."""
-    from rich.table import Table
-
     found = published_recipes()
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it repeats")
     for recipe in found:
@@ -248,15 +89,21 @@ def show_recipes(reporter: Reporter) -> None:
     reporter.result({"recipes": values}, table, "Run one with: pabzip train --recipe NAME")
 
 
+def _callback_help() -> str:
+    """Return the help of ``--callback``: what pabzip registers, and what each does."""
+    lines = ["Have a callback called, one of these or of --import; repeatable."]
+    for name in CALLBACKS:
+        facts = CALLBACKS.facts(name)
+        argument = f"={facts['metavar']}" if "metavar" in facts else ""
+        lines.append(f"{name}{argument}: {facts['help']}")
+    return " ".join(lines)
+
+
 @click.command("train", cls=GroupedCommand, epilog=_EXAMPLES)
 @settings_options()
-@grouped(
-    MORE,
-    "--recipe",
-    "recipe_name",
-    metavar="NAME|FILE.toml",
-    help="Start from a recipe: one of --list-recipes, or a file of yours (FILE.toml#ROW for one of "
-    "its rows). Flags win over it.",
+@recipe_option(
+    "Start from a recipe: one of --list-recipes, or a file of yours (FILE.toml#ROW for one of its "
+    "rows). Flags win over it."
 )
 @grouped(MORE, "--list-recipes", is_flag=True, help="List the recipes that come with pabzip.")
 @grouped(
@@ -276,7 +123,18 @@ def show_recipes(reporter: Reporter) -> None:
 )
 @grouped(_RUN, "--resume", is_flag=True, help="Continue from the saved state, if there is one.")
 @output_option("model.pt", stdout=False)
-@callback_options
+@click.option(
+    "--log",
+    metavar="FILE.jsonl",
+    help="Write one JSON object an epoch; short for --callback json-log=FILE.jsonl.",
+)
+@click.option(
+    "--callback",
+    "named",
+    metavar="NAME[=ARGUMENT]",
+    multiple=True,
+    help=_callback_help(),
+)
 @reporting
 def command(
     assignments: tuple[str, ...],
@@ -285,13 +143,14 @@ def command(
     list_recipes: bool,
     list_settings: bool,
     download: bool,
-    named: tuple[str, ...],
-    save_every: str | None,
-    resume: bool,
     search_only: bool,
     ticket: str | None,
+    save_every: str | None,
+    resume: bool,
     output: str | None,
     force: bool,
+    log: str | None,
+    named: tuple[str, ...],
     reporter: Reporter,
     **flags: Any,
 ) -> None:
@@ -314,25 +173,34 @@ def command(
         return
     require("torch", extra="train", purpose="pabzip train")
     target = output or ("found.pt" if search_only else "model.pt")
-    callbacks = requested(flags, named)
-    run = RunFlags(target, callbacks, save_every, resume, search_only, ticket)
-    run.check(force=force, inputs=[] if path is None else [recipe_file(path)])
+    callbacks = [parse_callback(text) for text in named]
+    if log is not None:
+        callbacks.insert(0, parse_callback(f"json-log={log}", "--log"))
+    if search_only:
+        typed = {"--log": log, "--callback": named, "--save-every": save_every}
+        _check_search_only({**typed, "--ticket": ticket, "--resume": resume})
+    inputs = [] if path is None else [recipe_file(path)]
+    if ticket is not None:
+        inputs.append(ticket)
+    _check_outputs(target, callbacks, inputs, resume=resume, force=force)
     remark_unused(reporter, recipe, keys)
     reporter.detail(f"recipe: {to_json(to_dict(recipe))}")
     if search_only:
-        with run.remarks(reporter):
+        with _remarks(target, reporter):
             _search(recipe, target, download, reporter)
         return
+    if save_every is None:
+        save_every = "never" if is_stream(target) else _SAVE_EVERY
     from pabzip.train.trainer import train
 
-    with run.remarks(reporter):
+    with _remarks(target, reporter):
         result = train(
             recipe,
             output=target,
-            callbacks=run.callbacks(reporter),
+            callbacks=[*_shown(reporter), *(build_callback(*each) for each in callbacks)],
             download=download,
             ticket=ticket,
-            save_every=run.saving(),
+            save_every=None if save_every == "never" else save_every,
             resume=resume,
         )
     if not first_process():
@@ -343,6 +211,73 @@ def command(
         f"{result.epochs} epochs in {result.seconds:.1f} s; {result.survivors:,} of "
         f"{result.weights:,} weights survive, {result.flipped:.1%} of them with a flipped sign",
     )
+
+
+def _check_search_only(typed: Mapping[str, object]) -> None:
+    """Refuse flags that a search alone has no use for, and several processes."""
+    for flag, value in typed.items():
+        if value not in (None, False, ()):
+            raise click.UsageError(f"{flag} is for training, which --search-only leaves out")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise click.UsageError(
+            "--search-only is for one process; run it without torchrun, then train by torchrun "
+            "with --ticket"
+        )
+
+
+def _check_outputs(
+    target: str,
+    callbacks: Sequence[tuple[str, str | None]],
+    inputs: Sequence[str],
+    *,
+    resume: bool,
+    force: bool,
+) -> None:
+    """Refuse outputs that are in the way, and an unfinished run's state, before training."""
+    from pabzip.train.resume import progress_path
+
+    if STANDARD in (target, *(argument for _, argument in callbacks)):
+        raise click.UsageError("a training run writes files; name them, '-' will not do")
+    check_output(target, force=force, inputs=inputs)
+    taken = [*inputs, target]
+    state = progress_path(target)
+    unfinished = os.path.lexists(state)
+    for name, argument in callbacks:
+        if argument is not None and CALLBACKS.facts(name).get("writes") == "file":
+            check_output(argument, force=force or (resume and unfinished), inputs=taken)
+            taken.append(argument)
+    if unfinished and not (resume or force):
+        raise FileExistsError(
+            errno.EEXIST,
+            "holds the state of an unfinished run; continue it with --resume, or discard it with "
+            "-f/--force",
+            state,
+        )
+
+
+def _shown(reporter: Reporter) -> list[Callback]:
+    """Return the callbacks that show how a run goes on: the progress bar is for a terminal."""
+    shown = [build_callback("progress")] if reporter.progress else []
+    if reporter.progress or (reporter.verbose and not reporter.quiet):
+        shown.append(CostRemark(layers=reporter.verbose > 0))
+    return shown
+
+
+@contextmanager
+def _remarks(target: str, reporter: Reporter) -> Iterator[None]:
+    """Show warnings as one line each, and after Ctrl-C how to continue."""
+    from pabzip.train.resume import progress_path
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: remark(reporter, str(message))
+        try:
+            yield
+        except KeyboardInterrupt:
+            state = progress_path(target)
+            if os.path.lexists(state):
+                remark(reporter, f"the last state is kept in {state}; --resume continues it")
+            raise
 
 
 def _search(recipe: Recipe, target: str, download: bool, reporter: Reporter) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 import numpy as np
 
 from pabzip._optional import require
-from pabzip.cli._files import STANDARD, check_output, default_output, open_output, open_ticket
+from pabzip.cli._files import (
+    check_output,
+    default_output,
+    format_of,
+    open_output,
+    open_ticket,
+)
 from pabzip.cli._options import max_bytes_option, output_option, reporting, threads_option
 from pabzip.cli._output import Reporter, size
 
@@ -28,12 +33,7 @@ calls the last argument with each tensor's name once it is regenerated."""
 def write_safetensors(
     ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
 ) -> None:
-    """Write the safetensors format; all tensors are in memory at once, as the library wants them.
-
-    Raises:
-        FormatError: a section of the ticket is damaged.
-        OSError: writing failed.
-    """
+    """Write the safetensors format; the library wants all tensors in memory at once."""
     # The plain entry point takes the name of a dtype, so bfloat16 needs no numpy type; it reads
     # from the arrays' own memory, which `held` keeps alive.
     from safetensors import TensorSpec, serialize
@@ -73,11 +73,7 @@ def write_npz(
 def write_pt(
     ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
 ) -> None:
-    """Write a torch state dict that ``torch.load(weights_only=True)`` reads, all at once.
-
-    Raises:
-        MissingDependencyError: torch is not installed.
-    """
+    """Write a torch state dict that ``torch.load(weights_only=True)`` reads, all at once."""
     torch = require("torch", extra="torch", purpose="writing a .pt file")
     state = {}
     for name in ticket.names:
@@ -95,7 +91,7 @@ FORMATS: Mapping[str, Writer] = {
     "npz": write_npz,
     "pt": write_pt,
 }
-"""The writers by the suffix that stands for them."""
+"""The writers by the suffix that stands for them; the first for stdout."""
 
 
 def _exact(ticket: Ticket, name: str, threads: int | None) -> np.ndarray:
@@ -135,23 +131,10 @@ def command(
     target = output or default_output(source, f".{format_name or 'safetensors'}")
     reporter = reporter.for_output(target)
     check_output(target, force=force, inputs=[source])
-    chosen = format_name or _format_of(target)
+    chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
     with open_ticket(source, max_bytes=max_bytes) as ticket, open_output(target) as file:
         FORMATS[chosen](ticket, file, threads, reporter.detail)
         names = list(ticket.names)
         written = file.tell()
     values = {"output": target, "format": chosen, "tensors": len(names), "bytes": written}
     reporter.result(values, f"{source} -> {target}: {len(names)} tensors, {size(written)}")
-
-
-def _format_of(target: str) -> str:
-    """Return the format that a name's suffix stands for."""
-    if target == STANDARD:
-        return "safetensors"
-    suffix = Path(target).suffix.removeprefix(".").lower()
-    if suffix not in FORMATS:
-        raise click.UsageError(
-            f"{target}: expected a name that ends in {', '.join(f'.{name}' for name in FORMATS)}; "
-            "or name the format with --format"
-        )
-    return suffix

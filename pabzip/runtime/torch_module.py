@@ -56,7 +56,7 @@ def load(
             raise ArchitectureError(
                 "this ticket is of a custom architecture, expected a registered one; build your "
                 "network and call pabzip.load_into(network, file), or take the tensors with "
-                "pabzip.load_file(file)"
+                "pabzip.load_file(file) (on the command line: --arch module:callable)"
             )
         try:
             # Built without memory or random draws; the ticket's own tensors take their places.

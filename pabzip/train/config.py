@@ -62,9 +62,7 @@ class SearchRecipe(Section, table="search"):
     Appendix C (``epoch``, Figure 5; ``shots``, Table 4).
     """
 
-    method: str = setting(
-        "synflow", "What scores the weights.", flag="--search-method", choices=lambda: SEARCHES
-    )
+    method: str = setting("synflow", "What scores the weights.", choices=lambda: SEARCHES)
     iterations: int | None = setting(
         None,
         "Pruning steps; the published number if left out: 100 for SynFlow, else 1. Few steps of "
@@ -210,7 +208,6 @@ class Recipe(MethodSections):
     precision: str = setting(
         "float32",
         "Of forward and backward; weights stay float32.",
-        flag="--precision",
         choices=("float32", "bfloat16", "float16"),
     )
     channels_last: bool = setting(

@@ -89,7 +89,7 @@ def evaluate(
         OSError: the file cannot be opened.
     """
     if isinstance(model, str | os.PathLike):
-        model, trained_on = _open(model, device or "cpu")
+        model, trained_on = open_model(model, device or "cpu")
         data = trained_on if data is None else data
     if isinstance(data, str):
         data = load(data)
@@ -188,9 +188,31 @@ def _measure(forward: Callable[[Tensor], Any], inputs: Tensor, labels: Tensor) -
     return torch.stack([correct.double(), loss])
 
 
-def _open(path: str | os.PathLike[str], device: torch.device | str) -> tuple[Model, str | None]:
-    """Read a ticket, a checkpoint or an exported model; return it and the dataset that it names."""
-    suffix = Path(path).suffix.lower()
+def open_model(
+    source: str | os.PathLike[str] | bytes,
+    device: torch.device | str,
+    *,
+    net: nn.Module | None = None,
+    max_bytes: int | None = None,
+) -> tuple[Model, str | None]:
+    """Read a ticket, a checkpoint (.pt, .pth) or an exported model (.onnx), by its suffix.
+
+    Args:
+        source: a path, or the bytes of a ticket.
+        device: where a network runs; an exported model runs on the CPU.
+        net: takes the weights in place of the network that the file names.
+        max_bytes: refuse a ticket that regenerates to more.
+
+    Returns:
+        A network, or a function from images to logits; and the dataset that the file says it was
+        trained on, if it does.
+
+    Raises:
+        ArchitectureError: the file is of a custom architecture, and ``net`` is not given.
+        PabzError, OSError: the file cannot be read.
+    """
+    path = Path("" if isinstance(source, bytes) else source)
+    suffix = path.suffix.lower()
     named: object
     model: Model
     if suffix == ".onnx":
@@ -206,13 +228,16 @@ def _open(path: str | os.PathLike[str], device: torch.device | str) -> tuple[Mod
         from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
 
         checkpoint = load_checkpoint(path)
-        model = network_from_checkpoint(checkpoint).to(device)
+        model = network_from_checkpoint(checkpoint, net).to(device)
         named = checkpoint.metadata().get("data")
     else:
-        from pabzip.runtime.torch_module import load as load_ticket
+        from pabzip.runtime import torch_module
         from pabzip.ticket import Ticket
 
-        with Ticket.open(path) as ticket:
+        with Ticket.open(source, max_bytes=max_bytes) as ticket:
             named = ticket.metadata.get("data")
-        model = load_ticket(path, device=device)
+        if net is None:
+            model = torch_module.load(source, device=device, max_bytes=max_bytes)
+        else:
+            model = torch_module.load_into(net, source, max_bytes=max_bytes).to(device)
     return model, named if isinstance(named, str) and named else None

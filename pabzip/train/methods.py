@@ -53,9 +53,7 @@ class SgdRecipe(Section, table="sgd"):
     weight decay are not in the paper; the defaults are those of its published code.
     """
 
-    lr: float = setting(
-        0.1, "Learning rate of SGD; 0 leaves its parameters as drawn.", flag="--lr", ge=0
-    )
+    lr: float = setting(0.1, "Learning rate of SGD; 0 leaves its parameters as drawn.", ge=0)
     momentum: float = setting(0.9, "Momentum of SGD.", ge=0, lt=1)
     weight_decay: float = setting(5e-4, "Weight decay, on all parameters that SGD trains.", ge=0)
     milestones: Annotated[tuple[int, ...], BeforeValidator(_milestones)] = setting(
@@ -94,13 +92,10 @@ class BopRecipe(Section, table="bop"):
     adaptivity_rate: float = setting(
         1e-3,
         "Weight of a new gradient in Bop's moving average.",
-        flag="--adaptivity-rate",
         gt=0,
         le=1,
     )
-    threshold: float = setting(
-        1e-6, "Size of Bop's moving average that flips a sign.", flag="--threshold", ge=0
-    )
+    threshold: float = setting(1e-6, "Size of Bop's moving average that flips a sign.", ge=0)
     start: str = setting(
         "first-gradient",
         "Where Bop's moving average begins; first-gradient is the published code's.",

@@ -50,7 +50,7 @@ def setting(
     Args:
         default: taken where nothing else is given.
         help: one sentence or two, for ``--help`` and ``--list-settings``.
-        flag: of the command line, such as ``"--lr"``; None leaves it to ``--set``.
+        flag: of the command line, such as ``"--epochs"``; None leaves it to ``--set``.
         choices: the values there are, or a function that returns them (a registry's names, which
             grow when a user's package is imported).
         expected: what to say is expected, where type, bounds and choices do not say it.

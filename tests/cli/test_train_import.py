@@ -50,7 +50,7 @@ def slow(net, recipe):
     return optimizer, MilestoneDecay(optimizer, recipe.sgd.milestones, recipe.sgd.decay)
 '''
 RUN = (
-    "train", "--import", "mine", "--data", "stripes", "--search-method", "every-second",
+    "train", "--import", "mine", "--data", "stripes", "--set", "search.method=every-second",
     "--method", "slow", "--arch", "lenet-300-100", "--set", "arch_options.width=12",
     "--set", "augment=false", "--epochs", "1", "--device", "cpu", "--json",
 )  # fmt: skip

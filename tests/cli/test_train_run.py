@@ -51,7 +51,7 @@ def names(folder):
 
 
 def test_interrupted_told_and_resumed(folder, run, failing):
-    extra = ("--save-every", "1epoch", "--log", "run.jsonl", "--curves", "run.png")
+    extra = ("--save-every", "1epoch", "--log", "run.jsonl", "--callback", "curves=run.png")
     assert run("train", *TINY, "-o", "whole.pt").exit_code == 0
     mend = failing(KeyboardInterrupt())
     result = run("train", *TINY, *extra)
@@ -121,12 +121,12 @@ def test_a_damaged_state_exits_3(folder, run):
         (("--set", "shards=3"), 2, "shards: expected a power of two"),
         (("--log", "-"), 2, "name them"),
         (
-            ("--curves", "run.txt"),
+            ("--callback", "curves=run.txt"),
             2,
-            "--curves: expected a name that ends in .png, found",
+            "--callback: expected a name that ends in .png, found",
         ),
         (("--log", "model.pt"), 1, "model.pt"),
-        (("--curves", "no/run.png"), 1, "no folder"),
+        (("--callback", "curves=no/run.png"), 1, "no folder"),
     ],
 )
 def test_what_cannot_be_is_refused_before_training(folder, run, arguments, code, message):

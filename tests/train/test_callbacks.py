@@ -76,15 +76,16 @@ def test_an_unwritable_picture_leaves_nothing(tmp_path: Path) -> None:
         curves.on_train_end(RESULT)
 
 
-@pytest.mark.parametrize(("callback", "module", "flag"), [
-    (Curves, "matplotlib", "--curves"), (TensorBoard, "tensorboard", "--tensorboard"),
+@pytest.mark.parametrize(("callback", "module", "name"), [
+    (Curves, "matplotlib", "curves"), (TensorBoard, "tensorboard", "tensorboard"),
 ])  # fmt: skip
 def test_what_is_missing_is_named_at_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callback: Any, module: str, flag: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callback: Any, module: str, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     watcher = callback(tmp_path / "x")
-    with pytest.raises(MissingDependencyError, match=rf"{flag} needs {module}.*pabzip\[train\]"):
+    message = rf"the callback {name} needs {module}.*pabzip\[train\]"
+    with pytest.raises(MissingDependencyError, match=message):
         watcher.on_train_start(Recipe(), 5)
     watcher.close()
     assert list(tmp_path.iterdir()) == []
@@ -162,15 +163,15 @@ import sys
 sys.modules["torch"] = None
 from pabzip.train.callbacks import parse_callback
 from pabzip.registry import CALLBACKS
-flags = {CALLBACKS.facts(name).get("flag"): name for name in CALLBACKS}
-print(flags, parse_callback("json-log=a=b.jsonl"), parse_callback("progress"))
+metavars = {name: CALLBACKS.facts(name).get("metavar") for name in CALLBACKS}
+print(metavars, parse_callback("json-log=a=b.jsonl"), parse_callback("progress"))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == (
-        "{'--curves': 'curves', '--log': 'json-log', None: 'progress', "
-        "'--tensorboard': 'tensorboard'} ('json-log', 'a=b.jsonl') ('progress', None)\n"
+        "{'curves': 'FILE.png', 'json-log': 'FILE.jsonl', 'progress': None, "
+        "'tensorboard': 'DIR'} ('json-log', 'a=b.jsonl') ('progress', None)\n"
     )
 
 

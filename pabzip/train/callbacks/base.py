@@ -10,7 +10,6 @@ From then on ``pabzip train --callback json-log=run.jsonl`` builds it. The facts
 ======== ===========================================================================================
 help     what it does, one line for ``--help``
 metavar  what its argument is, such as ``"FILE.jsonl"``; left out where it takes none
-flag     its short form, such as ``"--log"``; left out where it has none
 writes   ``"file"`` where the argument is a file that it writes: never over another without --force
 suffix   how that file's name must end, such as ``".png"``
 ======== ===========================================================================================

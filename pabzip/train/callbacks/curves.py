@@ -26,7 +26,6 @@ _TEST = "#d1603d"
     "curves",
     help="Draw loss, accuracy, flips and bytes.",
     metavar="FILE.png",
-    flag="--curves",
     writes="file",
     suffix=".png",
 )
@@ -54,7 +53,7 @@ class Curves(Callback):
 
     def on_train_start(self, recipe: Recipe, steps: int) -> None:
         """Make sure that there is something to draw with."""
-        require("matplotlib", extra="train", purpose="--curves")
+        require("matplotlib", extra="train", purpose="the callback curves")
 
     def on_epoch_end(self, stats: EpochStats) -> None:
         """Remember an epoch."""

@@ -21,7 +21,6 @@ from pabzip.train.results import EpochStats, StepCosts, TrainResult
     "json-log",
     help="Write one JSON object an epoch.",
     metavar="FILE.jsonl",
-    flag="--log",
     writes="file",
 )
 class JsonLog(Callback):

@@ -18,7 +18,6 @@ from pabzip.train.results import EpochStats, Progress
     "tensorboard",
     help="Write event files for TensorBoard.",
     metavar="DIR",
-    flag="--tensorboard",
 )
 class TensorBoard(Callback):
     """Writes event files that ``tensorboard --logdir`` shows; steps are counted over all epochs.
@@ -46,7 +45,7 @@ class TensorBoard(Callback):
 
     def on_train_start(self, recipe: Recipe, steps: int) -> None:
         """Open an event file and write the recipe."""
-        require("tensorboard", extra="train", purpose="--tensorboard")
+        require("tensorboard", extra="train", purpose="the callback tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self._steps = steps
