@@ -67,7 +67,7 @@ def _from_ticket(
     source: str, net: nn.Module | None, device: torch.device, max_bytes: int | None
 ) -> Subject:
     """Load a ticket into the network that it names, or into ``net``."""
-    from pabzip.runtime.torch_module import load, load_into
+    from pabzip.runtime.loaders import load, load_into
     from pabzip.ticket import Ticket
 
     data = read_source(source, max_bytes=max_bytes)

@@ -209,7 +209,7 @@ def _open(path: str | os.PathLike[str], device: torch.device | str) -> tuple[Mod
         model = network_from_checkpoint(checkpoint).to(device)
         named = checkpoint.metadata().get("data")
     else:
-        from pabzip.runtime.torch_module import load as load_ticket
+        from pabzip.runtime.loaders import load as load_ticket
         from pabzip.ticket import Ticket
 
         with Ticket.open(path) as ticket:
