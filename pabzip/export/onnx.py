@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, ExportError
 from pabzip.export.graph import checked_opset, serialize, trace
-from pabzip.export.half import check_range, to_float16
 from pabzip.export.parity import (
     FLOAT16_TOLERANCE,
     TOLERANCE,
@@ -22,7 +21,7 @@ from pabzip.export.parity import (
 )
 from pabzip.formats.atomic import open_atomic
 from pabzip.init import unwrap
-from pabzip.runtime.onnx_session import Provider, create_session, session_logits, session_maker
+from pabzip.runtime.onnx_session import Provider, session_logits, session_maker
 from pabzip.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -131,12 +130,15 @@ def build_onnx(
         expected = reference_logits(twin, batches)
         model = trace(twin, shape, opset=opset, dynamic_batch=dynamic_batch)
     if float16:
+        from pabzip.export.half import check_range, to_float16
+
         to_float16(model)
-    data = serialize(model, metadata or {})
-    if float16:
+        data = serialize(model, metadata or {})
         check_range(data, batches)
+    else:
+        data = serialize(model, metadata or {})
     difference = check_parity(
-        session_logits(create_session(data)), batches, expected, tolerance=allowed, float16=float16
+        session_logits(session_maker()(data)), batches, expected, tolerance=allowed, float16=float16
     )
     report = ExportReport(
         bytes=len(data),
@@ -289,9 +291,7 @@ def load_session(
         ``"logits"`` (batch, classes).
 
     Raises:
-        FormatError: the file is damaged or not a ticket.
-        ArchitectureError: a custom architecture without ``net``, or a ``net`` that does not fit.
-        ExportError: the graph cannot be built, or does not agree with torch.
+        FormatError, ArchitectureError, ExportError: as for `export_ticket`.
         MissingDependencyError: a package of the extra ``onnx``, or a provider, is not there.
     """
     create = session_maker(providers)

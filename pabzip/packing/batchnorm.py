@@ -168,10 +168,9 @@ def fold_checked(
     """Fold a state as `fold` does, and check the outputs.
 
     Args:
-        net: gives the structure alone; it is neither run nor changed.
+        net: as for `fold`.
         state: its ``state_dict``.
-        arch: name of a registered architecture, whose whole network is then compared, too; or
-            ``"custom"``.
+        arch: of a registered architecture the whole network is compared, too.
         arch_options: its options.
         dense_dtype: what the file will round dense tensors to, or None.
 
@@ -179,7 +178,7 @@ def fold_checked(
         The folded state, not rounded.
 
     Raises:
-        PackError: nothing can be folded, a value overflows ``dense_dtype``, or outputs differ.
+        PackError: as of `fold`; also a value overflows ``dense_dtype``, or outputs differ.
     """
     folded = fold(net, state)
     names = {f"{name}.{key}" if name else key for name in batch_norms(net) for key in _VECTORS}
@@ -203,13 +202,8 @@ def check_batch_norms(
     """Compare each folded batch norm with its original, on random inputs of its own channels.
 
     The inputs are drawn, always the same, with the running mean and variance of the original, so
-    no input shape is needed.
-
-    Args:
-        net: gives the structure alone; it is neither run nor changed.
-        original: its state.
-        folded: the state as it will load, rounded if it is to be.
-        dense_dtype: what it was rounded to; sets the tolerance, see `TOLERANCES`.
+    no input shape is needed. ``folded`` is the state as it will load; ``dense_dtype``, what it was
+    rounded to, sets the tolerance, see `TOLERANCES`.
 
     Raises:
         PackError: the outputs of a channel differ; the message names it.

@@ -144,7 +144,17 @@ def to_ticket(
             state, record, own = source.state_dict, source.seeding, source.metadata()
             arch, options = source.arch, source.arch_options
         else:
-            _check_bare(source, fold_bn, ternary)
+            if not ternary:
+                raise SeedError(
+                    f"expected a network or a checkpoint, found a {type(source).__name__} without "
+                    "the seed that drew its tensors; ternary=True (--ternary) packs ternary "
+                    "tensors without one"
+                )
+            if fold_bn:
+                raise PackError(
+                    f"expected a network or a checkpoint to fold, found a {type(source).__name__} "
+                    "of tensors; fold the network, or leave out fold_bn (--fold-bn)"
+                )
             state, record, arch, options = source, Seeding(0, {}), "custom", {}
     metadata = {**own, **(metadata or {})}
     if fold_bn:
@@ -160,20 +170,6 @@ def to_ticket(
         arch_options=options,
         metadata=metadata,
     )
-
-
-def _check_bare(state: Mapping[str, torch.Tensor], fold_bn: bool, ternary: bool) -> None:
-    """Refuse tensors by name where a seed or a structure is needed, which they lack."""
-    if not ternary:
-        raise SeedError(
-            f"expected a network or a checkpoint, found a {type(state).__name__} without the seed "
-            "that drew its tensors; ternary=True (--ternary) packs ternary tensors without one"
-        )
-    if fold_bn:
-        raise PackError(
-            f"expected a network or a checkpoint to fold, found a {type(state).__name__} of "
-            "tensors; fold the network, or leave out fold_bn (--fold-bn)"
-        )
 
 
 def _seeded_network(net: nn.Module, ternary: bool) -> tuple[nn.Module, Seeding]:

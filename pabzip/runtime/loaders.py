@@ -114,7 +114,7 @@ def load(
             _check_fit(net, ticket)
         except ArchitectureError as error:
             # The file names an architecture that its own tensors or options contradict.
-            raise FormatError("header", str(error), file=_file_name(source)) from error
+            raise FormatError("header", str(error), file=ticket.file) from error
         state = _read_state(ticket, device=device, dtype=dtype, verify=verify)
         net.load_state_dict(state, strict=True, assign=True)
         attach_seeding(net, _seeding(ticket))
@@ -279,8 +279,3 @@ def _check_fit(net: nn.Module, ticket: Ticket) -> None:
                 f"{list(found[name])} in the file; build the network with the options it was "
                 "packed with"
             )
-
-
-def _file_name(source: Source) -> str | None:
-    """Return the name of a path, for messages."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
