@@ -178,6 +178,24 @@ class Reader(Mapping[str, Tensor]):
         """
         return b"" if self._side is None else bytes(read_section(self._source, self._side))
 
+    def in_file(self) -> Reader:
+        """Return itself, as tensors in memory return a reader of the file they would make."""
+        return self
+
+    def check_sha256(self, found: str) -> None:
+        """Compare the digest of the regenerated state with the file's own.
+
+        Raises:
+            FormatError: they differ.
+        """
+        expected = self.header.sha256
+        if found != expected:
+            raise FormatError(
+                "state",
+                f"expected SHA-256 {expected}, found {found} regenerated; the file is damaged, or "
+                "not written by pabzip",
+            )
+
     def close(self) -> None:
         """Close the source."""
         self._source.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pabzip.formats.coder import Spent
@@ -14,51 +15,80 @@ from pabzip.formats.entries import Header
 from pabzip.formats.huffman import huffman_bytes
 
 
-def report(header: Header, header_bytes: int) -> dict[str, Any]:
-    """Return the numbers of a file as JSON values; the keys stay stable.
+@dataclass(frozen=True, eq=False)
+class TicketReport(Mapping[str, Any]):
+    """The numbers of a ``.pabz`` file, as attributes and as a mapping: the keys of ``--json``.
 
-    ``bytes`` is ``header_bytes + codes_bytes + dense_bytes`` exactly. The CRC-32 of every section
-    counts as header, so that ``codes_bytes`` is payload alone: with the ``huffman`` coder it
-    equals ``huffman_bytes``. A side stream counts in ``codes_bytes``, and in no one tensor's
-    ``bytes``. Dense tensors that share a section share its bytes in proportion to their raw sizes,
-    in whole bytes that add up to the section. Scales of a seeded tensor's rows count in
-    ``dense_bytes``, and in that tensor's ``bytes``.
+    ``report.bytes`` and ``report["bytes"]`` are the same, and ``dict(report)`` is plain JSON.
 
-    Args:
-        header: the file's header.
-        header_bytes: bytes of the file before its first section.
-
-    Returns:
-        ``bytes``, ``codes_bytes``, ``dense_bytes``, ``header_bytes``; ``weights`` (N) and
-        ``survivors`` (K) of the seeded tensors; ``huffman_bytes``, the paper's N + K bits in whole
-        bytes per tensor; ``float32_bytes`` of the whole state as loaded: 4 per seeded weight, dense
-        tensors in their own type; ``seed``, ``arch``, ``sha256``; and ``tensors``, a list of
-        ``name``, ``shape``, ``dtype``, ``kind``, ``coder`` (of a dense tensor: its section's
-        encoding), ``bytes``, ``weights``, ``survivors`` (None for dense ones). A second name of
-        an earlier tensor has the kind ``"tied"``, coder and survivors None, 0 bytes, and
-        ``target``, that tensor's name; it counts in ``float32_bytes`` alone of the totals.
+    Attributes:
+        bytes: of the file: ``header_bytes + codes_bytes + dense_bytes``.
+        codes_bytes: of all seeded payload: masks, signs, factors, tables. The side stream counts
+            here, and in no one tensor's ``bytes``.
+        dense_bytes: of dense tensors, and of scales of seeded tensors' rows.
+        header_bytes: of the header and the CRC-32 of every section.
+        weights: N, of all seeded tensors.
+        survivors: K, those of them that are not pruned.
+        huffman_bytes: what the paper's N + K bits would take, in whole bytes a tensor.
+        float32_bytes: of the whole state as loaded: 4 a seeded weight, dense tensors in their own
+            type.
+        seed: the 64-bit Philox key.
+        arch: name of the architecture, or ``"custom"``.
+        sha256: of the regenerated state, 64 hexadecimal digits.
+        tensors: one mapping a tensor: ``name``, ``shape``, ``dtype``, ``kind``, ``coder``,
+            ``bytes``, ``weights``, ``survivors``, and ``target`` of a tied one. Dense tensors have
+            their section's encoding as ``coder`` and no ``survivors``; of those that share a
+            section each has its share of the bytes, by raw sizes. Scales of a seeded tensor's rows
+            count in its ``bytes``. A tied tensor is of kind ``"tied"``, has neither coder nor
+            survivors, takes 0 bytes, and counts in ``float32_bytes`` alone of the totals.
     """
+
+    bytes: int
+    codes_bytes: int
+    dense_bytes: int
+    header_bytes: int
+    weights: int
+    survivors: int
+    huffman_bytes: int
+    float32_bytes: int
+    seed: int
+    arch: str
+    sha256: str
+    tensors: list[dict[str, Any]]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in fields(self))
+
+    def __len__(self) -> int:
+        return len(fields(self))
+
+
+def report(header: Header, header_bytes: int) -> TicketReport:
+    """Return the numbers of a file, given its header and the bytes before its first section."""
     contents = header.contents
     codes_bytes = header.side + sum(coding.length for coding in header.codings)
     dense_bytes = sum(group.length for group in header.groups)
     parts = len(header.codings) + len(header.groups) + bool(header.side)
     framing = header_bytes + parts * CHECKSUM_BYTES
-    return {
-        "bytes": framing + codes_bytes + dense_bytes,
-        "codes_bytes": codes_bytes,
-        "dense_bytes": dense_bytes,
-        "header_bytes": framing,
-        "weights": sum(entry.count for entry in contents.seeded),
-        "survivors": sum(entry.survivors for entry in contents.seeded),
-        "huffman_bytes": sum(
-            huffman_bytes(entry.count, entry.survivors) for entry in contents.seeded
-        ),
-        "float32_bytes": contents.loaded_bytes,
-        "seed": contents.seed,
-        "arch": contents.arch,
-        "sha256": header.sha256,
-        "tensors": _rows(header),
-    }
+    return TicketReport(
+        bytes=framing + codes_bytes + dense_bytes,
+        codes_bytes=codes_bytes,
+        dense_bytes=dense_bytes,
+        header_bytes=framing,
+        weights=sum(entry.count for entry in contents.seeded),
+        survivors=sum(entry.survivors for entry in contents.seeded),
+        huffman_bytes=sum(huffman_bytes(entry.count, entry.survivors) for entry in contents.seeded),
+        float32_bytes=contents.loaded_bytes,
+        seed=contents.seed,
+        arch=contents.arch,
+        sha256=header.sha256,
+        tensors=_rows(header),
+    )
 
 
 def _rows(header: Header) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats.atomic import open_atomic
@@ -22,7 +22,7 @@ from pabzip.formats.entries import Contents, DenseGroup, Header, StoredTensor, T
 from pabzip.formats.kind import Coding
 from pabzip.formats.reader import Reader
 from pabzip.formats.registry import MAX_INTEGER
-from pabzip.formats.report import report
+from pabzip.formats.report import TicketReport, report
 from pabzip.formats.seeded import SeededTensor
 from pabzip.formats.sources import open_source
 from pabzip.formats.tied import resolved
@@ -178,11 +178,11 @@ def encode_ticket(
         raise PackError(str(error)) from None
 
 
-def save(encoded: EncodedFile, target: str | os.PathLike[str] | BinaryIO) -> dict[str, Any]:
+def save(encoded: EncodedFile, target: str | os.PathLike[str] | BinaryIO) -> TicketReport:
     """Write an encoded file to a path or stream, verified; see `pabzip.Ticket.save`.
 
     Returns:
-        Its numbers (see `report`).
+        Its numbers.
 
     Raises:
         PackError: it does not read back as what was written.
@@ -206,14 +206,9 @@ def verify(reader: Reader, *, backend: str = "numba", threads: int | None = None
     Raises:
         FormatError: the digests differ, or a part of the file is damaged.
     """
-    seed, expected = reader.header.contents.seed, reader.header.sha256
+    seed = reader.header.contents.seed
     found = state_sha256(seed, resolved(reader), backend=backend, threads=threads)
-    if found != expected:
-        raise FormatError(
-            "state",
-            f"expected SHA-256 {expected}, found {found} regenerated; the file is damaged, or not "
-            "written by pabzip",
-        )
+    reader.check_sha256(found)
     return found
 
 

@@ -16,8 +16,7 @@ from .errors import FormatError, PabzError
 from .export.onnx import export_onnx, load_session
 from .init import Seeding, attach_seeding, init_, seeded_parameters, seeding
 from .packing.pack import pack, save_file
-from .runtime.arrays import load_arrays, open  # noqa: A004
-from .runtime.torch_module import load, load_file, load_into
+from .runtime.loaders import load, load_arrays, load_file, load_into, open  # noqa: A004
 from .seeds.spec import InitSpec
 from .ticket import DenseTensor, SeededTensor, Ticket, TicketReport, TiedTensor
 from .train.evaluation import Evaluation, evaluate

@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, NoReturn
 
 import torch
@@ -126,14 +126,7 @@ def save_checkpoint(
         "state_dict": {name: value.detach().cpu().contiguous() for name, value in state.items()},
         # Readers in other languages take integers of 64 bits with a sign.
         "seed": record.seed if record.seed < 2**63 else str(record.seed),
-        "init": {
-            name: {
-                "distribution": spec.distribution,
-                "scale": float(spec.scale),
-                "stream": int(spec.stream),
-            }
-            for name, spec in record.specs.items()
-        },
+        "init": {name: asdict(spec) for name, spec in record.specs.items()},
         "recipe": _plain("settings", settings),
         "results": _plain("results", results),
     }
@@ -237,10 +230,13 @@ def _unpickle(file: BinaryIO, name: str) -> object:
     try:
         return torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        # torch's own message recommends to load without the protection, so it is not repeated.
+        # torch's own message recommends to load without the protection: only what the file wanted
+        # to import is repeated of it.
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        culprit = f" ({wanted[1]})" if wanted else ""
         raise CheckpointError(
             f"{name}: expected plain values and tensors, found a file that is no checkpoint or "
-            f"that asks to run code{_culprit(error)}; it was not run. Do not load it by other "
+            f"that asks to run code{culprit}; it was not run. Do not load it by other "
             f"means unless you trust its author; {_HOW}"
         ) from None
     except Exception as error:
@@ -278,13 +274,17 @@ def _checked(content: object, place: str) -> Checkpoint:
     unknown = [weight for weight in specs if weight not in state]
     if unknown:
         _refuse(place, f"init: {unknown[0]}", "the name of a tensor in state_dict", "none such")
+    settings, results = (
+        None if content[key] is None else _table(place, key, content[key])
+        for key in ("recipe", "results")
+    )
     return Checkpoint(
         arch=arch,
         arch_options=_table(place, "arch_options", content["arch_options"]),
         state_dict=state,
         seeding=Seeding(_seed(place, content["seed"]), specs),
-        settings=_optional_table(place, "recipe", content["recipe"]),
-        results=_optional_table(place, "results", content["results"]),
+        settings=settings,
+        results=results,
     )
 
 
@@ -343,11 +343,6 @@ def _table(place: str, what: str, value: object) -> Mapping[str, Any]:
     return value
 
 
-def _optional_table(place: str, what: str, value: object) -> Mapping[str, Any] | None:
-    """Return ``value`` if it is a table or None."""
-    return None if value is None else _table(place, what, value)
-
-
 def _refuse(place: str, what: str, expected: str, found: object) -> NoReturn:
     """Raise for one part of a checkpoint."""
     raise CheckpointError(f"{place}: {what}: expected {expected}, found {found!r}; {_HOW}")
@@ -362,12 +357,6 @@ def _describe(content: object) -> str:
         return f"a bare state dict of {tensors} tensors, without the seed that drew them"
     listed = ", ".join(repr(key) for key in list(content)[:6])
     return f"a table with the keys {listed or 'none'}"
-
-
-def _culprit(error: pickle.UnpicklingError) -> str:
-    """Return what the file wanted to import, as far as torch says."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f" ({found[1]})" if found else ""
 
 
 def _plain(what: str, values: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -92,11 +92,9 @@ def shown(value: Any) -> str:
     """
     if isinstance(value, int) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    text = ascii(value) if isinstance(value, str | int | float | None) else _outline(value)
+    if isinstance(value, str | int | float | None):
+        text = ascii(value)
+    else:  # a list or object is not walked
+        kind, sized = type(value).__name__, isinstance(value, list | tuple | dict)
+        text = f"a {kind} of {len(value)}" if sized else f"a {kind}"
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _outline(value: Any) -> str:
-    """Describe a list or object without walking all of it."""
-    kind = type(value).__name__
-    return f"a {kind} of {len(value)}" if isinstance(value, list | tuple | dict) else f"a {kind}"

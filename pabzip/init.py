@@ -205,12 +205,7 @@ def _choose(
 ) -> list[str]:
     """Return the names of the weights that ``only`` and ``skip`` leave, as ``holders`` orders them.
 
-    Args:
-        net: the network.
-        holders: the module of each weight that may be chosen, by the weight's name.
-        only: the weights to take; None takes all.
-        skip: the weights to leave out.
-        expected: what ``holders`` names, for the message about a name that matches none.
+    ``expected`` says what ``holders`` names, for the message about a name that matches none.
     """
     chosen = list(holders)
     for option, selection in (("only", only), ("skip", skip)):
@@ -235,8 +230,7 @@ def _choose(
 def unwrap(net: nn.Module) -> nn.Module:
     """Return the network inside DataParallel, DistributedDataParallel and ``torch.compile``.
 
-    Args:
-        net: any network, wrapped any number of times or not at all; it is left as it is.
+    The network may be wrapped any number of times, or not at all; it is left as it is.
     """
     from torch import nn
     from torch.nn.parallel import DataParallel, DistributedDataParallel

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,18 +24,16 @@ from pabzip.formats import (
     StoredTensor,
     Tensor,
     TiedTensor,
-    breakdown,
     encode_ticket,
     gather,
     open_source,
-    report,
     resolve,
     save,
     state_sha256,
-    verify,
 )
-from pabzip.formats.coder import Coded
+from pabzip.formats.coder import Coded, Task, run_tasks
 from pabzip.formats.huffman import encode
+from pabzip.formats.report import TicketReport, breakdown, report
 from pabzip.seeds import InitSpec
 
 __all__ = ["DenseTensor", "SeededTensor", "Ticket", "TicketReport", "TiedTensor"]
@@ -47,53 +44,41 @@ FUSED_BACKEND = "numba"
 """The backend that decodes and regenerates in one pass; others regenerate from decoded codes."""
 
 
-@dataclass(frozen=True, eq=False)
-class TicketReport(Mapping[str, Any]):
-    """The numbers of a ``.pabz`` file, as attributes and as a mapping: the keys of ``--json``.
+class _InMemory(dict[str, Tensor]):
+    """Tensors in memory by name, with all that `Ticket` asks of a `Reader` of a file."""
 
-    ``report.bytes`` and ``report["bytes"]`` are the same, and ``dict(report)`` is plain JSON.
+    def __init__(self, contents: Contents, tensors: Iterable[Tensor]):
+        super().__init__((tensor.name, tensor) for tensor in tensors)
+        self._contents = contents
 
-    Attributes:
-        bytes: of the file: ``header_bytes + codes_bytes + dense_bytes``.
-        codes_bytes: of all seeded payload: masks, signs, factors, tables.
-        dense_bytes: of dense tensors, and of scales of seeded tensors' rows.
-        header_bytes: of the header and all checksums.
-        weights: N, of all seeded tensors.
-        survivors: K, those of them that are not pruned.
-        huffman_bytes: what the paper's N + K bits would take, in whole bytes a tensor.
-        float32_bytes: of the whole state as loaded: 4 a seeded weight, dense tensors in their own
-            type.
-        seed: the 64-bit Philox key.
-        arch: name of the architecture, or ``"custom"``.
-        sha256: of the regenerated state, 64 hexadecimal digits.
-        tensors: one mapping a tensor: ``name``, ``shape``, ``dtype``, ``kind``, ``coder``,
-            ``bytes``, ``weights``, ``survivors``, and ``target`` of a tied one; see
-            `pabzip.formats.report.report`.
-    """
+    def in_file(self) -> Reader:
+        """Return a reader of the file that `Ticket.save` would write."""
+        file = io.BytesIO()
+        encode_ticket(self._contents, self.values()).write(file)
+        return Reader(open_source(file.getbuffer()), max_bytes=self._contents.loaded_bytes)
 
-    bytes: int
-    codes_bytes: int
-    dense_bytes: int
-    header_bytes: int
-    weights: int
-    survivors: int
-    huffman_bytes: int
-    float32_bytes: int
-    seed: int
-    arch: str
-    sha256: str
-    tensors: list[dict[str, Any]]
+    def weights(
+        self, names: Iterable[str], *, threads: int | None = None, beside: Sequence[Task] = ()
+    ) -> dict[str, NDArray[Any]]:
+        run_tasks(beside, threads)
+        seed, backend = self._contents.seed, FUSED_BACKEND
+        return {
+            name: resolve(self, name).array(seed, backend=backend, threads=threads)
+            for name in names
+        }
 
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.__dataclass_fields__:
-            raise KeyError(key)
-        return getattr(self, key)
+    def scales(self, name: str) -> NDArray[np.float32] | None:
+        tensor = resolve(self, name)
+        return tensor.scales if isinstance(tensor, SeededTensor) else None
 
-    def __iter__(self) -> Iterator[str]:
-        return (field.name for field in fields(self))
+    def coded(self, name: str) -> None:
+        """Return None: nothing is encoded."""
 
-    def __len__(self) -> int:
-        return len(fields(self))
+    def check_sha256(self, found: str) -> None:
+        """Do nothing: what is in no file has no digest to differ from."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Ticket:
@@ -103,8 +88,9 @@ class Ticket:
     and its codes, and are regenerated when asked for, to the bit, on any machine. A ticket that
     was opened from a file reads each tensor when it is asked for and keeps none.
 
-    Every method that takes a name raises KeyError for an unknown one. A tied tensor answers as its
-    target does; `tied` tells it apart.
+    Every method that takes a name raises KeyError for an unknown one, or one of the other kind of
+    tensor; every method that reads on in the file raises FormatError where that part of it is
+    damaged. A tied tensor answers as its target does; `tied` tells it apart.
 
     Args:
         seed: the 64-bit Philox key, ``0 <= seed < 2**64``.
@@ -135,10 +121,10 @@ class Ticket:
             contents, held = gather(seed, tensors, arch, arch_options or {}, metadata or {})
         except FormatError as error:
             raise PackError(str(error)) from None
-        self._set(contents, {tensor.name: tensor for tensor in held}, None)
+        self._set(contents, _InMemory(contents, held), None)
 
-    def _set(self, contents: Contents, tensors: Mapping[str, Tensor], file: str | None) -> None:
-        """Take what the ticket holds: tensors by name, which may be lazy, and the file's name."""
+    def _set(self, contents: Contents, tensors: Reader | _InMemory, file: str | None) -> None:
+        """Take what the ticket holds: tensors by name, read or in memory, and the file's name."""
         self._contents, self._tensors, self._file = contents, tensors, file
         self._entries = {entry.name: entry for entry in contents.entries}
 
@@ -150,8 +136,7 @@ class Ticket:
             source: a path (the file stays open until `close`), the file's bytes, or a binary
                 stream, which is read from where it stands, to the end of the ticket, and kept.
             max_bytes: most bytes of the loaded state that the file may declare (`info`'s
-                ``float32_bytes``); None takes 65,536 times the file, or 256 MiB
-                if that is more.
+                ``float32_bytes``); None takes 65,536 times the file, or 256 MiB if more.
 
         Raises:
             FormatError: not a .pabz file, a newer version, or damaged.
@@ -173,12 +158,7 @@ class Ticket:
     def __enter__(self) -> Ticket:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -187,8 +167,7 @@ class Ticket:
 
     def close(self) -> None:
         """Close the file of an opened ticket; reading a tensor afterwards raises ValueError."""
-        if isinstance(self._tensors, Reader):
-            self._tensors.close()
+        self._tensors.close()
 
     @property
     def seed(self) -> int:
@@ -225,7 +204,9 @@ class Ticket:
         """Return how the base weights of a seeded tensor are drawn."""
         entry = self._entries[name].original
         if not isinstance(entry, SeededEntry):
-            raise KeyError(_no_seeded(name))
+            raise KeyError(
+                f"{name}: expected a seeded tensor, found a dense one; read it with dense(name)"
+            )
         return entry.spec
 
     @property
@@ -248,21 +229,17 @@ class Ticket:
 
         Returns:
             int8, the weight's shape: 0 pruned, +1 the seed's sign kept, -1 flipped.
-
-        Raises:
-            FormatError: the tensor's part of the file is damaged.
-            KeyError: no seeded tensor of this name.
         """
-        return self._seeded_tensor(name).codes
+        self.spec(name)  # refuses a dense tensor
+        tensor = self._tensor(name)
+        assert isinstance(tensor, SeededTensor)
+        return tensor.codes
 
     def mask(self, name: str) -> bitarray:
         """Return which weights of a seeded tensor survive, one bit a weight.
 
         Returns:
             N bits, big-endian, in the weight's row-major order: 1 survives, 0 is pruned.
-
-        Raises:
-            FormatError, KeyError: as of `codes`.
         """
         return _bits(self.codes(name).reshape(-1) != 0)
 
@@ -272,9 +249,6 @@ class Ticket:
         Returns:
             K bits, big-endian, in the weight's row-major order: 1 is flipped relative to the sign
             that the seed gave, 0 is as the seed gave it.
-
-        Raises:
-            FormatError, KeyError: as of `codes`.
         """
         codes = self.codes(name).reshape(-1)
         return _bits(codes[codes != 0] < 0)
@@ -286,37 +260,21 @@ class Ticket:
             N + K bits for N weights with K survivors, big-endian, in the weight's row-major order:
             ``0`` is pruned, ``10`` keeps the seed's sign, ``11`` flips it.
 
-        Raises:
-            FormatError, KeyError: as of `codes`.
-
         Source: Peek-a-Boo, Appendix D, Figure 6.
         """
         codes = self.codes(name)
         bits = bitarray(endian="big")
         bits.frombytes(encode(codes))
-        del bits[codes.size + np.count_nonzero(codes) :]
-        return bits
+        return bits[: codes.size + np.count_nonzero(codes)]
 
     def scales(self, name: str) -> NDArray[np.float32] | None:
-        """Return the scales of a seeded tensor's rows, float32 (rows,); None where it has none.
-
-        Raises:
-            FormatError: their part of the file is damaged.
-            KeyError: no seeded tensor of this name.
-        """
-        self.spec(name)  # refuses a dense tensor
-        if isinstance(self._tensors, Reader):
-            with naming(self._file):
-                return self._tensors.scales(name)
-        return self._seeded_tensor(name).scales
+        """Return the scales of a seeded tensor's rows, float32 (rows,); None where it has none."""
+        self.spec(name)
+        with naming(self._file):
+            return self._tensors.scales(name)
 
     def dense(self, name: str) -> DenseTensor:
-        """Return a dense tensor; its values as `DenseTensor` carries them.
-
-        Raises:
-            FormatError: the tensor's part of the file is damaged.
-            KeyError: no dense tensor of this name.
-        """
+        """Return a dense tensor; its values as `DenseTensor` carries them."""
         tensor = self._tensor(name)
         if not isinstance(tensor, DenseTensor):
             raise KeyError(f"{name}: expected a dense tensor, found a seeded one")
@@ -335,10 +293,6 @@ class Ticket:
         Returns:
             A seeded tensor regenerated, float32; a dense one in its own type, bfloat16 as float32
             of exactly the same values.
-
-        Raises:
-            FormatError: the tensor's part of the file is damaged.
-            KeyError: no tensor of this name.
         """
         if backend == FUSED_BACKEND and self.kind(name) == "seeded":
             return self.weights([name], threads=threads)[name]
@@ -348,27 +302,22 @@ class Ticket:
         self, *, backend: str = "numba", threads: int | None = None
     ) -> dict[str, NDArray[Any]]:
         """Return every tensor by name, each as `weight` gives it."""
-        if backend != FUSED_BACKEND or not isinstance(self._tensors, Reader):
-            return {
-                name: self.weight(name, backend=backend, threads=threads) for name in self.names
-            }
+        together = backend == FUSED_BACKEND
+        fused = [name for name in self.names if together and self.kind(name) == "seeded"]
         found: dict[str, NDArray[Any]] = {}
 
-        def read_dense() -> None:
-            """Read the dense tensors while other threads decode."""
-            dense = [name for name in self.names if self.kind(name) == "dense"]
-            found.update({name: self.weight(name) for name in dense})
+        def read_rest() -> None:
+            """Read the other tensors while other threads decode."""
+            for name in self.names:
+                if name not in fused:
+                    found[name] = self.weight(name, backend=backend, threads=threads)
 
-        seeded = [name for name in self.names if self.kind(name) == "seeded"]
         with naming(self._file):
-            found.update(self._tensors.weights(seeded, threads=threads, beside=[read_dense]))
+            found.update(self._tensors.weights(fused, threads=threads, beside=[read_rest]))
         return {name: found[name] for name in self.names}
 
     def sha256(self, *, backend: str = "numba", threads: int | None = None) -> str:
         """Return the SHA-256 of the regenerated state, computed anew, as 64 hexadecimal digits.
-
-        Raises:
-            FormatError: a part of the file is damaged.
 
         Source: formats/SPEC.md, section "The digest".
         """
@@ -386,18 +335,12 @@ class Ticket:
 
         Returns:
             New float32 arrays of the tensors' shapes, by name.
-
-        Raises:
-            FormatError: a tensor's part of the file is damaged.
-            KeyError: no seeded tensor of a name.
         """
-        if isinstance(self._tensors, Reader):
-            with naming(self._file):
-                return self._tensors.weights(names, threads=threads)
-        return {
-            name: self._seeded_tensor(name).array(self.seed, backend=FUSED_BACKEND, threads=threads)
-            for name in names
-        }
+        names = list(names)
+        for name in names:
+            self.spec(name)
+        with naming(self._file):
+            return self._tensors.weights(names, threads=threads)
 
     def coded(self, name: str) -> Coded | None:
         """Return a seeded tensor's bytes as the file has them, for those who decode them.
@@ -406,13 +349,8 @@ class Ticket:
 
         Returns:
             Its entry, payload and decoder; None where the ticket is in no file.
-
-        Raises:
-            FormatError: the tensor's part of the file is damaged.
-            KeyError: no seeded tensor of this name.
         """
-        if not isinstance(self._tensors, Reader):
-            return None
+        self.spec(name)
         with naming(self._file):
             return self._tensors.coded(name)
 
@@ -425,37 +363,27 @@ class Ticket:
         Raises:
             FormatError: the digests differ, or a part of the file is damaged.
         """
-        if not isinstance(self._tensors, Reader):
-            return self.sha256(backend=backend, threads=threads)
+        found = self.sha256(backend=backend, threads=threads)
         with naming(self._file):
-            return verify(self._tensors, backend=backend, threads=threads)
+            self._tensors.check_sha256(found)
+        return found
 
     def info(self) -> TicketReport:
         """Return the sizes of the file and its tensors, from the header alone.
 
-        A ticket that is in no file is encoded to find them: they are those of the file that
-        `save` would write.
+        A ticket that is in no file is encoded first, as `save` would do it.
         """
-        if isinstance(self._tensors, Reader):
-            return TicketReport(**report(self._tensors.header, self._tensors.header_bytes))
-        encoded = encode_ticket(self._contents, self._tensors.values())
-        return TicketReport(**report(encoded.header, len(encoded.start)))
+        reader = self._tensors.in_file()
+        return report(reader.header, reader.header_bytes)
 
     def breakdown(self) -> list[dict[str, Any]]:
         """Return where the bytes of `info` go, tensor by tensor: `pabzip.formats.report`.
 
         Reads the header and the side stream. A ticket that is in no file is encoded, as by `info`.
-
-        Raises:
-            FormatError: the side stream is damaged.
         """
-        if isinstance(self._tensors, Reader):
-            with naming(self._file):
-                side = self._tensors.side_stream()
-                return breakdown(self._tensors.header, self._tensors.header_bytes, side)
-        encoded = encode_ticket(self._contents, self._tensors.values())
-        side = encoded.payloads[0] if encoded.header.side else b""
-        return breakdown(encoded.header, len(encoded.start), side)
+        reader = self._tensors.in_file()
+        with naming(self._file):
+            return breakdown(reader.header, reader.header_bytes, reader.side_stream())
 
     def save(
         self,
@@ -479,8 +407,7 @@ class Ticket:
             dense_dtype: None keeps dense tensors as they are; ``"float16"`` or ``"bfloat16"``
                 stores float32 and float64 ones rounded to nearest even. They load as their own
                 type, and the SHA-256 is of the rounded values.
-            on_tensor: called with the name of each seeded tensor once it is encoded, from any
-                thread; for progress bars.
+            on_tensor: called with the name of each seeded tensor once encoded, from any thread.
 
         Returns:
             The numbers of `info`, of the file that was written.
@@ -496,24 +423,12 @@ class Ticket:
         encoded = encode_ticket(
             self._contents, tensors, coder=coder, dense_dtype=dense_dtype, on_tensor=on_tensor
         )
-        return TicketReport(**save(encoded, target))
-
-    def _seeded_tensor(self, name: str) -> SeededTensor:
-        """Return a seeded tensor; KeyError for another."""
-        tensor = self._tensor(name)
-        if not isinstance(tensor, SeededTensor):
-            raise KeyError(_no_seeded(name))
-        return tensor
+        return save(encoded, target)
 
     def _tensor(self, name: str) -> StoredTensor:
         """Return a tensor, read from the file if there is one; of a tied one the target."""
         with naming(self._file):
             return resolve(self._tensors, name)
-
-
-def _no_seeded(name: str) -> str:
-    """Return the message for a dense tensor where a seeded one is needed."""
-    return f"{name}: expected a seeded tensor, found a dense one; read it with dense(name)"
 
 
 @contextlib.contextmanager
@@ -530,6 +445,5 @@ def naming(file: str | None) -> Iterator[None]:
 def _bits(values: NDArray[np.bool_]) -> bitarray:
     """Return booleans of one dimension as big-endian bits."""
     bits = bitarray(endian="big")
-    bits.frombytes(np.packbits(values).tobytes())
-    del bits[len(values) :]
+    bits.pack(values.tobytes())
     return bits

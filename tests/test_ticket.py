@@ -214,6 +214,23 @@ def test_names_of_the_wrong_kind(ticket: Ticket) -> None:
             method("absent")
 
 
+def test_a_ticket_in_a_file_answers_as_one_in_memory(ticket: Ticket, path: Path) -> None:
+    with Ticket.open(path) as opened:
+        for either in (ticket, opened):
+            for call in (either.weights, either.coded, either.scales):
+                name: Any = ["b"] if call == either.weights else "b"
+                with pytest.raises(KeyError, match="b: expected a seeded tensor, found a dense"):
+                    call(name)
+            assert either.scales("w") is None
+            assert either.weights(iter(["w"]))["w"].tolist() == either.weight("w").tolist()
+        assert ticket.coded("w") is None
+        assert opened.coded("w") is not None
+        assert opened.verify() == ticket.verify()
+    stream = io.BytesIO()
+    ticket.save(stream)
+    assert Ticket.open(stream.getvalue()).breakdown() == ticket.breakdown()
+
+
 def test_info(ticket: Ticket, path: Path) -> None:
     info = Ticket.open(path).info()
     assert list(info) == [

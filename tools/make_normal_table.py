@@ -7,7 +7,7 @@ The table is part of the file format: it must never change once a version that u
 released. Everything is computed with mpmath at 40 digits, so every machine makes the same table.
 Needs mpmath; takes a few minutes.
 
-What the coefficients mean, and how they are used, stands in ``pabzip/seeds/normal_table.py``.
+What the coefficients mean, and how they are used, stands in ``pabzip/seeds/reference.py``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pabzip.formats.context.payload import FINE, PROBLEMS, decode_chunk
 from pabzip.formats.context.side_information import read_descriptions
 from pabzip.formats.seeded import SeededEntry
 from pabzip.seeds import InitSpec
-from pabzip.seeds.cpu import generator_arguments
+from pabzip.seeds.kernels import generator_arguments
 
 
 class ContextDecoder:

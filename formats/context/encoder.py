@@ -38,8 +38,8 @@ from pabzip.formats.context.payload import encode_chunk
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.formats.seeded import SeededTensor
 from pabzip.seeds import InitSpec
-from pabzip.seeds.cpu import generator_arguments
 from pabzip.seeds.generation import thread_count
+from pabzip.seeds.kernels import generator_arguments
 
 _SMALL = 100_000  # active weights: below, the coarser unit may pay
 _LOOSE = 0.25  # of the order-0 bits: a mask that costs more may fit better with softer slopes

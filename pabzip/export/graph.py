@@ -55,18 +55,8 @@ def trace(
     exporter notes of the source (stack traces, file names) is removed, so that the same network
     gives the same bytes everywhere.
 
-    Args:
-        net: float32, on the CPU, in evaluation mode.
-        input_shape: ``(C, H, W)`` of one image.
-        opset: one of `OPSETS`.
-        dynamic_batch: leave the batch open, under the name ``"batch"``; False fixes it at 1.
-
-    Returns:
-        The graph, with the input ``"images"`` and the output ``"logits"``.
-
-    Raises:
-        ExportError: torch cannot trace or translate the network.
-        MissingDependencyError: onnx, onnx-ir or onnxscript is not installed.
+    Arguments, input, output and errors are those of `pabzip.export.build_onnx`; ``net`` is float32
+    and on the CPU.
     """
     for module in ("onnx", "onnx_ir", "onnxscript"):
         require(module, extra="onnx", purpose="exporting to ONNX")

@@ -1,22 +1,24 @@
 """Convert ONNX graphs to float16, and check them for overflow.
 
-The graph is converted, not the network: batch norms have then been folded into the convolutions
-in float32, so each weight is rounded once, and small variances do not underflow.
+Importing this module imports onnx. The graph is converted, not the network: batch norms have then
+been folded into the convolutions in float32, so each weight is rounded once, and small variances do
+not underflow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from pabzip.errors import ExportError
 from pabzip.export.graph import INPUT
-from pabzip.runtime.onnx_session import create_session
+from pabzip.runtime.onnx_session import session_maker
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 def check_range(model: bytes, batches: Sequence[np.ndarray]) -> None:
@@ -26,14 +28,12 @@ def check_range(model: bytes, batches: Sequence[np.ndarray]) -> None:
     where a GPU would get infinity. Made an output, each value is rounded to float16 and shows.
 
     Args:
-        model: a serialized float16 model, as `pabzip.export.half` makes it.
+        model: a serialized float16 model, as `to_float16` makes it.
         batches: float32 images ``(N, C, H, W)`` to run it on.
 
     Raises:
         ExportError: a value is infinite or NaN; the message names the first one.
     """
-    import onnx
-
     proto = onnx.load_from_string(model)
     produced = {name for node in proto.graph.node for name in node.output}
     halves = [
@@ -43,7 +43,7 @@ def check_range(model: bytes, batches: Sequence[np.ndarray]) -> None:
     ]
     proto.graph.output.extend(halves)
     names = [value.name for value in halves]
-    session = create_session(proto.SerializeToString())
+    session = session_maker()(proto.SerializeToString())
     for batch in batches:
         for name, found in zip(names, session.run(names, {INPUT: batch}), strict=True):
             beyond = found.size - int(np.count_nonzero(np.isfinite(found)))
@@ -67,25 +67,22 @@ def to_float16(model: ir.Model) -> None:
     Raises:
         ExportError: a constant overflows float16, or an operator cannot be converted.
     """
-    import onnx_ir as ir
-    from onnx_ir.passes.common import LiftConstantsToInitializersPass
-
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     graph, opset = model.graph, model.opset_imports[""]
     nodes = list(graph)
     for constant in graph.initializers.values():
         uses = constant.uses()
-        if _is_float(constant) and any(_takes_half(use.node, use.idx, opset) for use in uses):
+        if constant.dtype == FLOAT and any(_takes_half(use.node, use.idx, opset) for use in uses):
             _round_constant(constant)
     for node in nodes:
         _convert_attributes(node)
         for result in node.outputs:
-            if _is_float(result):
-                result.dtype = ir.DataType.FLOAT16
+            if result.dtype == FLOAT:
+                result.dtype = HALF
     for node in nodes:
         for index, value in enumerate(node.inputs):
-            if value is not None and _is_half(value) and not _takes_half(node, index, opset):
-                cast = _cast(value, ir.DataType.FLOAT)
+            if value is not None and value.dtype == HALF and not _takes_half(node, index, opset):
+                cast = _cast(value, FLOAT)
                 graph.insert_before(node, cast)
                 node.replace_input_with(index, cast.outputs[0])
     _cast_ends(graph)
@@ -93,11 +90,9 @@ def to_float16(model: ir.Model) -> None:
 
 def _takes_half(node: ir.Node, index: int, opset: int) -> bool:
     """Return whether the ONNX standard lets a node's input be float16."""
-    from onnx import defs
-
     try:
-        schema = defs.get_schema(node.op_type, opset, node.domain)
-    except defs.SchemaError as error:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError as error:
         raise ExportError(
             f"{node.name}: expected an operator of the ONNX standard, found "
             f"{node.domain}::{node.op_type}; export with float16=False"
@@ -108,8 +103,6 @@ def _takes_half(node: ir.Node, index: int, opset: int) -> bool:
 
 def _round_constant(value: ir.Value) -> None:
     """Round one float32 constant to float16; a finite number must stay finite."""
-    import onnx_ir as ir
-
     assert value.const_value is not None
     exact = value.const_value.numpy()
     with np.errstate(over="ignore"):
@@ -121,13 +114,11 @@ def _round_constant(value: ir.Value) -> None:
             "it; export with float16=False"
         )
     value.const_value = ir.tensor(rounded, name=value.name)
-    value.dtype = ir.DataType.FLOAT16
+    value.dtype = HALF
 
 
 def _convert_attributes(node: ir.Node) -> None:
     """Turn attributes that ask for float32 results into float16: casts and constant fills."""
-    import onnx_ir as ir
-
     for key, attribute in list(node.attributes.items()):
         if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
             raise ExportError(
@@ -135,32 +126,30 @@ def _convert_attributes(node: ir.Node) -> None:
                 "export with float16=False"
             )
         # "to" is Cast's, "dtype" that of EyeLike and the like: both hold a data type's number.
-        if key in ("to", "dtype") and attribute.value == ir.DataType.FLOAT:
-            node.attributes[key] = ir.AttrInt64(key, int(ir.DataType.FLOAT16))
+        if key in ("to", "dtype") and attribute.value == FLOAT:
+            node.attributes[key] = ir.AttrInt64(key, int(HALF))
         if attribute.type == ir.AttributeType.TENSOR:
             tensor = attribute.as_tensor()
-            if tensor.dtype == ir.DataType.FLOAT:
+            if tensor.dtype == FLOAT:
                 half = ir.tensor(tensor.numpy().astype(np.float16))
                 node.attributes[key] = ir.AttrTensor(key, half)
 
 
 def _cast_ends(graph: ir.Graph) -> None:
     """Cast the graph's float32 inputs to float16, and its results back to float32."""
-    import onnx_ir as ir
-
     first = next(iter(graph))
     for value in graph.inputs:
-        if _is_float(value):
+        if value.dtype == FLOAT:
             uses = list(value.uses())
-            cast = _cast(value, ir.DataType.FLOAT16)
+            cast = _cast(value, HALF)
             graph.insert_before(first, cast)
             for use in uses:
                 use.node.replace_input_with(use.idx, cast.outputs[0])
     for index, value in enumerate(graph.outputs):
-        if _is_half(value):
+        if value.dtype == HALF:
             name = value.name
             value.name = f"{name}_float16"
-            cast = _cast(value, ir.DataType.FLOAT)
+            cast = _cast(value, FLOAT)
             cast.outputs[0].name = name
             graph.append(cast)
             graph.outputs[index] = cast.outputs[0]
@@ -168,24 +157,8 @@ def _cast_ends(graph: ir.Graph) -> None:
 
 def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
     """Return a node that casts ``value``; its output has the same shape."""
-    import onnx_ir as ir
-
-    name = f"{value.name}_{'float16' if dtype == ir.DataType.FLOAT16 else 'float32'}"
+    name = f"{value.name}_{'float16' if dtype == HALF else 'float32'}"
     output = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
     return ir.Node(
         "", "Cast", [value], [ir.AttrInt64("to", int(dtype))], outputs=[output], name=f"cast_{name}"
     )
-
-
-def _is_float(value: ir.Value) -> bool:
-    """Return whether a value is float32."""
-    import onnx_ir as ir
-
-    return value.dtype == ir.DataType.FLOAT
-
-
-def _is_half(value: ir.Value) -> bool:
-    """Return whether a value is float16."""
-    import onnx_ir as ir
-
-    return value.dtype == ir.DataType.FLOAT16

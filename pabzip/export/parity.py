@@ -31,17 +31,11 @@ def check_batches(
 ) -> list[np.ndarray]:
     """Return the batches of images to check on.
 
-    Args:
-        input_shape: ``(C, H, W)`` of one image.
-        samples: an array or tensor ``(N, C, H, W)``; None draws standard normal images from
-            pabzip's own generator, always the same ones.
-        dynamic_batch: False gives batches of one image alone.
-
-    Returns:
-        float32 batches, the first of them of one image.
+    They are float32, and the first is of one image; without ``dynamic_batch`` all are. Without
+    ``samples`` they are standard normal images from pabzip's own generator, always the same ones.
 
     Raises:
-        ExportError: ``samples`` are not images of that shape.
+        ExportError: ``samples`` are not images of ``input_shape``.
     """
     shape = tuple(input_shape)
     if samples is None:

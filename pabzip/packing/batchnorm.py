@@ -11,7 +11,8 @@ original.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +20,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pabzip.errors import PackError
 from pabzip.formats import DenseTensor, rounded
+from pabzip.packing.tensors import dense_from_torch
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 State = Mapping[str, torch.Tensor]
+
+_VECTORS = ("weight", "bias", "running_mean", "running_var")
 
 
 def batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:
@@ -100,30 +104,27 @@ def fold(net: nn.Module, state: State) -> dict[str, torch.Tensor]:
 
 def affine_map(state: State, prefix: str, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scale and shift of one batch norm in evaluation, float64[channels] on the CPU."""
-    weight, bias, mean, variance = (
-        state[prefix + key].detach().to("cpu", torch.float64)
-        for key in ("weight", "bias", "running_mean", "running_var")
-    )
+    weight, bias, mean, variance = _vectors(state, prefix, torch.float64)
     scale = weight / (variance + eps).sqrt()
     return scale, bias - mean * scale
+
+
+def _vectors(state: State, prefix: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Return weight, bias, mean and variance of one batch norm, on the CPU."""
+    return [state[prefix + key].detach().to("cpu", dtype) for key in _VECTORS]
 
 
 def _check_sharing(net: nn.Module, folded: State) -> None:
     """Refuse a tensor that has several names and would need several values."""
     first: dict[int, str] = {}
-    for name, tensor in _named_tensors(net):
+    named = [method(remove_duplicate=False) for method in (net.named_parameters, net.named_buffers)]
+    for name, tensor in chain(*named):
         other = first.setdefault(id(tensor), name)
         if name in folded and not torch.equal(folded[name], folded[other]):
             raise PackError(
                 f"{name}: expected a tensor of its own, found one shared with {other}, and folding "
                 "gives the two different values; pack without fold_bn"
             )
-
-
-def _named_tensors(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every parameter and buffer under each of its names."""
-    yield from net.named_parameters(remove_duplicate=False)
-    yield from net.named_buffers(remove_duplicate=False)
 
 
 TOLERANCES = {None: 1e-3, "float16": 5e-2, "bfloat16": 0.5}
@@ -164,13 +165,12 @@ def fold_checked(
     arch_options: Mapping[str, Any],
     dense_dtype: str | None,
 ) -> dict[str, torch.Tensor]:
-    """Fold a state as `pabzip.packing.batchnorm.fold` does, and check the outputs.
+    """Fold a state as `fold` does, and check the outputs.
 
     Args:
-        net: gives the structure alone; it is neither run nor changed.
+        net: as for `fold`.
         state: its ``state_dict``.
-        arch: name of a registered architecture, whose whole network is then compared, too; or
-            ``"custom"``.
+        arch: of a registered architecture the whole network is compared, too.
         arch_options: its options.
         dense_dtype: what the file will round dense tensors to, or None.
 
@@ -178,14 +178,10 @@ def fold_checked(
         The folded state, not rounded.
 
     Raises:
-        PackError: nothing can be folded, a value overflows ``dense_dtype``, or outputs differ.
+        PackError: as of `fold`; also a value overflows ``dense_dtype``, or outputs differ.
     """
     folded = fold(net, state)
-    names = {
-        f"{name}.{key}" if name else key
-        for name in batch_norms(net)
-        for key in ("weight", "bias", "running_mean", "running_var")
-    }
+    names = {f"{name}.{key}" if name else key for name in batch_norms(net) for key in _VECTORS}
     loaded = {
         name: _rounded(name, value, dense_dtype) if name in names else value
         for name, value in folded.items()
@@ -206,13 +202,8 @@ def check_batch_norms(
     """Compare each folded batch norm with its original, on random inputs of its own channels.
 
     The inputs are drawn, always the same, with the running mean and variance of the original, so
-    no input shape is needed.
-
-    Args:
-        net: gives the structure alone; it is neither run nor changed.
-        original: its state.
-        folded: the state as it will load, rounded if it is to be.
-        dense_dtype: what it was rounded to; sets the tolerance, see `TOLERANCES`.
+    no input shape is needed. ``folded`` is the state as it will load; ``dense_dtype``, what it was
+    rounded to, sets the tolerance, see `TOLERANCES`.
 
     Raises:
         PackError: the outputs of a channel differ; the message names it.
@@ -220,16 +211,16 @@ def check_batch_norms(
     generator = torch.Generator("cpu").manual_seed(0)
     for name, norm in batch_norms(net).items():
         prefix = f"{name}." if name else ""
-        mean = original[f"{prefix}running_mean"].detach().to("cpu", torch.float32)
-        variance = original[f"{prefix}running_var"].detach().to("cpu", torch.float32)
+        _, _, mean, variance = _vectors(original, prefix, torch.float32)
         noise = torch.randn(
             (_SAMPLES, len(mean)), generator=generator, dtype=torch.float32, device="cpu"
         )
         inputs = mean + noise * (variance + norm.eps).sqrt()
         scale, shift = affine_map(original, prefix, norm.eps)
         expected = inputs.double() * scale + shift
-        found = _evaluated(inputs, folded, prefix, norm.eps).double()
-        difference = (found - expected).abs().amax(0)
+        weight, bias, mean, variance = _vectors(folded, prefix, torch.float32)
+        found = torch.nn.functional.batch_norm(inputs, mean, variance, weight, bias, eps=norm.eps)
+        difference = (found.double() - expected).abs().amax(0)
         limit = TOLERANCES[dense_dtype] * expected.abs().amax(0)
         bad = ~(difference <= limit + torch.finfo(torch.float32).tiny)
         if bad.any():
@@ -285,21 +276,10 @@ def check_network(
 _WAY_OUT = "pack without fold_bn, or fold without rounding the dense tensors"
 
 
-def _evaluated(inputs: torch.Tensor, state: State, prefix: str, eps: float) -> torch.Tensor:
-    """Return what batch norm in evaluation mode makes of ``(samples, channels)`` inputs."""
-    weight, bias, mean, variance = (
-        state[prefix + key].detach().to("cpu", torch.float32)
-        for key in ("weight", "bias", "running_mean", "running_var")
-    )
-    return torch.nn.functional.batch_norm(inputs, mean, variance, weight, bias, eps=eps)
-
-
 def _rounded(name: str, value: torch.Tensor, dense_dtype: str | None) -> torch.Tensor:
     """Return a tensor as a file in ``dense_dtype`` gives it back."""
     if value.dtype not in (torch.float32, torch.float64):
         return value  # half-precision tensors are stored as they are
-    dtype = str(value.dtype).removeprefix("torch.")
-    tensor = DenseTensor(name, value.detach().cpu().numpy(), dtype, dtype)
-    stored = rounded(tensor, dense_dtype)
+    stored = rounded(dense_from_torch(name, value), dense_dtype)
     assert isinstance(stored, DenseTensor)
     return torch.from_numpy(stored.values)

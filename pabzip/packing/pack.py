@@ -1,87 +1,21 @@
-"""Pack a network into a .pabz file: `pabzip.pack` and `pabzip.save_file`.
-
-Packing is where exactness is enforced: each surviving weight must be plus or minus the magnitude
-that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
-weights themselves, so any loop that prunes and flips signs in place will do.
-"""
+"""Pack a network into a .pabz file: `pabzip.pack` and `pabzip.save_file`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from itertools import count
 from typing import TYPE_CHECKING, BinaryIO, Union
-
-import numpy as np
 
 from pabzip._optional import require
 from pabzip.errors import PackError, SeedError
 from pabzip.init import Seeding, seeding, unwrap
-from pabzip.packing.ternary import ternary_tensor
-from pabzip.packing.tied import find_ties
-from pabzip.seeds import InitSpec, weights
-from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TicketReport, TiedTensor
+from pabzip.ticket import Ticket, TicketReport
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from pabzip.checkpoint import Checkpoint
-
-
-def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
-    """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
-
-    Args:
-        name: the weight's name, for messages.
-        weight: float32 tensor of any shape, on any device.
-        seed: the network's seed.
-        spec: the weight's init spec.
-
-    Returns:
-        int8 array of the weight's shape, values in {0, +1, -1}.
-
-    Raises:
-        PackError: ``weight`` is not float32, or a survivor's magnitude is not the seed's, bit for
-            bit.
-    """
-    import torch
-
-    if weight.dtype != torch.float32:
-        raise PackError(
-            f"{name}: expected a float32 seeded weight, found {weight.dtype}; half precision "
-            "loses the magnitudes' bits: pack the float32 network and convert when loading"
-        )
-    found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
-    drawn = weights(seed, spec, 0, found.size)
-    survivors = found != 0  # not-a-number counts as a survivor, and is then refused
-    differs = survivors & (np.abs(found).view(np.uint32) != np.abs(drawn).view(np.uint32))
-    count = int(np.count_nonzero(differs))
-    if count:
-        first = int(np.argmax(differs))
-        raise PackError(
-            f"{name}: expected every surviving weight to be plus or minus the magnitude drawn "
-            f"from seed {seed}, found {count} of {int(np.count_nonzero(survivors))} that differ "
-            f"(the first at index {first}: {float(found[first])!r} instead of "
-            f"+-{abs(float(drawn[first]))!r}); unmasking may only flip signs: check the seed, "
-            "or leave a weight that is trained otherwise dense with init_(..., skip=...)"
-        )
-    flipped = np.signbit(found) != np.signbit(drawn)
-    codes = np.where(flipped, np.int8(-1), np.int8(1))
-    codes[~survivors] = 0
-    return codes.reshape(tuple(weight.shape))
-
-
-def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
-    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
-    import torch
-
-    value = value.detach().cpu().contiguous()
-    dtype = str(value.dtype).removeprefix("torch.")
-    if value.dtype == torch.bfloat16:
-        value = value.view(torch.int16)
-        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
-    return DenseTensor(name, value.numpy().copy(), dtype, dtype)
 
 
 Metadata = Mapping[str, str | int | float | bool | None]
@@ -117,12 +51,12 @@ def pack(
         metadata: flat JSON values that travel in the header, on top of the checkpoint's own.
         ternary: also write as codes every other float32 tensor of two or more dimensions whose
             values are 0 and plus or minus one scale, of the tensor or of each row along the first
-            dimension (`pabzip.packing.ternary`). ``source`` then needs no seed: it may be any
+            dimension (`pabzip.packing.tensors`). ``source`` then needs no seed: it may be any
             network, a mapping of tensors by name, or the path of a file that ``torch.save`` made of
             one.
 
     A tensor of two or more dimensions that equals an earlier one to the bit is stored as a second
-    name of it (`pabzip.packing.tied`).
+    name of it (`pabzip.packing.tensors`).
 
     Returns:
         The sizes of the file and its tensors, as attributes and as a mapping with the keys of
@@ -195,6 +129,7 @@ def to_ticket(
     import torch
 
     from pabzip.checkpoint import Checkpoint, load_checkpoint, load_state
+    from pabzip.packing.tensors import state_tensors
 
     net: nn.Module | None = None
     own: Metadata = {}
@@ -209,7 +144,17 @@ def to_ticket(
             state, record, own = source.state_dict, source.seeding, source.metadata()
             arch, options = source.arch, source.arch_options
         else:
-            _check_bare(source, fold_bn, ternary)
+            if not ternary:
+                raise SeedError(
+                    f"expected a network or a checkpoint, found a {type(source).__name__} without "
+                    "the seed that drew its tensors; ternary=True (--ternary) packs ternary "
+                    "tensors without one"
+                )
+            if fold_bn:
+                raise PackError(
+                    f"expected a network or a checkpoint to fold, found a {type(source).__name__} "
+                    "of tensors; fold the network, or leave out fold_bn (--fold-bn)"
+                )
             state, record, arch, options = source, Seeding(0, {}), "custom", {}
     metadata = {**own, **(metadata or {})}
     if fold_bn:
@@ -220,25 +165,11 @@ def to_ticket(
         metadata = {**metadata, "folded": True}
     return Ticket(
         seed=record.seed,
-        tensors=_tensors(state, record, ternary),
+        tensors=state_tensors(state, record, ternary),
         arch=arch,
         arch_options=options,
         metadata=metadata,
     )
-
-
-def _check_bare(state: Mapping[str, torch.Tensor], fold_bn: bool, ternary: bool) -> None:
-    """Refuse tensors by name where a seed or a structure is needed, which they lack."""
-    if not ternary:
-        raise SeedError(
-            f"expected a network or a checkpoint, found a {type(state).__name__} without the seed "
-            "that drew its tensors; ternary=True (--ternary) packs ternary tensors without one"
-        )
-    if fold_bn:
-        raise PackError(
-            f"expected a network or a checkpoint to fold, found a {type(state).__name__} of "
-            "tensors; fold the network, or leave out fold_bn (--fold-bn)"
-        )
 
 
 def _seeded_network(net: nn.Module, ternary: bool) -> tuple[nn.Module, Seeding]:
@@ -256,48 +187,3 @@ def _seeded_network(net: nn.Module, ternary: bool) -> tuple[nn.Module, Seeding]:
         if inner is not None:
             return _seeded_network(inner, ternary)
     return net, record
-
-
-def _tensors(
-    state: Mapping[str, torch.Tensor], record: Seeding, ternary: bool
-) -> list[SeededTensor | DenseTensor | TiedTensor]:
-    """Check every tensor of a state dict, and return them as a ticket's, in the same order."""
-    import torch
-
-    missing = [name for name in record.specs if name not in state]
-    if missing:
-        raise PackError(
-            f"{missing[0]}: expected this seeded weight in the state, found "
-            f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
-        )
-    tensors: list[SeededTensor | DenseTensor | TiedTensor] = []
-    ties, specs = find_ties(state, record.specs)
-    taken = {spec.stream for spec in record.specs.values()}
-    streams = (stream for stream in count() if stream not in taken)
-    stream, recognized = next(streams), 0
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise PackError(
-                f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
-                "stored in a .pabz file, keep it outside the network's state_dict"
-            )
-        if name in ties:
-            tensors.append(TiedTensor(name, ties[name]))
-        elif name in specs:
-            codes = read_codes(name, value, record.seed, specs[name])
-            tensors.append(SeededTensor(name, specs[name], codes))
-        else:
-            dense = dense_from_torch(name, value)
-            tensor = ternary_tensor(name, dense.values, record.seed, stream) if ternary else None
-            if tensor is not None:
-                stream, recognized = next(streams), recognized + 1
-            tensors.append(tensor or dense)
-    # What was packed so before has a spec of its own on record by now.
-    known = any(spec.distribution == "signed_constant" for spec in record.specs.values())
-    if ternary and not recognized and not known:
-        raise PackError(
-            f"expected a ternary tensor, found none among {len(tensors)}: float32, of two or more "
-            "dimensions, each value 0 or plus or minus one scale, of the tensor or of each row; "
-            "pack the quantized weights, not those that training keeps beside them"
-        )
-    return tensors

@@ -1,10 +1,10 @@
 """Loaders: numpy arrays, torch modules and state dicts, ONNX Runtime sessions.
 
-`pabzip.runtime.arrays` needs numpy alone; the others load their library on use.
+Importing this package loads numpy alone; torch and ONNX Runtime are loaded on use.
 """
 
 from __future__ import annotations
 
-from pabzip.runtime.arrays import load_arrays, open  # noqa: A004
+from pabzip.runtime.loaders import load_arrays, open  # noqa: A004
 
 __all__ = ["load_arrays", "open"]

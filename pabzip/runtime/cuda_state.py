@@ -36,9 +36,8 @@ from pabzip.runtime.decode_tables import (
 )
 from pabzip.runtime.triton_decode_kernels import decode_kernel, predict_kernel, write_kernel
 from pabzip.seeds import cuda, pack_codes
-from pabzip.seeds.cuda import as_int32, table_on
+from pabzip.seeds.cuda import KINDS, as_int32, table_on
 from pabzip.seeds.philox import split_seed
-from pabzip.seeds.triton_kernels import KINDS
 from pabzip.ticket import Ticket, naming
 
 State = dict[str, torch.Tensor]

@@ -86,22 +86,12 @@ def session_logits(session: InferenceSession) -> Callable[[np.ndarray], np.ndarr
     return logits
 
 
-def create_session(
-    model: bytes, *, providers: Sequence[Provider] | None = None
-) -> InferenceSession:
-    """Return a session of a serialized ONNX model that logs errors alone.
-
-    Raises:
-        ExportError: ONNX Runtime cannot read the model.
-        MissingDependencyError: onnxruntime, or a provider, is not there.
-    """
-    return session_maker(providers)(model)
-
-
 def session_maker(
-    providers: Sequence[Provider] | None,
+    providers: Sequence[Provider] | None = None,
 ) -> Callable[[bytes], InferenceSession]:
-    """Return what makes sessions; runtime and providers are checked now, before any work.
+    """Return what makes a session of a serialized model, which logs errors alone.
+
+    Runtime and providers are checked now, before any work.
 
     Raises:
         MissingDependencyError: onnxruntime, or a provider, is not there. What is returned raises

@@ -26,7 +26,7 @@ import triton.language as tl
 from pabzip.formats.context import model, payload
 from pabzip.runtime import decode_tables
 from pabzip.runtime.decode_tables import CHUNK_FIELDS
-from pabzip.seeds.triton_kernels import (
+from pabzip.seeds.cuda import (
     KIND_COUNT,
     leading_zeros,
     magnitudes,

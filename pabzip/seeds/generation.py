@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pabzip.errors import SeedError
 from pabzip.seeds.spec import InitSpec, check_seed
 
-_MODULES = {"numpy": "pabzip.seeds.reference", "numba": "pabzip.seeds.cpu"}
+_MODULES = {"numpy": "pabzip.seeds.reference", "numba": "pabzip.seeds.kernels"}
 BACKENDS = tuple(_MODULES)
 """The backends that make numpy arrays; all give the same bits. The GPU's is `pabzip.seeds.cuda`."""
 
@@ -146,14 +146,8 @@ def weights(
 ) -> NDArray[np.float32]:
     """Return the weights of elements ``start`` to ``stop`` as the seed drew them (every code +1).
 
-    Args:
-        seed: ``0 <= seed < 2**64``.
-        spec: what the tensor is drawn from.
-        start: first element, in the tensor's row-major order.
-        stop: one past the last, ``start <= stop < 2**63``.
-        backend: ``"numba"`` or ``"numpy"``.
-        threads: at most so many; None takes every CPU that the process may use.
-        out: where to write: float32, C-contiguous, ``stop - start`` elements in any shape.
+    Arguments are as for `magnitudes`, and ``out`` is where to write: float32, C-contiguous,
+    ``stop - start`` elements in any shape.
 
     Returns:
         ``out``, or a new float32 array of shape ``(stop - start,)``. No element is 0.

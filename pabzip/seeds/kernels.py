@@ -1,4 +1,6 @@
-"""The generator as compiled loops for the CPU.
+"""The numba backend: the functions of `pabzip.seeds.reference` as compiled loops for the CPU.
+
+Importing this module imports numba; `pabzip.seeds.generation` does so on first use.
 
 Numba widens integers to 64 bits and turns a mix of int64 and uint64 into float64, so every operand
 of the integer arithmetic is unsigned, and results are cut back to 32 bits by hand. The loops are
@@ -16,8 +18,15 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pabzip.seeds.compiled import compiled
-from pabzip.seeds.philox import KEY_INCREMENTS, MULTIPLIERS, ROUNDS
-from pabzip.seeds.spec import check_backend
+from pabzip.seeds.philox import (
+    KEY_INCREMENTS,
+    MULTIPLIERS,
+    ROUNDS,
+    WORDS_PER_BLOCK,
+    split_seed,
+)
+from pabzip.seeds.reference import normal_table
+from pabzip.seeds.spec import InitSpec, check_backend
 
 KINDS = check_backend("numba", {"normal": 0, "uniform": 1, "signed_constant": 2})
 """How the kernels know each distribution."""
@@ -150,7 +159,7 @@ _ZERO, _TWO = np.uint64(0), np.uint64(2)
 
 
 @compiled
-def fill_magnitudes(
+def _fill_magnitudes(
     key: tuple[np.uint32, np.uint32],
     stream: np.uint32,
     kind: int,
@@ -174,7 +183,7 @@ def fill_magnitudes(
 
 
 @compiled
-def fill_weights(
+def _fill_weights(
     key: tuple[np.uint32, np.uint32],
     stream: np.uint32,
     kind: int,
@@ -203,7 +212,7 @@ def fill_weights(
 
 
 @compiled
-def fill_regenerated(
+def _fill_regenerated(
     key: tuple[np.uint32, np.uint32],
     stream: np.uint32,
     kind: int,
@@ -259,3 +268,41 @@ def fill_regenerated(
         done += count
         skip = 0
     return bool(highest <= 2)
+
+
+Generator = tuple[tuple[np.uint32, np.uint32], np.uint32, int, NDArray[np.uint32]]
+"""What every kernel begins with: Philox key, stream, kind of distribution, normal table."""
+
+
+def generator_arguments(seed: int, spec: InitSpec) -> Generator:
+    """Return the leading arguments of the kernels, in the exact machine types they want."""
+    low, high = split_seed(seed)
+    key = (np.uint32(low), np.uint32(high))
+    return key, np.uint32(spec.stream), KINDS[spec.distribution], normal_table()
+
+
+def fill_magnitudes(seed: int, spec: InitSpec, start: int, out: NDArray[np.uint32]) -> None:
+    """Write the fixed-point magnitudes of elements ``start`` onwards to ``out``."""
+    _fill_magnitudes(*_arguments(seed, spec, start), out)
+
+
+def fill_weights(seed: int, spec: InitSpec, start: int, out: NDArray[np.float32]) -> None:
+    """Write the weights of elements ``start`` onwards, each with the sign the seed gives."""
+    _fill_weights(*_arguments(seed, spec, start), spec.factor, out)
+
+
+def fill_regenerated(
+    seed: int,
+    spec: InitSpec,
+    start: int,
+    codes: NDArray[np.int8],
+    out: NDArray[np.float32],
+) -> bool:
+    """Write the weights under ``codes``; return whether every code was 0, +1 or -1."""
+    return bool(_fill_regenerated(*_arguments(seed, spec, start), spec.factor, codes, out))
+
+
+def _arguments(seed: int, spec: InitSpec, start: int) -> tuple[*Generator, np.uint64, int]:
+    """Return the leading arguments of a kernel that begins with element ``start``."""
+    block, skip = divmod(start, WORDS_PER_BLOCK)
+    return *generator_arguments(seed, spec), np.uint64(block), skip

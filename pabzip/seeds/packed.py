@@ -6,8 +6,6 @@ One byte therefore holds the codes of exactly one Philox block. Unused bits of t
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,17 +67,8 @@ def unpack_codes(packed: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
         )
     if np.any((packed & 0xAA) & ~((packed & 0x55) << 1)):
         raise SeedError("packed codes: expected 00, 01 and 11, found the unused pattern 10")
-    codes = _all_bytes()[packed].view(np.int8)
+    patterns = packed[:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3
+    codes = np.array([0, 1, 0, -1], dtype=np.int8)[patterns].reshape(-1)
     if np.any(codes[count:]):
         raise SeedError("packed codes: expected zeros after the last code, found others")
     return codes[:count]
-
-
-@cache
-def _all_bytes() -> NDArray[np.uint32]:
-    """Return the four codes of every byte, as the bytes of a little-endian word."""
-    pairs = np.arange(256, dtype=np.uint8)[:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3
-    codes = np.array([0, 1, 0, -1], dtype=np.int8)[pairs]
-    table: NDArray[np.uint32] = codes.reshape(-1).view("<u4")
-    table.flags.writeable = False
-    return table

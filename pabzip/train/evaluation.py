@@ -231,13 +231,13 @@ def open_model(
         model = network_from_checkpoint(checkpoint, net).to(device)
         named = checkpoint.metadata().get("data")
     else:
-        from pabzip.runtime import torch_module
+        from pabzip.runtime import loaders
         from pabzip.ticket import Ticket
 
         with Ticket.open(source, max_bytes=max_bytes) as ticket:
             named = ticket.metadata.get("data")
         if net is None:
-            model = torch_module.load(source, device=device, max_bytes=max_bytes)
+            model = loaders.load(source, device=device, max_bytes=max_bytes)
         else:
-            model = torch_module.load_into(net, source, max_bytes=max_bytes).to(device)
+            model = loaders.load_into(net, source, max_bytes=max_bytes).to(device)
     return model, named if isinstance(named, str) and named else None

@@ -12,7 +12,8 @@ from torch import nn
 import pabzip
 from pabzip import models
 from pabzip.errors import ArchitectureError, ExportError, MissingDependencyError
-from pabzip.export import build, export_onnx, export_ticket
+from pabzip.export import export_onnx, export_ticket
+from pabzip.export import onnx as exporting
 from pabzip.runtime.onnx_session import open_onnx, session_logits
 
 ARCHITECTURES = {
@@ -52,13 +53,13 @@ def custom(tmp_path):
 
 def disagree(monkeypatch):
     """Make ONNX Runtime answer wrongly."""
-    honest = build.session_logits
+    honest = exporting.session_logits
 
     def wrong(session):
         run = honest(session)
         return lambda images: run(images) + np.float32(7)
 
-    monkeypatch.setattr(build, "session_logits", wrong)
+    monkeypatch.setattr(exporting, "session_logits", wrong)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -18,7 +18,7 @@ from torch import nn
 
 import pabzip
 from pabzip.errors import PackError, SeedError
-from pabzip.packing.ternary import ternary_scales, ternary_tensor
+from pabzip.packing.tensors import ternary_scales, ternary_tensor
 from pabzip.seeds import InitSpec
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import pabzip
 from pabzip.errors import PackError
-from pabzip.packing.tied import find_ties
+from pabzip.packing.tensors import find_ties
 from pabzip.seeds import InitSpec
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
 

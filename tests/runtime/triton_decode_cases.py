@@ -23,7 +23,7 @@ from pabzip.formats.context.decoder import ContextDecoder
 from pabzip.runtime.cuda_state import launch, read_tensors, send
 from pabzip.runtime.decode_tables import CodedTensor, decode_tables
 from pabzip.seeds import InitSpec, magnitudes
-from pabzip.seeds.triton_kernels import KINDS
+from pabzip.seeds.cuda import KINDS
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 
 SEED = 2**63 + 12345

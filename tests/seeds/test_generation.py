@@ -18,8 +18,8 @@ from pabzip.seeds import (
     DISTRIBUTIONS,
     InitSpec,
     magnitudes,
-    normal_table,
     philox,
+    reference,
     regenerate,
     weights,
 )
@@ -50,7 +50,7 @@ def scalar_magnitude(seed: int, spec: InitSpec, place: int) -> tuple[int, bool]:
     octave = 32 - value.bit_length()
     aligned = value << octave
     rest = (aligned << 7) % 2**32
-    a, b, c = (int(x) for x in normal_table.load()[:, octave * 64 + (aligned >> 25) % 64])
+    a, b, c = (int(x) for x in reference.normal_table()[:, octave * 64 + (aligned >> 25) % 64])
     return max(1, a - (rest * (b - (rest * c >> 32)) >> 32)), negative
 
 

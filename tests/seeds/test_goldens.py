@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from mpmath import mp, mpf
 
-from pabzip.seeds import BACKENDS, DISTRIBUTIONS, InitSpec, normal_table, regenerate, weights
-from pabzip.seeds.reference import normal_magnitudes
+from pabzip.seeds import BACKENDS, DISTRIBUTIONS, InitSpec, regenerate, weights
+from pabzip.seeds.reference import TABLE_SHA256, normal_magnitudes
 
 EXPECTED = Path(__file__).parents[1] / "expected"
 WEIGHTS, QUANTILES = EXPECTED / "seeds_weights.json", EXPECTED / "seeds_quantiles.json"
@@ -73,11 +73,11 @@ def test_weights(backend: str, regenerate_expected: bool) -> None:
             "pabzip's numpy reference (pabzip/seeds/reference.py), by pytest "
             "--regenerate-expected; weights as little-endian float32, codes 0 1 0 -1 0 0 1 "
             "repeated from the first element of the case on",
-            normal_table_sha256=normal_table.SHA256,
+            normal_table_sha256=TABLE_SHA256,
             cases=_cases("numpy"),
         )
     golden = json.loads(WEIGHTS.read_text(encoding="utf-8"))
-    assert golden["normal_table_sha256"] == normal_table.SHA256
+    assert golden["normal_table_sha256"] == TABLE_SHA256
     assert golden["cases"] == _cases(backend)
 
 

@@ -11,8 +11,8 @@ from mpmath import mp, mpf
 from numpy.typing import NDArray
 
 from pabzip.errors import SeedError
-from pabzip.seeds import normal_table
-from pabzip.seeds.reference import normal_magnitudes
+from pabzip.seeds import reference
+from pabzip.seeds.reference import normal_magnitudes, normal_table
 
 TOLERANCE = 2.4e-8
 
@@ -39,17 +39,17 @@ def _segment_values() -> NDArray[np.uint32]:
 
 
 def test_digest_is_pinned() -> None:
-    table = normal_table.load()
+    table = normal_table()
     assert table.shape == (3, 2048)
     assert table.dtype == np.uint32
     assert not table.flags.writeable
-    assert hashlib.sha256(table.astype("<u4").tobytes()).hexdigest() == normal_table.SHA256
+    assert hashlib.sha256(table.astype("<u4").tobytes()).hexdigest() == reference.TABLE_SHA256
 
 
 def test_another_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normal_table, "SHA256", "0" * 64)
+    monkeypatch.setattr(reference, "TABLE_SHA256", "0" * 64)
     with pytest.raises(SeedError, match=r"normal_table.npy: expected SHA-256 0000.*reinstall"):
-        normal_table.load.__wrapped__()
+        normal_table.__wrapped__()
 
 
 def test_accuracy_at_every_segment_edge_and_at_random_places() -> None:
@@ -72,7 +72,7 @@ def test_extremes() -> None:
 
 def test_no_step_of_the_arithmetic_can_wrap() -> None:
     # a - mulhi(rest, b - mulhi(rest, c)) falls with rest as long as c < b, so the end decides.
-    a, b, c = (row.astype(object) for row in normal_table.load())
+    a, b, c = (row.astype(object) for row in normal_table())
     rest = 2**32 - 1
     assert np.all(2 * c <= b)
     assert np.all(a - ((rest * (b - ((rest * c) >> 32))) >> 32) >= 0)

@@ -151,10 +151,10 @@ def test_a_backend_serves_every_distribution_and_no_other(entries: list[str]) ->
         check_backend("numpy", dict.fromkeys(entries, 0))
 
 
-@pytest.mark.parametrize("module", ["reference", "kernels", "triton_kernels"])
+@pytest.mark.parametrize("module", ["reference", "kernels", "cuda"])
 def test_no_backend_loads_without_a_distribution(module: str) -> None:
     """In a process where one more distribution is declared than the backends have."""
-    pytest.importorskip("triton" if module == "triton_kernels" else "numba")
+    pytest.importorskip("triton" if module == "cuda" else "numba")
     code = (
         "from pabzip.seeds import spec\n"
         "spec.DISTRIBUTIONS += ('laplace',)\n"

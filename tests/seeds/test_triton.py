@@ -84,7 +84,7 @@ def test_compiles_for_hopper_without_fused_arithmetic(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pabzip.seeds.triton_kernels import regenerate_kernel
+    from pabzip.seeds.cuda import regenerate_kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     signature = {
@@ -152,8 +152,7 @@ def test_cpu_is_refused_without_the_interpreter(monkeypatch: pytest.MonkeyPatch)
 def test_missing_triton_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden: Any = None
     monkeypatch.setitem(sys.modules, "triton", hidden)
-    for module in ("pabzip.seeds.cuda", "pabzip.seeds.triton_kernels"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.delitem(sys.modules, "pabzip.seeds.cuda", raising=False)
     from pabzip.errors import MissingDependencyError
 
     with pytest.raises(MissingDependencyError, match=r"triton is not installed.*pabzip\[torch\]"):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pabzip.seeds import DISTRIBUTIONS, InitSpec, cuda, pack_codes, regenerate
 from pabzip.seeds import philox as reference_philox
-from pabzip.seeds.triton_kernels import philox
+from pabzip.seeds.cuda import philox
 
 DTYPES = ("float32", "float16", "bfloat16")
 

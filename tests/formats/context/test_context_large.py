@@ -19,8 +19,7 @@ from pabzip.formats.context.model import MaskMode
 from pabzip.formats.context.payload import encode_chunk
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.seeds import InitSpec, magnitudes, weights
-from pabzip.seeds.cpu import generator_arguments
-from pabzip.seeds.kernels import picked_magnitudes
+from pabzip.seeds.kernels import generator_arguments, picked_magnitudes
 
 SEED = 77
 SPEC = InitSpec("normal", 0.5, 3)

@@ -1,12 +1,16 @@
-"""Load tickets into torch: a state dict, a network of one's own, or a registered architecture."""
+"""Load tickets: open one, or make numpy arrays, a torch state dict or a network of it.
+
+Importing this module loads numpy alone; torch is loaded by what makes tensors and networks.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, FormatError
@@ -21,6 +25,52 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 Network = TypeVar("Network", bound="nn.Module")
 
 
+def open(source: Source, *, max_bytes: int | None = None) -> Ticket:  # noqa: A001
+    """Open a ``.pabz`` file lazily: the header is read and checked, tensors on access.
+
+    Args:
+        source: a path, the bytes of a file, or a seekable binary stream.
+        max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
+
+    Returns:
+        A `Ticket`; ``ticket.names``, ``ticket.info()``, ``ticket.codes(name)``,
+        ``ticket.weight(name)``. Close it, or use it as a context manager.
+
+    Raises:
+        FormatError: the file is damaged or not a ticket; `LimitError` past ``max_bytes``.
+        OSError: the file cannot be opened.
+    """
+    return Ticket.open(source, max_bytes=max_bytes)
+
+
+def load_arrays(
+    source: Source,
+    *,
+    verify: bool = False,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Regenerate every tensor of a ticket as a numpy array.
+
+    Args:
+        source: as for `open`.
+        verify: recompute the SHA-256 of the regenerated state and compare it with the file's.
+        max_bytes: as for `open`.
+        threads: threads to regenerate with; None takes the processors this process may use.
+
+    Returns:
+        Arrays by name, in the file's order: float32 for seeded weights, their own dtype for dense
+        tensors (bfloat16 as float32, exactly).
+
+    Raises:
+        FormatError: the file is damaged, or its SHA-256 does not match.
+    """
+    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+        if verify:
+            ticket.verify(threads=threads)
+        return ticket.arrays(threads=threads)
+
+
 def load(
     source: Source,
     *,
@@ -32,12 +82,12 @@ def load(
     """Rebuild the network of a ticket whose architecture is registered.
 
     Args:
-        source: a path, the bytes of a ``.pabz`` file, or a seekable binary stream.
+        source: as for `open`.
         device: where the weights are regenerated. On CUDA the file's own bytes travel and are
             decoded there, all tensors together.
         dtype: floating dtype of all floating tensors; None keeps each tensor's own.
         verify: recompute the SHA-256 of the regenerated state and compare it with the file's.
-        max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
+        max_bytes: as for `open`.
 
     Returns:
         The network in evaluation mode, with its seed on record (`pabzip.seeding`), so that it can
@@ -64,7 +114,7 @@ def load(
             _check_fit(net, ticket)
         except ArchitectureError as error:
             # The file names an architecture that its own tensors or options contradict.
-            raise FormatError("header", str(error), file=_file_name(source)) from error
+            raise FormatError("header", str(error), file=ticket.file) from error
         state = _read_state(ticket, device=device, dtype=dtype, verify=verify)
         net.load_state_dict(state, strict=True, assign=True)
         attach_seeding(net, _seeding(ticket))
@@ -229,8 +279,3 @@ def _check_fit(net: nn.Module, ticket: Ticket) -> None:
                 f"{list(found[name])} in the file; build the network with the options it was "
                 "packed with"
             )
-
-
-def _file_name(source: Source) -> str | None:
-    """Return the name of a path, for messages."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else None

@@ -1,0 +1,210 @@
+"""From a state dict to a ticket's tensors: seeded, ternary, tied and dense ones.
+
+Packing is where exactness is enforced: each surviving weight must be plus or minus the magnitude
+that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
+weights themselves, so any loop that prunes and flips signs in place will do.
+
+Ternary weights are 0 and plus or minus one scale, that of the tensor or of each output channel, and
+are packed as codes without having had a seed: so they take the coders, the file and the loaders of
+any ticket.
+
+Tied weights have several names and are stored once. A state dict lists a shared weight under each
+of its names. Tensors are compared by their bits, not by their place in memory, so ties are found
+after checkpoints and moves between devices, too.
+
+Source: for ternary weights, Ternary Weight Networks (Li, Zhang, Liu 2016), Section 2.1 (a scale a
+filter); BitNet b1.58 (Ma et al. 2024), Section 2 (a scale a matrix).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pabzip.errors import PackError
+from pabzip.init import Seeding
+from pabzip.seeds import InitSpec, weights
+from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
+from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
+
+LEAST_ROW = 16
+"""Fewer weights a row than this do not pay for a scale of their own."""
+
+
+def state_tensors(
+    state: Mapping[str, torch.Tensor], record: Seeding, ternary: bool
+) -> list[SeededTensor | DenseTensor | TiedTensor]:
+    """Check every tensor of a state dict, and return them as a ticket's, in the same order."""
+    missing = [name for name in record.specs if name not in state]
+    if missing:
+        raise PackError(
+            f"{missing[0]}: expected this seeded weight in the state, found "
+            f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
+        )
+    tensors: list[SeededTensor | DenseTensor | TiedTensor] = []
+    ties, specs = find_ties(state, record.specs)
+    taken = {spec.stream for spec in record.specs.values()}
+    streams = (stream for stream in count() if stream not in taken)
+    stream, recognized = next(streams), 0
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise PackError(
+                f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
+                "stored in a .pabz file, keep it outside the network's state_dict"
+            )
+        if name in ties:
+            tensors.append(TiedTensor(name, ties[name]))
+        elif name in specs:
+            codes = read_codes(name, value, record.seed, specs[name])
+            tensors.append(SeededTensor(name, specs[name], codes))
+        else:
+            dense = dense_from_torch(name, value)
+            tensor = ternary_tensor(name, dense.values, record.seed, stream) if ternary else None
+            if tensor is not None:
+                stream, recognized = next(streams), recognized + 1
+            tensors.append(tensor or dense)
+    # What was packed so before has a spec of its own on record by now.
+    known = any(spec.distribution == "signed_constant" for spec in record.specs.values())
+    if ternary and not recognized and not known:
+        raise PackError(
+            f"expected a ternary tensor, found none among {len(tensors)}: float32, of two or more "
+            "dimensions, each value 0 or plus or minus one scale, of the tensor or of each row; "
+            "pack the quantized weights, not those that training keeps beside them"
+        )
+    return tensors
+
+
+def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
+    """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
+
+    Raises:
+        PackError: ``weight`` is not float32, or a survivor's magnitude is not the seed's, bit for
+            bit.
+    """
+    if weight.dtype != torch.float32:
+        raise PackError(
+            f"{name}: expected a float32 seeded weight, found {weight.dtype}; half precision "
+            "loses the magnitudes' bits: pack the float32 network and convert when loading"
+        )
+    found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
+    drawn = weights(seed, spec, 0, found.size)
+    survivors = found != 0  # not-a-number counts as a survivor, and is then refused
+    differs = survivors & (np.abs(found).view(np.uint32) != np.abs(drawn).view(np.uint32))
+    count = int(np.count_nonzero(differs))
+    if count:
+        first = int(np.argmax(differs))
+        raise PackError(
+            f"{name}: expected every surviving weight to be plus or minus the magnitude drawn "
+            f"from seed {seed}, found {count} of {int(np.count_nonzero(survivors))} that differ "
+            f"(the first at index {first}: {float(found[first])!r} instead of "
+            f"+-{abs(float(drawn[first]))!r}); unmasking may only flip signs: check the seed, "
+            "or leave a weight that is trained otherwise dense with init_(..., skip=...)"
+        )
+    flipped = np.signbit(found) != np.signbit(drawn)
+    codes = np.where(flipped, np.int8(-1), np.int8(1))
+    codes[~survivors] = 0
+    return codes.reshape(tuple(weight.shape))
+
+
+def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
+    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
+    value = value.detach().cpu().contiguous()
+    dtype = str(value.dtype).removeprefix("torch.")
+    if value.dtype == torch.bfloat16:
+        value = value.view(torch.int16)
+        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
+    return DenseTensor(name, value.numpy().copy(), dtype, dtype)
+
+
+def ternary_scales(values: NDArray[Any]) -> NDArray[np.float32] | None:
+    """Return the scales of a tensor whose values are all 0 or plus or minus its scale.
+
+    Args:
+        values: (rows, ...), of any shape of at least two dimensions.
+
+    Returns:
+        float32: of no dimension if one scale is enough; (rows,) if each row has its own, 1 for a
+        row of zeros, which needs rows of at least `LEAST_ROW` weights; None if the tensor is not
+        ternary, not float32, all zeros, or a scale is out of an init spec's range.
+    """
+    if values.dtype != np.float32 or values.ndim < 2 or values.size == 0:
+        return None
+    sizes = np.abs(values.reshape(len(values), -1))
+    rows = sizes.max(axis=1)  # not-a-number spreads, and is then refused
+    active = rows[rows != 0]
+    if not active.size or not np.all((active >= MIN_SCALE) & (active <= MAX_SCALE)):
+        return None
+    if not np.all((sizes == 0) | (sizes == rows[:, None])):
+        return None
+    if np.all(active == active[0]):
+        return np.asarray(active[0], dtype=np.float32)
+    if sizes.shape[1] < LEAST_ROW:
+        return None
+    return np.where(rows == 0, np.float32(1), rows).astype(np.float32)
+
+
+def ternary_tensor(name: str, values: NDArray[Any], seed: int, stream: int) -> SeededTensor | None:
+    """Return a ternary tensor with the codes that give it; None if it is not ternary.
+
+    Args:
+        name: the tensor's name.
+        values: as for `ternary_scales`; -0.0 counts as 0, and loads as +0.0.
+        seed: the ticket's seed, whose signs the codes are relative to.
+        stream: of the tensor's init spec.
+    """
+    scales = ternary_scales(values)
+    if scales is None:
+        return None
+    spec = InitSpec("signed_constant", float(scales) if scales.ndim == 0 else 1.0, stream)
+    drawn = weights(seed, spec, 0, values.size).reshape(values.shape)
+    codes = (np.sign(values) * np.sign(drawn)).astype(np.int8)
+    return SeededTensor(name, spec, codes, scales if scales.ndim else None)
+
+
+def find_ties(
+    state: Mapping[str, Any], specs: Mapping[str, InitSpec]
+) -> tuple[dict[str, str], dict[str, InitSpec]]:
+    """Find tensors of two or more dimensions that equal an earlier one, bit for bit.
+
+    Two weights that are seeded by different specs are no tie, even if they are equal now (both
+    pruned to nothing, say): training on tells them apart.
+
+    Args:
+        state: tensors by name, of any dtypes, on any devices; other values are passed over.
+        specs: init specs of the seeded weights, by name.
+
+    Returns:
+        Of each second name, the first name, which is no second name itself; and the init specs of
+        the others. Where a first name has none and a second has one, it passes to the first: an
+        embedding that shares the weight of a seeded Linear after it.
+    """
+    targets: dict[str, str] = {}
+    found = dict(specs)
+    firsts: dict[tuple[Any, ...], list[str]] = {}
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) or value.dim() < 2:
+            continue
+        data = _bytes(value)
+        key = (tuple(value.shape), value.dtype, zlib.crc32(data.data))
+        for first in firsts.setdefault(key, []):
+            differ = first in found and name in specs and found[first] != specs[name]
+            if not differ and np.array_equal(_bytes(state[first]), data):
+                targets[name] = first
+                if name in specs:
+                    found.setdefault(first, found.pop(name))
+                break
+        else:
+            firsts[key].append(name)
+    return targets, found
+
+
+def _bytes(value: torch.Tensor) -> NDArray[np.uint8]:
+    """Return a tensor's bytes, uint8 of one dimension."""
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return np.asarray(flat.view(torch.uint8).numpy())
