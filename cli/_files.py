@@ -167,7 +167,7 @@ def read_source(source: str, *, max_bytes: int | None = None) -> str | bytes:
         click.UsageError: stdin is a terminal.
     """
     if source == STANDARD:
-        from pabzip.formats.registry import MAX_HEADER_BYTES
+        from pabzip.formats.limits import MAX_HEADER_BYTES
 
         return read_stdin(None if max_bytes is None else max_bytes + 2 * MAX_HEADER_BYTES)
     return Path(source).read_bytes() if is_stream(source) else source

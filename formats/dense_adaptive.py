@@ -29,7 +29,7 @@ from pabzip.formats.context.range_coder import (
     with_room,
 )
 from pabzip.formats.dense import DenseEntry
-from pabzip.formats.registry import DENSE_TYPES
+from pabzip.formats.limits import DENSE_TYPES
 from pabzip.seeds.compiled import compiled
 
 MODELED = 3

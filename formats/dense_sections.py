@@ -9,19 +9,36 @@ byte planes, the lowest byte of every element first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import check_integer, check_name_of, deflate, inflate, tensor_place
-from pabzip.formats.dense import DenseEntry, DenseTensor
-from pabzip.formats.entries import DenseGroup
-from pabzip.formats.half import from_stored, to_stored
-from pabzip.formats.registry import DENSE_ENCODINGS, DENSE_SECTION_BYTES, DENSE_TYPES, MAX_INTEGER
+from pabzip.formats.dense import DenseEntry, DenseTensor, from_stored, to_stored
+from pabzip.formats.limits import (
+    DENSE_ENCODINGS,
+    DENSE_SECTION_BYTES,
+    DENSE_TYPES,
+    MAX_INTEGER,
+    check_integer,
+    check_name_of,
+    deflate,
+    inflate,
+    tensor_place,
+)
 
 _DEFLATE_EXPANSION = 1032  # 258 bytes from 2 bits: deflate cannot make more of its input
+
+
+@dataclass(frozen=True, slots=True)
+class DenseGroup:
+    """A dense section: how many dense tensors share it, its encoding, and bytes of its payload."""
+
+    count: int
+    encoding: str
+    length: int
 
 
 def check_groups(dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]) -> None:

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pabzip.errors import FormatError, shown
-from pabzip.formats.entries import KINDS, Contents, DenseGroup, Entry, Header
+from pabzip.formats.contents import KINDS, Contents, Entry, Header, check_header
+from pabzip.formats.dense_sections import DenseGroup
 from pabzip.formats.kind import Coding
-from pabzip.formats.registry import GENERATOR
-from pabzip.formats.validate import check_header
+from pabzip.formats.limits import GENERATOR
 
 MAX_DEPTH = 8
 """The header needs 4: object, list of rows, row, shape."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import tensor_place
 from pabzip.formats.coder import OnTensor, Payload, Spent, Task
+from pabzip.formats.limits import tensor_place
 from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.registry import register_coder
 from pabzip.seeds import regenerate

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import check_expansion, check_limit, tensor_place
-from pabzip.formats.coder import Coded, Decoder, Task, run_tasks
-from pabzip.formats.coders import coder_named, shares_side
+from pabzip.formats.coder import Coded, Decoder, Task, coder_named, run_tasks, shares_side
 from pabzip.formats.container import (
     CHECKSUM_BYTES,
     Section,
@@ -21,10 +19,10 @@ from pabzip.formats.container import (
     read_section,
     sections,
 )
+from pabzip.formats.contents import Tensor
 from pabzip.formats.dense import DenseEntry, DenseTensor
-from pabzip.formats.dense_sections import decode_group, grouped
-from pabzip.formats.entries import DenseGroup, Tensor
-from pabzip.formats.registry import DENSE_SECTION_BYTES
+from pabzip.formats.dense_sections import DenseGroup, decode_group, grouped
+from pabzip.formats.limits import DENSE_SECTION_BYTES, check_expansion, check_limit, tensor_place
 from pabzip.formats.seeded import SeededEntry, check_scales, scale_rows
 from pabzip.formats.sources import Source
 

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, SeedError, shown
-from pabzip.formats.checks import as_array, check_integer, check_shape, tensor_place
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.kind import Coding
+from pabzip.formats.limits import as_array, check_integer, check_shape, tensor_place
 from pabzip.seeds import InitSpec, regenerate
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 
 if TYPE_CHECKING:
-    from pabzip.formats.entries import Entry, Tensor
+    from pabzip.formats.contents import Entry, Tensor
 
 SCALED_DISTRIBUTION = "signed_constant"
 """The only distribution of a tensor whose rows have scales; its own scale is 1."""

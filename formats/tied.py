@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, shown
-from pabzip.formats.checks import is_variance, tensor_place
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.kind import Coding
+from pabzip.formats.limits import is_variance, tensor_place
 
 if TYPE_CHECKING:
-    from pabzip.formats.entries import Entry, StoredEntry, StoredTensor, Tensor
+    from pabzip.formats.contents import Entry, StoredEntry, StoredTensor, Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,20 +13,18 @@ from typing import Any, BinaryIO
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats.atomic import open_atomic
-from pabzip.formats.coder import OnTensor
-from pabzip.formats.coders import AUTO, encode_codes
+from pabzip.formats.coder import AUTO, OnTensor, encode_codes
 from pabzip.formats.container import CHECKSUM_BYTES, checksum, encode_header
+from pabzip.formats.contents import Contents, Header, StoredTensor, Tensor, gather
 from pabzip.formats.dense import rounded
-from pabzip.formats.dense_sections import encode_group, group_sizes
-from pabzip.formats.entries import Contents, DenseGroup, Header, StoredTensor, Tensor
+from pabzip.formats.dense_sections import DenseGroup, encode_group, group_sizes
 from pabzip.formats.kind import Coding
+from pabzip.formats.limits import MAX_INTEGER
 from pabzip.formats.reader import Reader
-from pabzip.formats.registry import MAX_INTEGER
 from pabzip.formats.report import report
 from pabzip.formats.seeded import SeededTensor
 from pabzip.formats.sources import open_source
 from pabzip.formats.tied import resolved
-from pabzip.formats.validate import gather
 
 
 def state_sha256(

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import tensor_place
 from pabzip.formats.coder import Decoder, OnTensor, Spent
+from pabzip.formats.limits import tensor_place
 from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.registry import register_coder
 

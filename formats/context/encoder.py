@@ -22,8 +22,10 @@ from pabzip.formats.context.geometry import (
     gather_active,
 )
 from pabzip.formats.context.model import (
+    BUCKET_OF,
     COUNT,
     ONE,
+    REACH,
     SCALE,
     SIGNS_CODED,
     SIGNS_KEPT,
@@ -32,12 +34,15 @@ from pabzip.formats.context.model import (
     Description,
     Factors,
     MaskMode,
+    Predictor,
     scale_index,
+    sign_bytes,
 )
-from pabzip.formats.context.payload import encode_chunk
+from pabzip.formats.context.range_coder import FLUSH_BYTES, encode_bit, finish
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.formats.seeded import SeededTensor
 from pabzip.seeds import InitSpec
+from pabzip.seeds.compiled import compiled
 from pabzip.seeds.cpu import generator_arguments
 from pabzip.seeds.generation import thread_count
 
@@ -123,6 +128,76 @@ def encode_tensor(
     description.coded_bytes = np.array([len(coded) for coded, _, _ in chunks], dtype=np.int64)
     description.survivors = np.array([count for _, _, count in chunks], dtype=np.int64)
     return description, b"".join(coded + signs for coded, signs, _ in chunks)
+
+
+def encode_chunk(
+    plan: ActivePlan,
+    predictor: Predictor,
+    levels: NDArray[np.int16],
+    codes: NDArray[np.int8],
+    begin: int,
+    end: int,
+) -> tuple[bytes, bytes, int]:
+    """Encode the active rows ``begin`` to ``end``.
+
+    Args:
+        plan: the tensor's active weights.
+        predictor: of their mask; every survivor must be in bucket ``first`` or above, every pruned
+            weight below ``last``.
+        levels: int16, of all active weights; empty when the predictor is not scored.
+        codes: int8, of all active weights.
+        begin: first active row of the chunk.
+        end: one past its last.
+
+    Returns:
+        The range-coded bytes, the sign bytes, and the number of survivors.
+    """
+    start, stop = (int(plan.ends[row - 1]) if row else 0 for row in (begin, end))
+    coded = np.zeros(4 * (stop - start) + 16 + FLUSH_BYTES, dtype=np.uint8)
+    signs = np.zeros((stop - start + 7) // 8, dtype=np.uint8)
+    length, survivors = _encode(
+        plan, predictor, levels[start:stop], codes[start:stop], begin, end, coded, signs
+    )
+    used = sign_bytes(predictor.signs, survivors)
+    return coded[:length].tobytes(), signs[:used].tobytes(), int(survivors)
+
+
+@compiled
+def _encode(
+    plan: ActivePlan,
+    model: Predictor,
+    levels: NDArray[np.int16],
+    codes: NDArray[np.int8],
+    begin: int,
+    end: int,
+    coded: NDArray[np.uint8],
+    signs: NDArray[np.uint8],
+) -> tuple[int, int]:
+    """Encode a chunk; return the coded length and the number of survivors."""
+    low, span, position = np.uint64(0), np.uint64(0xFFFFFFFF), 0
+    done, survivors, bucket = 0, 0, 0
+    for row in range(begin, end):
+        group = plan.group[row]
+        for place in range(plan.starts[group], plan.starts[group + 1]):
+            code = codes[done]
+            if model.scored:
+                score = levels[done] + model.row_offsets[row] + model.place_offsets[place]
+                score = min(max(score, -REACH - 1), REACH)
+                bucket = int(BUCKET_OF[score + REACH + 1])
+            done += 1
+            if model.first <= bucket < model.last:
+                kept, chance = 1 if code else 0, model.chances[bucket]
+                low, span, position = encode_bit(low, span, position, coded, kept, chance)
+            if code == 0:
+                continue
+            flipped = 1 if code < 0 else 0
+            if model.signs == SIGNS_PLAIN:
+                signs[survivors >> 3] |= np.uint8(flipped << (survivors & 7))
+            elif model.signs == SIGNS_CODED:
+                chance = model.flip_chance
+                low, span, position = encode_bit(low, span, position, coded, flipped, chance)
+            survivors += 1
+    return finish(low, span, position, coded, 0), survivors
 
 
 def _candidate(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout) -> _Candidate:

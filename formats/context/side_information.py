@@ -26,7 +26,6 @@ from pabzip.formats.context.model import (
     Factors,
     MaskMode,
 )
-from pabzip.formats.context.payload import MOST_BYTES_A_WEIGHT
 from pabzip.formats.context.range_coder import FLUSH_BYTES
 from pabzip.formats.context.side_stream import SideStream, fold, unfold
 from pabzip.formats.seeded import SeededEntry
@@ -34,6 +33,7 @@ from pabzip.formats.seeded import SeededEntry
 Integers = NDArray[np.int32]
 
 _LARGEST_OFFSET = 1 << 24  # of a threshold, or of the middle of factors
+_MOST_BYTES_A_WEIGHT = 4  # two range-coded bits at most, each of probability 2**-16 or more
 _EARLIER = 2  # tensors whose rows may be what feeds a tensor's columns
 
 
@@ -240,7 +240,7 @@ class SideInformation:
         """
         weights: list[int] = found.active.chunk_weights().tolist()
         ahead: list[int] = np.cumsum(weights[::-1])[::-1].tolist()  # weights from each chunk on
-        limits = [MOST_BYTES_A_WEIGHT * count + FLUSH_BYTES for count in weights]
+        limits = [_MOST_BYTES_A_WEIGHT * count + FLUSH_BYTES for count in weights]
         first = self.stream.number(
             int(found.coded_bytes[0]) if self.stream.writing else 0, contexts.CODED_BYTES
         )

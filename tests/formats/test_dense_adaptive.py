@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import arrays
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats import DENSE_TYPES
-from pabzip.formats.checks import deflate
 from pabzip.formats.dense import DenseEntry
 from pabzip.formats.dense_adaptive import decode_adaptive, encode_adaptive
 from pabzip.formats.dense_sections import decode_group, encode_group
+from pabzip.formats.limits import deflate
 from pabzip.ticket import DenseTensor, Ticket
 
 Plain = Callable[[list[list[Any]], bytes], dict[str, bytes]]

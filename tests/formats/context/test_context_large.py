@@ -13,10 +13,9 @@ from pabzip.errors import FormatError
 from pabzip.formats.coder import run_tasks
 from pabzip.formats.context import geometry as layouts
 from pabzip.formats.context.decoder import chunk_tasks
-from pabzip.formats.context.encoder import describe
+from pabzip.formats.context.encoder import describe, encode_chunk
 from pabzip.formats.context.geometry import PIECE, ActiveBlock, ActivePlan, Layout, next_piece
 from pabzip.formats.context.model import MaskMode
-from pabzip.formats.context.payload import encode_chunk
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.seeds import InitSpec, magnitudes, weights
 from pabzip.seeds.cpu import generator_arguments
