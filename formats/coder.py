@@ -101,10 +101,7 @@ class Coder(Protocol):
         """
 
     def encode(
-        self,
-        seed: int,
-        tensors: Sequence[SeededTensor],
-        on_tensor: OnTensor | None = None,
+        self, seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None = None
     ) -> tuple[list[bytes], bytes]:
         """Return one payload per tensor, and the side stream (empty where nothing is shared).
 
@@ -154,8 +151,7 @@ AUTO = "auto"
 """The writer's choice of the smallest coder for each tensor."""
 
 
-@dataclass(frozen=True, slots=True)
-class CodedTensors:
+class CodedTensors(NamedTuple):
     """The codes of a file's seeded tensors as bytes.
 
     Attributes:
@@ -167,6 +163,11 @@ class CodedTensors:
     coders: tuple[str, ...]
     payloads: tuple[bytes, ...]
     side: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of all payloads and the side stream."""
+        return sum(map(len, self.payloads)) + len(self.side)
 
 
 def coder_named(name: object, place: str) -> Coder:
@@ -242,15 +243,10 @@ def _smallest(
         for at, payload in zip(chosen, again, strict=True):
             payloads[at] = payload
         best = CodedTensors(best.coders, tuple(payloads), side)
-    return min(plain, best, key=_size)
+    return min(plain, best, key=lambda coded: coded.size)
 
 
 def _pick(tried: Mapping[str, tuple[list[bytes], bytes]], names: list[str], n: int) -> CodedTensors:
     """Return the smallest payload of each of ``n`` tensors among the coders ``names``."""
     coders = tuple(min(names, key=lambda name: len(tried[name][0][at])) for at in range(n))
     return CodedTensors(coders, tuple(tried[name][0][at] for at, name in enumerate(coders)), b"")
-
-
-def _size(coded: CodedTensors) -> int:
-    """Return the bytes of all payloads and the side stream."""
-    return sum(map(len, coded.payloads)) + len(coded.side)

@@ -51,7 +51,7 @@ def check_magic(start: bytes) -> None:
 
 
 def _looks_like(start: bytes) -> str:
-    """Describe a file that is not ours; nothing of it is parsed."""
+    """Describe a file of another kind by its first bytes."""
     for prefix, description in _KNOWN:
         if start.startswith(prefix):
             return description

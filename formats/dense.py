@@ -34,9 +34,10 @@ _WIDE = ("float64", "float32")
 
 @dataclass(frozen=True, slots=True)
 class DenseEntry:
-    """What a header says of a dense tensor, in the row ``[name, shape, dtype, stored]``.
+    """What a header says of a dense tensor: a `pabzip.formats.kind.EntryKind`.
 
-    The row leaves ``stored`` out where it equals ``dtype``.
+    Its row is ``[name, shape, dtype, stored]``, and leaves ``stored`` out where it equals
+    ``dtype``.
 
     Attributes:
         name: the tensor's name in the network's state.
@@ -81,11 +82,7 @@ class DenseEntry:
         return (self,)
 
     def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
-        """Check the shape and the element types.
-
-        Raises:
-            FormatError: the first rule that is broken.
-        """
+        """Check the shape and the element types."""
         check_shape(place, self.shape, lowest_rank=0)
         check_name_of("dtype", self.dtype, DENSE_TYPES, place)
         if self.stored == self.dtype:
@@ -145,11 +142,7 @@ class DenseTensor:
         return (self,)
 
     def tidy(self, place: str) -> DenseTensor:
-        """Return the tensor with a little-endian, C-contiguous array.
-
-        Raises:
-            FormatError: an unknown element type, or an array of another type.
-        """
+        """Return the tensor with a checked array, of the type that ``dtype`` asks for."""
         if self.dtype not in DENSE_TYPES:
             raise FormatError(
                 place,
@@ -246,7 +239,9 @@ def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(DENSE_TYPES["float16"].numpy)
     single = values if dtype == "float32" else _round_to_odd(values)
-    return _bfloat16_bits(single)
+    bits = np.asarray(single, dtype="<f4").view("<u4")
+    odd = (bits >> np.uint32(16)) & np.uint32(1)  # ties go to the even bit pattern
+    return np.asarray((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
 
 
 def from_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
@@ -268,13 +263,6 @@ def finite(values: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
     if dtype == "bfloat16":
         return np.asarray((values & np.uint16(0x7F80)) != np.uint16(0x7F80))
     return np.asarray(np.isfinite(values))
-
-
-def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round finite float32 values to the nearest bfloat16, ties to the even bit pattern."""
-    bits = np.asarray(values, dtype="<f4").view("<u4")
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return np.asarray((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
 
 
 def _round_to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:

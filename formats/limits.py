@@ -186,11 +186,20 @@ def is_variance(name: str) -> bool:
     return name == "running_var" or name.endswith(".running_var")
 
 
-def check_limit(loaded_bytes: int, max_bytes: int | None) -> None:
-    """Check the caller's limit on the bytes of the loaded state (see `Contents.loaded_bytes`).
+def check_loaded_bytes(loaded_bytes: int, max_bytes: int | None, file_bytes: int) -> None:
+    """Check the bytes of the loaded state, which sizes alone do not bound.
+
+    A tensor with no survivors takes next to no bytes, so that a small file may declare a huge
+    state.
+
+    Args:
+        loaded_bytes: what the header declares (see `Contents.loaded_bytes`).
+        max_bytes: the caller's limit; None for the larger of `MAX_EXPANSION` times the file and
+            `ALWAYS_ALLOWED_BYTES`.
+        file_bytes: bytes of the file.
 
     Raises:
-        LimitError: the ticket declares more.
+        LimitError: the file declares more.
     """
     if max_bytes is not None and loaded_bytes > max_bytes:
         raise LimitError(
@@ -198,19 +207,8 @@ def check_limit(loaded_bytes: int, max_bytes: int | None) -> None:
             f"expected at most {max_bytes} bytes of tensors (max_bytes), found "
             f"{loaded_bytes} declared; raise the limit if you trust the file",
         )
-
-
-def check_expansion(loaded_bytes: int, file_bytes: int) -> None:
-    """Check that a small file does not declare a huge state; for callers who set no limit.
-
-    A tensor with no survivors takes next to no bytes, so sizes alone bound nothing.
-
-    Raises:
-        LimitError: the state takes more than `MAX_EXPANSION` times the file, and more than
-            `ALWAYS_ALLOWED_BYTES`.
-    """
     limit = max(MAX_EXPANSION * file_bytes, ALWAYS_ALLOWED_BYTES)
-    if loaded_bytes > limit:
+    if max_bytes is None and loaded_bytes > limit:
         raise LimitError(
             "header",
             f"expected at most {limit} bytes of tensors from a file of {file_bytes} bytes, found "

@@ -9,6 +9,7 @@ a tenth) cost no branch that a processor could guess wrongly.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,13 +156,7 @@ def decode_chunk(
 class ContextDecoder:
     """`pabzip.formats.coder.Decoder` of the tensors that this coder holds in one file.
 
-    Args:
-        seed: the file's seed.
-        entries: of those tensors, in the order of the file.
-        side: the file's side stream.
-
-    Raises:
-        FormatError: the side stream is damaged, or does not fit the entries.
+    Arguments as for `pabzip.formats.coder.Coder.decoder`.
     """
 
     def __init__(self, seed: int, entries: Sequence[SeededEntry], side: bytes):
@@ -213,14 +208,9 @@ def chunk_tasks(
     data = np.frombuffer(payload, dtype=np.uint8)
     generator = (*generator_arguments(seed, spec), spec.factor)
 
-    def task(chunk: ChunkSpan) -> Task:
-        """Bind one chunk."""
+    def decode(chunk: ChunkSpan) -> None:
+        status = decode_chunk(*generator, plan, model, data, chunk, codes, weights)
+        if status != FINE:
+            raise FormatError("codes", PROBLEMS[status])
 
-        def run() -> None:
-            status = decode_chunk(*generator, plan, model, data, chunk, codes, weights)
-            if status != FINE:
-                raise FormatError("codes", PROBLEMS[status])
-
-        return run
-
-    return [task(chunk) for chunk in description.spans(len(payload))]
+    return [partial(decode, chunk) for chunk in description.spans(len(payload))]

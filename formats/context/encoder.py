@@ -24,7 +24,6 @@ from pabzip.formats.context.geometry import (
 from pabzip.formats.context.model import (
     BUCKET_OF,
     COUNT,
-    ONE,
     REACH,
     SCALE,
     SIGNS_CODED,
@@ -38,7 +37,7 @@ from pabzip.formats.context.model import (
     scale_index,
     sign_bytes,
 )
-from pabzip.formats.context.range_coder import FLUSH_BYTES, encode_bit, finish
+from pabzip.formats.context.range_coder import FLUSH_BYTES, ONE, encode_bit, finish
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.formats.seeded import SeededTensor
 from pabzip.seeds import InitSpec
@@ -138,19 +137,10 @@ def encode_chunk(
     begin: int,
     end: int,
 ) -> tuple[bytes, bytes, int]:
-    """Encode the active rows ``begin`` to ``end``.
+    """Encode the active rows ``begin`` to ``end``: coded bytes, sign bytes, number of survivors.
 
-    Args:
-        plan: the tensor's active weights.
-        predictor: of their mask; every survivor must be in bucket ``first`` or above, every pruned
-            weight below ``last``.
-        levels: int16, of all active weights; empty when the predictor is not scored.
-        codes: int8, of all active weights.
-        begin: first active row of the chunk.
-        end: one past its last.
-
-    Returns:
-        The range-coded bytes, the sign bytes, and the number of survivors.
+    ``levels`` and ``codes`` are those of all active weights. Every survivor must be in the
+    predictor's bucket ``first`` or above, every pruned weight below ``last``.
     """
     start, stop = (int(plan.ends[row - 1]) if row else 0 for row in (begin, end))
     coded = np.zeros(4 * (stop - start) + 16 + FLUSH_BYTES, dtype=np.uint8)
@@ -197,7 +187,7 @@ def _encode(
                 chance = model.flip_chance
                 low, span, position = encode_bit(low, span, position, coded, flipped, chance)
             survivors += 1
-    return finish(low, span, position, coded, 0), survivors
+    return finish(low, span, position, coded), survivors
 
 
 def _candidate(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout) -> _Candidate:
@@ -218,10 +208,8 @@ def _candidate(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout
 def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]:
     """Yield how a tensor may be seen, the plain way first.
 
-    Args:
-        shape: of the tensor.
-        rows_before: output channels of the tensor before it. A Linear whose inputs are a multiple
-            of them may follow a flatten; a convolution with fewer inputs may be grouped.
+    A Linear whose inputs are a multiple of ``rows_before``, the output channels of the tensor
+    before it, may follow a flatten; a convolution with fewer inputs may be grouped.
     """
     plain = Layout.of_shape(shape)
     yield plain
@@ -239,16 +227,9 @@ def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]
 def describe(
     active: ActiveBlock, plan: ActivePlan, levels: NDArray[np.int16], codes: NDArray[np.int8]
 ) -> tuple[Description, float]:
-    """Choose how to store the codes of an active block.
+    """Choose how to store the codes of an active block, in which at least one weight survives.
 
-    Args:
-        active: the block; at least one weight survives.
-        plan: the same, laid out.
-        levels: int16, of each active weight.
-        codes: int8, of each active weight.
-
-    Returns:
-        The description, but for its chunks, and about how many bits mask and factors take.
+    Returns the description, but for its chunks, and about how many bits mask and factors take.
     """
     description = Description(active)
     mask = codes != 0

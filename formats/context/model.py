@@ -2,8 +2,6 @@
 
 The coder predicts a score z in levels; 0 is the threshold. Near it the buckets are narrow, since
 there a level more or less changes the odds; far from it a weight is as good as decided.
-
-A probability is that of a 1, times 65536, and never 0 or 65536: any bit can be coded.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
 from pabzip.formats.context.geometry import ActiveBlock, ActivePlan
-from pabzip.seeds.compiled import compiled
+from pabzip.formats.context.range_coder import HALF, ONE
 
 _POSITIVE_EDGES = (1, 3, 6, 10, 16, 24, 34, 48, 66, 90, 122, 166, 230, 320)
 EDGES = np.array(
@@ -36,8 +34,6 @@ BUCKET_OF = np.searchsorted(EDGES, np.arange(-REACH - 1, REACH + 1), side="right
 """Bucket of a clamped score z, at index z + REACH + 1."""
 
 
-ONE = 1 << 16
-HALF = 1 << 15
 SCALE_SIZE = 128
 """Entries of the static scale: an index takes seven bits."""
 
@@ -52,14 +48,6 @@ def _scale() -> np.ndarray:
 
 SCALE = _scale()
 
-ADAPTATION_LIMIT = 24
-"""A context's probability is the mean of about this many last bits: layers differ, so forget."""
-
-RECIPROCALS = np.array([ONE * 2 // (2 * n + 3) for n in range(ADAPTATION_LIMIT + 1)], np.int64)
-"""Weight of the next bit in a context that has seen n, times 65536: 1 / (n + 3/2)."""
-
-_FLOOR, _CEILING = 64, ONE - 64
-
 
 def scale_index(ones: int, count: int) -> int:
     """Return the index in `SCALE` that codes ``ones`` of ``count`` bits in the fewest bits."""
@@ -68,14 +56,6 @@ def scale_index(ones: int, count: int) -> int:
     probability = SCALE / ONE
     cost = -(ones * np.log2(probability) + (count - ones) * np.log2(1 - probability))
     return int(np.argmin(cost))
-
-
-@compiled
-def adapt(probability: np.uint32, seen: int, bit: int) -> np.uint32:
-    """Move a context's probability towards the bit it has just seen."""
-    target = ONE if bit else 0
-    moved = np.int64(probability) + (((target - np.int64(probability)) * RECIPROCALS[seen]) >> 16)
-    return np.uint32(min(max(moved, _FLOOR), _CEILING))
 
 
 UNITS = (4, 8)

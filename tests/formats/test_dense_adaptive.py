@@ -199,7 +199,7 @@ BN = batch_norms([8], empty=0.25)
     [
         (lambda p: p[:3], "expected at least 4 bytes, found 3"),
         (lambda p: b"\x16" + p[1:], "expected at most 21 bits of float32 left out, found 22"),
-        (lambda p: p + b"\x00", "without zeros at its end"),
+        (lambda p: p + b"\x00", "without zeros at the end"),
         (lambda p: p + b"\x01" * 8, "expected a stream of at most"),
     ],
 )
