@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.formats.coder import OnTensor
-from pabzip.formats.context.fit import SLOPES, SOFT_SLOPES, bucket_counts, fit_factors
+from pabzip.formats.context.fit import SLOPES, SOFT_SLOPES, bucket_counts, buckets_of, fit_factors
 from pabzip.formats.context.geometry import (
     ActiveBlock,
     ActivePlan,
@@ -22,9 +22,7 @@ from pabzip.formats.context.geometry import (
     gather_active,
 )
 from pabzip.formats.context.model import (
-    BUCKET_OF,
     COUNT,
-    REACH,
     SCALE,
     SIGNS_CODED,
     SIGNS_KEPT,
@@ -118,75 +116,66 @@ def encode_tensor(
     flat = np.ascontiguousarray(codes).reshape(-1)
     seen = layouts(codes.shape, rows_before)
     best = min((_candidate(seed, spec, flat, one) for one in seen), key=lambda one: one.bits)
-    description, plan = best.description, best.plan
-    predictor = description.predictor(plan)
-    chunks = [
-        encode_chunk(plan, predictor, best.levels, best.codes, begin, end)
-        for begin, end in description.active.chunks
-    ]
-    description.coded_bytes = np.array([len(coded) for coded, _, _ in chunks], dtype=np.int64)
-    description.survivors = np.array([count for _, _, count in chunks], dtype=np.int64)
-    return description, b"".join(coded + signs for coded, signs, _ in chunks)
+    payload = encode_chunks(best.description, best.plan, best.levels, best.codes)
+    return best.description, payload
 
 
-def encode_chunk(
+def encode_chunks(
+    description: Description,
     plan: ActivePlan,
-    predictor: Predictor,
     levels: NDArray[np.int16],
     codes: NDArray[np.int8],
-    begin: int,
-    end: int,
-) -> tuple[bytes, bytes, int]:
-    """Encode the active rows ``begin`` to ``end``: coded bytes, sign bytes, number of survivors.
+) -> bytes:
+    """Return the payload of a tensor, and note the sizes of its chunks in the description.
 
     ``levels`` and ``codes`` are those of all active weights. Every survivor must be in the
-    predictor's bucket ``first`` or above, every pruned weight below ``last``.
+    description's bucket ``first`` or above, every pruned weight below ``last``.
     """
-    start, stop = (int(plan.ends[row - 1]) if row else 0 for row in (begin, end))
-    coded = np.zeros(4 * (stop - start) + 16 + FLUSH_BYTES, dtype=np.uint8)
-    signs = np.zeros((stop - start + 7) // 8, dtype=np.uint8)
-    length, survivors = _encode(
-        plan, predictor, levels[start:stop], codes[start:stop], begin, end, coded, signs
-    )
-    used = sign_bytes(predictor.signs, survivors)
-    return coded[:length].tobytes(), signs[:used].tobytes(), int(survivors)
+    predictor = description.predictor(plan)
+    buckets = np.zeros(len(codes), dtype=np.uint8)
+    if predictor.scored:
+        buckets = buckets_of(plan, levels, predictor.row_offsets, predictor.place_offsets)
+    parts: list[bytes] = []
+    coded_bytes, survivors, start = [], [], 0
+    for count in description.active.chunk_weights().tolist():
+        chunk = slice(start, start + count)
+        coded = np.zeros(4 * count + 16 + FLUSH_BYTES, dtype=np.uint8)
+        signs = np.zeros((count + 7) // 8, dtype=np.uint8)
+        length, kept = _encode(predictor, buckets[chunk], codes[chunk], coded, signs)
+        parts += [coded[:length].tobytes(), signs[: sign_bytes(predictor.signs, kept)].tobytes()]
+        coded_bytes.append(length)
+        survivors.append(kept)
+        start += count
+    description.coded_bytes = np.array(coded_bytes, dtype=np.int64)
+    description.survivors = np.array(survivors, dtype=np.int64)
+    return b"".join(parts)
 
 
 @compiled
 def _encode(
-    plan: ActivePlan,
     model: Predictor,
-    levels: NDArray[np.int16],
+    buckets: NDArray[np.uint8],
     codes: NDArray[np.int8],
-    begin: int,
-    end: int,
     coded: NDArray[np.uint8],
     signs: NDArray[np.uint8],
 ) -> tuple[int, int]:
     """Encode a chunk; return the coded length and the number of survivors."""
     low, span, position = np.uint64(0), np.uint64(0xFFFFFFFF), 0
-    done, survivors, bucket = 0, 0, 0
-    for row in range(begin, end):
-        group = plan.group[row]
-        for place in range(plan.starts[group], plan.starts[group + 1]):
-            code = codes[done]
-            if model.scored:
-                score = levels[done] + model.row_offsets[row] + model.place_offsets[place]
-                score = min(max(score, -REACH - 1), REACH)
-                bucket = int(BUCKET_OF[score + REACH + 1])
-            done += 1
-            if model.first <= bucket < model.last:
-                kept, chance = 1 if code else 0, model.chances[bucket]
-                low, span, position = encode_bit(low, span, position, coded, kept, chance)
-            if code == 0:
-                continue
-            flipped = 1 if code < 0 else 0
-            if model.signs == SIGNS_PLAIN:
-                signs[survivors >> 3] |= np.uint8(flipped << (survivors & 7))
-            elif model.signs == SIGNS_CODED:
-                chance = model.flip_chance
-                low, span, position = encode_bit(low, span, position, coded, flipped, chance)
-            survivors += 1
+    survivors = 0
+    for index in range(len(codes)):
+        code, bucket = codes[index], int(buckets[index])
+        if model.first <= bucket < model.last:
+            kept, chance = 1 if code else 0, model.chances[bucket]
+            low, span, position = encode_bit(low, span, position, coded, kept, chance)
+        if code == 0:
+            continue
+        flipped = 1 if code < 0 else 0
+        if model.signs == SIGNS_PLAIN:
+            signs[survivors >> 3] |= np.uint8(flipped << (survivors & 7))
+        elif model.signs == SIGNS_CODED:
+            chance = model.flip_chance
+            low, span, position = encode_bit(low, span, position, coded, flipped, chance)
+        survivors += 1
     return finish(low, span, position, coded), survivors
 
 
@@ -241,7 +230,7 @@ def describe(
     best = even
     description.mask = MaskMode.EVEN
     description.chance = min(max(round(ONE * survivors / len(codes)), 1), ONE - 1)
-    for mode, factors, extra in _predictions(plan, levels, mask, even):
+    for mode, factors, extra in _predictions(active, plan, levels, mask, even):
         counts = bucket_counts(plan, levels, mask, factors)
         first, last, indices, bits = _table(counts)
         if bits + extra < best:
@@ -252,15 +241,16 @@ def describe(
 
 
 def _predictions(
-    plan: ActivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_], even: float
+    active: ActiveBlock,
+    plan: ActivePlan,
+    levels: NDArray[np.int16],
+    mask: NDArray[np.bool_],
+    even: float,
 ) -> Iterator[tuple[MaskMode, Factors, float]]:
     """Yield ways to predict a mask, each with about the bits that its numbers take."""
-    threshold = _threshold(levels, mask)
-    zeros = np.zeros(int(plan.column[-1]) + 1, dtype=np.int32)
-    positions = np.zeros(int(plan.position.max()) + 1, dtype=np.int32)
-    rows = np.full(len(plan.rows), -threshold, dtype=np.int32)
-    yield MaskMode.THRESHOLD, Factors(1, rows, zeros, positions), 24
-    least = 2.0 * (len(plan.rows) + len(zeros))
+    threshold = Factors.even(active, 1, -_threshold(levels, mask))
+    yield MaskMode.THRESHOLD, threshold, 24
+    least = 2.0 * (len(plan.rows) + len(threshold.columns))
     if least > even:
         return  # two bits per factor is less than any fit will need
     for unit in UNITS if len(levels) < _SMALL else UNITS[:1]:

@@ -79,10 +79,11 @@ class Factors:
     positions: NDArray[np.int32]
 
     @classmethod
-    def zeros(cls, active: ActiveBlock) -> Factors:
-        """Return factors that add nothing."""
-        counts = (len(active.rows), int(active.column_active.sum()), active.layout.positions)
-        return cls(UNITS[0], *(np.zeros(count, dtype=np.int32) for count in counts))
+    def even(cls, active: ActiveBlock, unit: int = UNITS[0], row: int = 0) -> Factors:
+        """Return factors that add ``row`` units to every level."""
+        columns = np.zeros(int(active.column_active.sum()), dtype=np.int32)
+        positions = np.zeros(active.layout.positions, dtype=np.int32)
+        return cls(unit, np.full(len(active.rows), row, dtype=np.int32), columns, positions)
 
     def row_offsets(self) -> NDArray[np.int32]:
         """Return what each active row adds, in levels."""
@@ -170,7 +171,7 @@ class Description:
         signs: how the flips of the survivors are stored.
         flip_index: of the probability of a flip, in `SCALE`.
         chance: probability of survival times 65536, where ``mask`` is EVEN.
-        factors: where ``mask`` is THRESHOLD (one row factor, the threshold) or FACTORS.
+        factors: where ``mask`` is THRESHOLD (all rows add the same) or FACTORS.
         first: first uncertain bucket.
         last: one past the last uncertain bucket.
         indices: of the probability of each uncertain bucket, in `SCALE`.
@@ -230,17 +231,9 @@ class Description:
 
     def predictor(self, plan: ActivePlan) -> Predictor:
         """Return what predicts the mask, as compiled code takes it."""
-        rows, places = len(plan.rows), len(plan.places)
-        row_offsets, place_offsets = np.zeros(rows, np.int32), np.zeros(places, np.int32)
+        factors = self.factors or Factors.even(self.active)
         chances = np.zeros(COUNT, dtype=np.uint32)
         first, last = self.first, self.last
-        if self.mask is MaskMode.FACTORS:
-            assert self.factors is not None
-            row_offsets = self.factors.row_offsets()
-            place_offsets = self.factors.place_offsets(plan)
-        elif self.mask is MaskMode.THRESHOLD:
-            assert self.factors is not None
-            row_offsets = np.full(rows, self.factors.rows[0], dtype=np.int32)
         if self.mask is MaskMode.EVEN:
             first, last = 0, 1
             chances[0] = self.chance
@@ -248,8 +241,8 @@ class Description:
             chances[first:last] = SCALE[self.indices]
         return Predictor(
             scored=self.mask in (MaskMode.THRESHOLD, MaskMode.FACTORS),
-            row_offsets=row_offsets,
-            place_offsets=place_offsets,
+            row_offsets=factors.row_offsets(),
+            place_offsets=factors.place_offsets(plan),
             first=first,
             last=last,
             chances=chances,

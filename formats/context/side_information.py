@@ -151,8 +151,7 @@ class SideInformation:
                 raise FormatError("side stream", "expected a probability above 0, found 0")
         elif found.mask is MaskMode.THRESHOLD:
             threshold = self._offset(int(found.factors.rows[0]) if found.factors else 0)
-            none = np.zeros(0, dtype=np.int32)
-            found.factors = Factors(1, np.array([threshold], dtype=np.int32), none, none)
+            found.factors = Factors.even(found.active, 1, threshold)
         elif found.mask is MaskMode.FACTORS:
             predicted = self._factors(found)
         if found.mask in (MaskMode.THRESHOLD, MaskMode.FACTORS):
@@ -161,7 +160,7 @@ class SideInformation:
 
     def _factors(self, found: Description) -> Integers:
         """Pass the factors of rows, columns and positions; return what the rows predict."""
-        active, known = found.active, found.factors or Factors.zeros(found.active)
+        active, known = found.active, found.factors or Factors.even(found.active)
         unit = UNITS[self.stream.bit(UNITS.index(known.unit), contexts.UNIT)]
         rows, residuals = self._scattered(known.rows, np.int32(0), contexts.ROW_FACTORS)
         predicted = np.zeros(active.layout.rows, dtype=np.int32)
