@@ -167,7 +167,7 @@ def read_source(source: str, *, max_bytes: int | None = None) -> str | bytes:
         return Path(source).read_bytes() if is_stream(source) else source
     if sys.stdin.isatty():
         raise click.UsageError("the input is binary and stdin is a terminal; name a file")
-    from pabzip.formats.registry import MAX_HEADER_BYTES
+    from pabzip.formats.limits import MAX_HEADER_BYTES
 
     limit = math.inf if max_bytes is None else max_bytes + 2 * MAX_HEADER_BYTES
     data = bytearray()

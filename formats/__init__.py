@@ -5,26 +5,25 @@ first codes, not with a header.
 """
 
 from pabzip.formats.atomic import open_atomic
-from pabzip.formats.coders import AUTO
+from pabzip.formats.coder import AUTO
 from pabzip.formats.container import MAGIC, VERSION
-from pabzip.formats.dense import DenseEntry, DenseTensor, rounded
-from pabzip.formats.entries import (
+from pabzip.formats.contents import (
     Contents,
     Header,
     Scalar,
     StoredEntry,
     StoredTensor,
     Tensor,
+    gather,
 )
-from pabzip.formats.half import bfloat16_to_float32
+from pabzip.formats.dense import DenseEntry, DenseTensor, bfloat16_to_float32, rounded
 from pabzip.formats.huffman import huffman_bytes
+from pabzip.formats.limits import ARCHITECTURES, DENSE_TYPES, GENERATOR, HALF_TYPES
 from pabzip.formats.reader import Reader
-from pabzip.formats.registry import ARCHITECTURES, DENSE_TYPES, GENERATOR, HALF_TYPES
 from pabzip.formats.report import breakdown, report
 from pabzip.formats.seeded import SeededEntry, SeededTensor, regenerated
 from pabzip.formats.sources import open_source
 from pabzip.formats.tied import TiedEntry, TiedTensor, resolve, resolved
-from pabzip.formats.validate import gather
 from pabzip.formats.writer import EncodedFile, encode_ticket, save, state_sha256, verify
 from pabzip.registry import CODERS
 

@@ -139,25 +139,24 @@ def _create(target: Path) -> tuple[Path, BinaryIO]:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove the target's temporaries that no living process is writing."""
+    """Remove the target's temporaries that no living process is writing.
+
+    Those are the ones whose lock is free, on Windows the ones that are not open.
+    """
     with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
         for entry in entries:
-            if entry.name.startswith(_prefix(target)) and entry.name.endswith(SUFFIX):
-                _remove_if_stale(entry.path)
-
-
-def _remove_if_stale(path: str) -> None:
-    """Remove a temporary if its lock is free, or on Windows if it is not open."""
-    with contextlib.suppress(OSError):
-        if _WINDOWS:
-            os.unlink(path)
-        elif _fcntl is not None:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | OPEN_FLAGS)
-            try:
-                _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
-                os.unlink(path)
-            finally:
-                os.close(descriptor)
+            if not (entry.name.startswith(_prefix(target)) and entry.name.endswith(SUFFIX)):
+                continue
+            with contextlib.suppress(OSError):
+                if _WINDOWS:
+                    os.unlink(entry.path)
+                elif _fcntl is not None:
+                    descriptor = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | OPEN_FLAGS)
+                    try:
+                        _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+                        os.unlink(entry.path)
+                    finally:
+                        os.close(descriptor)
 
 
 def _lock_own(descriptor: int) -> bool:

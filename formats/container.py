@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pabzip.errors import FormatError, shown
-from pabzip.formats.checks import deflate, inflate
-from pabzip.formats.entries import Header
+from pabzip.formats.contents import Header
 from pabzip.formats.header import from_json, to_json
-from pabzip.formats.registry import MAX_HEADER_BYTES
+from pabzip.formats.limits import MAX_HEADER_BYTES, deflate, inflate
 from pabzip.formats.sources import Source
 
 MAGIC = b"\x89PABZ\r\n\x1a"
@@ -52,7 +51,7 @@ def check_magic(start: bytes) -> None:
 
 
 def _looks_like(start: bytes) -> str:
-    """Describe a file that is not ours; nothing of it is parsed."""
+    """Describe a file of another kind by its first bytes."""
     for prefix, description in _KNOWN:
         if start.startswith(prefix):
             return description

@@ -1,4 +1,8 @@
-"""Dense tensors: values that are stored as they are, or rounded to half precision."""
+"""Dense tensors: values that are stored as they are, or rounded to half precision.
+
+Rounding is to nearest even, and the same on any machine: bfloat16 is the upper half of a float32,
+so that it is integer arithmetic on bit patterns.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, PackError, shown
-from pabzip.formats.checks import (
+from pabzip.formats.kind import Coding
+from pabzip.formats.limits import (
+    DENSE_TYPES,
+    HALF_TYPES,
     as_array,
     check_name_of,
     check_shape,
     is_variance,
     tensor_place,
 )
-from pabzip.formats.half import bfloat16_to_float32, finite, from_stored, to_stored
-from pabzip.formats.kind import Coding
-from pabzip.formats.registry import DENSE_TYPES, HALF_TYPES
 
 if TYPE_CHECKING:
-    from pabzip.formats.entries import Entry, Tensor
+    from pabzip.formats.contents import Entry, Tensor
 
 _WIDE = ("float64", "float32")
 
 
 @dataclass(frozen=True, slots=True)
 class DenseEntry:
-    """What a header says of a dense tensor, in the row ``[name, shape, dtype, stored]``.
+    """What a header says of a dense tensor: a `pabzip.formats.kind.EntryKind`.
 
-    The row leaves ``stored`` out where it equals ``dtype``.
+    Its row is ``[name, shape, dtype, stored]``, and leaves ``stored`` out where it equals
+    ``dtype``.
 
     Attributes:
         name: the tensor's name in the network's state.
@@ -77,11 +82,7 @@ class DenseEntry:
         return (self,)
 
     def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
-        """Check the shape and the element types.
-
-        Raises:
-            FormatError: the first rule that is broken.
-        """
+        """Check the shape and the element types."""
         check_shape(place, self.shape, lowest_rank=0)
         check_name_of("dtype", self.dtype, DENSE_TYPES, place)
         if self.stored == self.dtype:
@@ -117,7 +118,7 @@ class DenseTensor:
 
     Attributes:
         name: the tensor's name in the network's state.
-        values: C-contiguous, of the numpy type that `pabzip.formats.registry.DENSE_TYPES` gives
+        values: C-contiguous, of the numpy type that `pabzip.formats.limits.DENSE_TYPES` gives
             for ``dtype``; bfloat16 values are carried as their uint16 bit patterns.
         dtype: torch's name of the element type, such as ``"float32"``: what a loader hands out.
         stored: the element type in the file: ``dtype`` itself, or ``"float16"`` or ``"bfloat16"``
@@ -141,11 +142,7 @@ class DenseTensor:
         return (self,)
 
     def tidy(self, place: str) -> DenseTensor:
-        """Return the tensor with a little-endian, C-contiguous array.
-
-        Raises:
-            FormatError: an unknown element type, or an array of another type.
-        """
+        """Return the tensor with a checked array, of the type that ``dtype`` asks for."""
         if self.dtype not in DENSE_TYPES:
             raise FormatError(
                 place,
@@ -232,3 +229,50 @@ def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
         )
     values = from_stored(narrow, tensor.dtype, dense_dtype)
     return replace(tensor, values=values, stored=dense_dtype)
+
+
+def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
+    """Round values of ``dtype`` to nearest even in ``stored``; overflow becomes infinity."""
+    if dtype == stored:
+        return values
+    if stored == "float16":
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(DENSE_TYPES["float16"].numpy)
+    single = values if dtype == "float32" else _round_to_odd(values)
+    bits = np.asarray(single, dtype="<f4").view("<u4")
+    odd = (bits >> np.uint32(16)) & np.uint32(1)  # ties go to the even bit pattern
+    return np.asarray((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
+
+
+def from_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
+    """Widen values of ``stored`` to ``dtype``, exactly."""
+    if dtype == stored:
+        return values
+    exact = bfloat16_to_float32(values) if stored == "bfloat16" else values
+    return exact.astype(DENSE_TYPES[dtype].numpy)
+
+
+def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the float32 values of bfloat16 bit patterns, exactly."""
+    wide = np.asarray(bits).astype("<u4") << np.uint32(16)
+    return np.asarray(wide, dtype="<u4").view("<f4")
+
+
+def finite(values: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
+    """Return which values of a floating ``dtype`` are finite; bfloat16 as bit patterns."""
+    if dtype == "bfloat16":
+        return np.asarray((values & np.uint16(0x7F80)) != np.uint16(0x7F80))
+    return np.asarray(np.isfinite(values))
+
+
+def _round_to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Cut float64 to float32 with the last bit set where anything was lost.
+
+    A second rounding to nearest then never sees a false tie, which rounding to nearest twice can.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        nearest = np.asarray(values, dtype="<f8").astype("<f4")
+    bits = nearest.view("<u4")
+    away = np.abs(nearest).astype("<f8") > np.abs(values)
+    inexact = nearest.astype("<f8") != values
+    return np.asarray((bits - away.astype("<u4")) | inexact.astype("<u4")).view("<f4")

@@ -9,19 +9,36 @@ byte planes, the lowest byte of every element first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import check_integer, check_name_of, deflate, inflate, tensor_place
-from pabzip.formats.dense import DenseEntry, DenseTensor
-from pabzip.formats.entries import DenseGroup
-from pabzip.formats.half import from_stored, to_stored
-from pabzip.formats.registry import DENSE_ENCODINGS, DENSE_SECTION_BYTES, DENSE_TYPES, MAX_INTEGER
+from pabzip.formats.dense import DenseEntry, DenseTensor, from_stored, to_stored
+from pabzip.formats.limits import (
+    DENSE_ENCODINGS,
+    DENSE_SECTION_BYTES,
+    DENSE_TYPES,
+    MAX_INTEGER,
+    check_integer,
+    check_name_of,
+    deflate,
+    inflate,
+    tensor_place,
+)
 
 _DEFLATE_EXPANSION = 1032  # 258 bytes from 2 bits: deflate cannot make more of its input
+
+
+@dataclass(frozen=True, slots=True)
+class DenseGroup:
+    """A dense section: how many dense tensors share it, its encoding, and bytes of its payload."""
+
+    count: int
+    encoding: str
+    length: int
 
 
 def check_groups(dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]) -> None:
@@ -43,7 +60,21 @@ def check_groups(dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]) -> N
         )
     for number, (group, entries) in enumerate(grouped(dense, groups)):
         size = sum(entry.stored_bytes for entry in entries)
-        _check_group_size(f"dense section {number}", group, size)
+        place = f"dense section {number}"
+        if group.count > 1 and size > DENSE_SECTION_BYTES:
+            raise FormatError(
+                place,
+                f"expected at most {DENSE_SECTION_BYTES} bytes in a shared section, found {size}",
+            )
+        if group.encoding == "raw" and group.length != size:
+            raise FormatError(place, f"expected {size} raw bytes, found {group.length}")
+        if group.length > size:
+            raise FormatError(place, f"expected at most {size} bytes, found {group.length}")
+        if group.encoding == "deflate" and size > _DEFLATE_EXPANSION * group.length:
+            raise FormatError(
+                place,
+                f"expected at most {_DEFLATE_EXPANSION} times {group.length} bytes, found {size}",
+            )
 
 
 def grouped(
@@ -54,22 +85,6 @@ def grouped(
     for group in groups:
         yield group, dense[start : start + group.count]
         start += group.count
-
-
-def _check_group_size(place: str, group: DenseGroup, size: int) -> None:
-    """Check that a dense section can hold ``size`` bytes, and is no larger than it may be."""
-    if group.count > 1 and size > DENSE_SECTION_BYTES:
-        raise FormatError(
-            place, f"expected at most {DENSE_SECTION_BYTES} bytes in a shared section, found {size}"
-        )
-    if group.encoding == "raw" and group.length != size:
-        raise FormatError(place, f"expected {size} raw bytes, found {group.length}")
-    if group.length > size:
-        raise FormatError(place, f"expected at most {size} bytes, found {group.length}")
-    if group.encoding == "deflate" and size > _DEFLATE_EXPANSION * group.length:
-        raise FormatError(
-            place, f"expected at most {_DEFLATE_EXPANSION} times {group.length} bytes, found {size}"
-        )
 
 
 def group_sizes(entries: Sequence[DenseEntry]) -> list[int]:
@@ -89,6 +104,20 @@ def group_sizes(entries: Sequence[DenseEntry]) -> list[int]:
     return sizes
 
 
+def encode_groups(
+    tensors: Sequence[DenseTensor],
+) -> tuple[tuple[DenseGroup, ...], tuple[bytes, ...]]:
+    """Return the dense sections of these tensors, and their payloads."""
+    groups, payloads = [], []
+    start = 0
+    for count in group_sizes([one.entry({}) for one in tensors]):
+        encoding, payload = encode_group(tensors[start : start + count])
+        groups.append(DenseGroup(count, encoding, len(payload)))
+        payloads.append(payload)
+        start += count
+    return tuple(groups), tuple(payloads)
+
+
 def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
     """Return a dense section's encoding, the smallest, and its payload.
 
@@ -102,10 +131,10 @@ def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
         )
         for one in tensors
     ]
-    raw = b"".join(
-        _to_planes(np.concatenate([arrays[at].reshape(-1) for at in places]))
-        for _, places in _by_type([one.stored for one in tensors])
-    )
+    raw = b""
+    for _, places in _by_type([one.stored for one in tensors]):
+        elements = np.concatenate([arrays[at].reshape(-1) for at in places])
+        raw += elements.view(np.uint8).reshape(elements.size, -1).T.tobytes()
     tried = {"raw": raw, "deflate": deflate(raw)}
     if len(raw) <= DENSE_SECTION_BYTES:
         from pabzip.formats.dense_adaptive import encode_adaptive
@@ -131,21 +160,16 @@ def decode_group(
         size = sum(entry.stored_bytes for entry in entries)
         raw = payload if encoding == "raw" else inflate(payload, size, place)
         arrays = _split_planes(entries, raw)
-    return [
-        _widened(entry, array.reshape(entry.shape))
-        for entry, array in zip(entries, arrays, strict=True)
-    ]
-
-
-def _widened(entry: DenseEntry, part: NDArray[Any]) -> DenseTensor:
-    """Return a tensor as its own type from elements of its storage type, checked."""
-    if entry.dtype == "bool" and (part.view(np.uint8) > 1).any():
-        place = tensor_place(entry.name)
-        raise FormatError(place, "expected booleans of 0 or 1, found other bytes")
-    values = from_stored(part, entry.dtype, entry.stored)
-    tensor = DenseTensor(entry.name, values, entry.dtype, entry.stored)
-    tensor.check_values()
-    return tensor
+    tensors = []
+    for entry, array in zip(entries, arrays, strict=True):
+        if entry.dtype == "bool" and (array.view(np.uint8) > 1).any():
+            raise FormatError(
+                tensor_place(entry.name), "expected booleans of 0 or 1, found other bytes"
+            )
+        values = from_stored(array.reshape(entry.shape), entry.dtype, entry.stored)
+        tensors.append(DenseTensor(entry.name, values, entry.dtype, entry.stored))
+        tensors[-1].check_values()
+    return tensors
 
 
 def _by_type(stored: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
@@ -162,20 +186,10 @@ def _split_planes(entries: Sequence[DenseEntry], raw: bytes | memoryview) -> lis
         count = sum(entries[at].count for at in places)
         element = DENSE_TYPES[stored].numpy
         stop = start + count * element.itemsize
-        elements = _from_planes(raw[start:stop], element)
+        planes = np.frombuffer(raw[start:stop], dtype=np.uint8).reshape(element.itemsize, -1)
+        elements = np.ascontiguousarray(planes.T).reshape(-1).view(element)
         start, first = stop, 0
         for at in places:
             arrays[at] = elements[first : first + entries[at].count]
             first += entries[at].count
     return [arrays[at] for at in range(len(entries))]
-
-
-def _to_planes(elements: NDArray[Any]) -> bytes:
-    """Return the bytes of the elements, plane after plane."""
-    return elements.view(np.uint8).reshape(elements.size, -1).T.tobytes()
-
-
-def _from_planes(planes: bytes | memoryview, element: np.dtype[Any]) -> NDArray[Any]:
-    """Return the elements of byte planes, as an array of its own."""
-    table = np.frombuffer(planes, dtype=np.uint8).reshape(element.itemsize, -1)
-    return np.ascontiguousarray(table.T).reshape(-1).view(element)

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pabzip.errors import FormatError, shown
-from pabzip.formats.entries import KINDS, Contents, DenseGroup, Entry, Header
+from pabzip.formats.contents import KINDS, Contents, Entry, Header, check_header
+from pabzip.formats.dense_sections import DenseGroup
 from pabzip.formats.kind import Coding
-from pabzip.formats.registry import GENERATOR
-from pabzip.formats.validate import check_header
+from pabzip.formats.limits import GENERATOR
 
 MAX_DEPTH = 8
 """The header needs 4: object, list of rows, row, shape."""
@@ -27,25 +27,8 @@ MAX_DEPTH = 8
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
-def dump_json(value: Any) -> bytes:
-    """Return ``value`` as compact UTF-8 JSON with sorted keys: equal values give equal bytes.
-
-    Raises:
-        ValueError: a number that is not finite, or text that is not Unicode.
-    """
-    text = json.dumps(
-        value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True
-    )
-    return text.encode("utf-8")
-
-
-def parse_json(data: bytes) -> Any:
-    """Return the value of JSON text.
-
-    Raises:
-        FormatError: not JSON, not UTF-8, a key that occurs twice in an object, a number that is
-            not finite or has too many digits, or nesting deeper than `MAX_DEPTH`.
-    """
+def _parse_json(data: bytes) -> Any:
+    """Return the value of JSON text, with none of the faults that Python's parser lets through."""
     _check_depth(data)
     try:
         text = data.decode("utf-8")
@@ -105,7 +88,7 @@ _OPTIONAL = {"dense": list, "metadata": dict, "options": dict, "side": int}
 
 
 def to_json(header: Header) -> bytes:
-    """Return the header as canonical JSON.
+    """Return the header as compact UTF-8 JSON with sorted keys: equal headers give equal bytes.
 
     Raises:
         FormatError: the header breaks a rule of the format.
@@ -124,7 +107,10 @@ def to_json(header: Header) -> bytes:
         "side": header.side,
     }
     kept = {key: value for key, value in fields.items() if key in _REQUIRED or value}
-    return dump_json(kept)
+    text = json.dumps(
+        kept, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True
+    )
+    return text.encode("utf-8")
 
 
 def from_json(data: bytes) -> Header:
@@ -133,10 +119,14 @@ def from_json(data: bytes) -> Header:
     Raises:
         FormatError: the text is not a header of this format version.
     """
-    fields = parse_json(data)
+    fields = _parse_json(data)
     _check_fields(fields)
     if fields["generator"] != GENERATOR:
-        _refuse_newer("generator", fields["generator"], GENERATOR)
+        raise FormatError(
+            "header",
+            f"expected the generator {GENERATOR}, found {shown(fields['generator'])}; upgrade "
+            "pabzip",
+        )
     entries: list[Entry] = []
     earlier: dict[str, Entry] = {}
     codings: list[Coding] = []
@@ -202,10 +192,3 @@ def _group(number: int, row: Any) -> DenseGroup:
     if not isinstance(row, list) or len(row) != 3:
         raise FormatError(f"dense section {number}", f"expected 3 values, found {shown(row)}")
     return DenseGroup(*row)
-
-
-def _refuse_newer(what: str, found: Any, expected: str) -> NoReturn:
-    """Refuse a name that this version does not know."""
-    raise FormatError(
-        "header", f"expected the {what} {expected}, found {shown(found)}; upgrade pabzip"
-    )

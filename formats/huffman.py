@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import tensor_place
 from pabzip.formats.coder import OnTensor, Payload, Spent, Task
+from pabzip.formats.limits import tensor_place
 from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.registry import register_coder
 from pabzip.seeds import regenerate
@@ -72,11 +72,7 @@ class Huffman:
     """`pabzip.formats.coder.Coder` of the paper's code; it shares nothing between tensors."""
 
     def check_length(self, entry: SeededEntry, length: int) -> None:
-        """Check that ``length`` is exactly N + K bits, in bytes.
-
-        Raises:
-            FormatError: it is not.
-        """
+        """Check that ``length`` is exactly N + K bits, in bytes."""
         expected = huffman_bytes(entry.count, entry.survivors)
         if length != expected:
             raise FormatError(
@@ -86,10 +82,7 @@ class Huffman:
             )
 
     def encode(
-        self,
-        seed: int,
-        tensors: Sequence[SeededTensor],
-        on_tensor: OnTensor | None = None,
+        self, seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None = None
     ) -> tuple[list[bytes], bytes]:
         """Return one payload per tensor, and no side stream."""
         payloads = []
@@ -109,11 +102,7 @@ class Huffman:
 
 
 class HuffmanDecoder:
-    """`pabzip.formats.coder.Decoder` of the paper's code.
-
-    Args:
-        seed: the file's seed.
-    """
+    """`pabzip.formats.coder.Decoder` of the paper's code, for a file of this seed."""
 
     def __init__(self, seed: int):
         self._seed = seed

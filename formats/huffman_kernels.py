@@ -7,30 +7,13 @@ and uint64 into float64, so every shift is between unsigned operands.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pabzip.seeds.compiled import compiled
+from pabzip.seeds.kernels import leading_zeros
 
 _ONE = np.uint64(1)
-
-
-def _typed_leading_zeros(_context: Any, _value: Any) -> Any:
-    """Give the type and machine code of `_leading_zeros`."""
-
-    def generate(_ctx: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(types.uint64), generate
-
-
-_leading_zeros: Any = intrinsic(_typed_leading_zeros)
-"""Counts the leading zeros of a uint64; 64 for 0."""
 
 
 @compiled
@@ -70,7 +53,7 @@ def decode_words(words: NDArray[np.uint64], bits: int, codes: NDArray[np.int8]) 
             window |= words[(bit >> 6) + 1] >> np.uint64(64 - shift)
         left = 64
         while left > 0:
-            zeros = _leading_zeros(window)
+            zeros = np.int64(leading_zeros(window))
             run = min(zeros, left)
             if run >= left - 1:  # the next survivor's two bits are not both in the window
                 place += run

@@ -2,7 +2,7 @@
 
 A kind of tensor is two classes in a module of its own: the tensor in memory, and its entry in a
 header. Container, writer, reader, validator, digest and report ask them, and know no kind by name;
-`pabzip.formats.entries.KINDS` lists the kinds.
+`pabzip.formats.contents.KINDS` lists the kinds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from pabzip.formats.contents import Entry, StoredEntry, StoredTensor, Tensor
     from pabzip.formats.dense import DenseEntry, DenseTensor
-    from pabzip.formats.entries import Entry, StoredEntry, StoredTensor, Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import check_expansion, check_limit, tensor_place
-from pabzip.formats.coder import Coded, Decoder, Task, run_tasks
-from pabzip.formats.coders import coder_named, shares_side
+from pabzip.formats.coder import Coded, Decoder, Task, coder_named, run_tasks, shares_side
 from pabzip.formats.container import (
     CHECKSUM_BYTES,
     Section,
@@ -21,21 +19,12 @@ from pabzip.formats.container import (
     read_section,
     sections,
 )
+from pabzip.formats.contents import Tensor
 from pabzip.formats.dense import DenseEntry, DenseTensor
-from pabzip.formats.dense_sections import decode_group, grouped
-from pabzip.formats.entries import DenseGroup, Tensor
-from pabzip.formats.registry import DENSE_SECTION_BYTES
-from pabzip.formats.seeded import SeededEntry, check_scales, scale_rows
+from pabzip.formats.dense_sections import DenseGroup, decode_group, grouped
+from pabzip.formats.limits import DENSE_SECTION_BYTES, check_loaded_bytes, tensor_place
+from pabzip.formats.seeded import check_scales, scale_rows
 from pabzip.formats.sources import Source
-
-
-@dataclass(frozen=True, slots=True)
-class _CodesPlace:
-    """Where a seeded tensor is, and what decodes it."""
-
-    entry: SeededEntry
-    coder: str
-    section: Section
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,17 +62,14 @@ class Reader(Mapping[str, Tensor]):
         self._source = source
         self.header, self.header_bytes = read_header(source)
         contents = self.header.contents
-        check_limit(contents.loaded_bytes, max_bytes)
         places = list(sections(self.header, self.header_bytes))
-        last = places[-1].offset + places[-1].length + CHECKSUM_BYTES if places else None
-        size = self.header_bytes if last is None else last
+        size = self.header_bytes + sum(place.length + CHECKSUM_BYTES for place in places)
+        check_loaded_bytes(contents.loaded_bytes, max_bytes, size)
         check_extent(source, size)
-        if max_bytes is None:
-            check_expansion(contents.loaded_bytes, size)
         remaining = iter(places)
         self._side = next(remaining) if self.header.side else None
         self._codes = {
-            entry.name: _CodesPlace(entry, coding.coder, next(remaining))
+            entry.name: (entry, coding.coder, next(remaining))
             for entry, coding in zip(contents.seeded, self.header.codings, strict=True)
         }
         self._parts: dict[str, list[tuple[_GroupPlace, int]]] = {}
@@ -138,7 +124,7 @@ class Reader(Mapping[str, Tensor]):
             weights = np.zeros(coded.entry.count, dtype=np.float32)
             with _in_tensor(name):
                 work = coded.decoder.weights(coded.entry, coded.payload, weights)
-            tasks += [_naming(name, task) for task in work]
+            tasks += [_in_tensor(name)(task) for task in work]
             found[name] = weights.reshape(coded.entry.shape)
             scales[name] = self.scales(name)
         run_tasks(tasks, threads)
@@ -155,9 +141,8 @@ class Reader(Mapping[str, Tensor]):
             FormatError: the section or the side stream is damaged.
             KeyError: no seeded tensor of this name.
         """
-        place = self._codes[self._entries[name].original.name]
-        payload = read_section(self._source, place.section)
-        return Coded(place.entry, payload, self._decoder(place.coder))
+        entry, coder, section = self._codes[self._entries[name].original.name]
+        return Coded(entry, read_section(self._source, section), self._decoder(coder))
 
     def scales(self, name: str) -> NDArray[np.float32] | None:
         """Return the scales of a seeded tensor's rows, float32 (rows,), or None without any.
@@ -216,9 +201,9 @@ class Reader(Mapping[str, Tensor]):
     def _decoder(self, name: str) -> Decoder:
         """Return a coder's decoder for this file, prepared once."""
         if name not in self._decoders:
-            coder = coder_named(name, "header")
-            entries = [place.entry for place in self._codes.values() if place.coder == name]
+            entries = [entry for entry, coder, _ in self._codes.values() if coder == name]
             side = self.side_stream() if shares_side(name) else b""
+            coder = coder_named(name, "header")
             self._decoders[name] = coder.decoder(self.header.contents.seed, entries, side)
         return self._decoders[name]
 
@@ -241,13 +226,3 @@ def _in_tensor(name: str) -> Iterator[None]:
         yield
     except FormatError as error:
         raise FormatError(tensor_place(name), error.problem) from None
-
-
-def _naming(name: str, task: Task) -> Task:
-    """Return the task with its faults named."""
-
-    def named() -> None:
-        with _in_tensor(name):
-            task()
-
-    return named

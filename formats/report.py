@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pabzip.formats.coder import Spent
-from pabzip.formats.coders import coder_named, shares_side
+from pabzip.formats.coder import Spent, coder_named, shares_side
 from pabzip.formats.container import CHECKSUM_BYTES
+from pabzip.formats.contents import Header
 from pabzip.formats.dense import DenseEntry
 from pabzip.formats.dense_sections import grouped
-from pabzip.formats.entries import Header
 from pabzip.formats.huffman import huffman_bytes
 
 

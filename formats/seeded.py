@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, SeedError, shown
-from pabzip.formats.checks import as_array, check_integer, check_shape, tensor_place
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.kind import Coding
+from pabzip.formats.limits import as_array, check_integer, check_shape, tensor_place
 from pabzip.seeds import InitSpec, regenerate
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 
 if TYPE_CHECKING:
-    from pabzip.formats.entries import Entry, Tensor
+    from pabzip.formats.contents import Entry, Tensor
 
 SCALED_DISTRIBUTION = "signed_constant"
 """The only distribution of a tensor whose rows have scales; its own scale is 1."""
@@ -29,7 +29,7 @@ _RANGE = 1 << 22  # weights regenerated at a time, so that a large tensor needs 
 
 @dataclass(frozen=True, slots=True)
 class SeededEntry:
-    """What a header says of a seeded tensor.
+    """What a header says of a seeded tensor: a `pabzip.formats.kind.EntryKind`.
 
     Its row is ``[name, shape, distribution, scale, stream, coder, survivors, bytes]``, with a 1
     after these where its rows have scales.
@@ -77,11 +77,7 @@ class SeededEntry:
         return (DenseEntry(self.name, self.shape[:1], "float32", "float32"),)
 
     def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
-        """Check the shape, the survivors, and that the init spec suits scales of rows.
-
-        Raises:
-            FormatError: the first rule that is broken.
-        """
+        """Check the shape, the survivors, and that the init spec suits scales of rows."""
         count = check_shape(place, self.shape, lowest_rank=1)
         if not isinstance(self.spec, InitSpec):
             raise FormatError(place, f"expected an InitSpec, found {type(self.spec).__name__}")
@@ -112,11 +108,7 @@ class SeededEntry:
     def from_row(
         cls, place: str, row: list[Any], earlier: Mapping[str, Entry]
     ) -> tuple[SeededEntry, Coding] | None:
-        """Return the entry and the coding of a row; None without a list for its shape.
-
-        Raises:
-            FormatError: the row has no init spec, or a ninth value that is not 1.
-        """
+        """Return the entry and the coding of a row; None without a list for its shape."""
         if not isinstance(row[1], list):
             return None
         scaled = len(row) == 9
@@ -127,11 +119,7 @@ class SeededEntry:
         return entry, Coding(coder=row[5], length=row[7])
 
     def tensor(self, codes: NDArray[np.int8] | None, parts: Sequence[DenseTensor]) -> SeededTensor:
-        """Return the tensor of these codes, and scales where its rows have them.
-
-        Raises:
-            FormatError: a scale is out of range.
-        """
+        """Return the tensor of these codes, and scales where its rows have them."""
         assert codes is not None
         scales = check_scales(self.name, parts[0].values) if parts else None
         return SeededTensor(self.name, self.spec, codes, scales)
@@ -187,12 +175,7 @@ class SeededTensor:
         return (DenseTensor(self.name, self.scales, "float32", "float32"),)
 
     def tidy(self, place: str) -> SeededTensor:
-        """Return the tensor with little-endian, C-contiguous arrays.
-
-        Raises:
-            FormatError: codes other than 0, +1 and -1, arrays of another type, or scales out of
-                range or of another number than rows.
-        """
+        """Return the tensor with checked arrays: codes 0, +1 and -1, and a scale for each row."""
         codes = as_array(place, self.codes, np.dtype(np.int8))
         wrong = int(np.count_nonzero((codes < -1) | (codes > 1)))
         if wrong:

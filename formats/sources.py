@@ -131,21 +131,19 @@ def open_source(
 ) -> Source:
     """Return where to read from: a path, the bytes themselves, or a binary stream.
 
+    A regular file is read in place; anything else that a path can name is read as a stream.
+
     Raises:
         OSError: the path cannot be opened.
         TypeError: none of these.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return MemorySource(source)
-    if isinstance(source, str | os.PathLike):
-        return _open_path(os.fspath(source))
-    if hasattr(source, "read"):
-        return StreamSource(source)
-    raise TypeError(f"expected a path, bytes or a binary stream, found {type(source).__name__}")
-
-
-def _open_path(path: str) -> Source:
-    """Open a regular file in place; anything else that a path can name is read as a stream."""
+    if not isinstance(source, str | os.PathLike):
+        if hasattr(source, "read"):
+            return StreamSource(source)
+        raise TypeError(f"expected a path, bytes or a binary stream, found {type(source).__name__}")
+    path = os.fspath(source)
     if os.path.isdir(path):  # which Windows would refuse to open, with another error
         raise IsADirectoryError(errno.EISDIR, "expected a .pabz file, found a directory", path)
     descriptor = os.open(path, os.O_RDONLY | OPEN_FLAGS)

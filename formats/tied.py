@@ -10,17 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, shown
-from pabzip.formats.checks import is_variance, tensor_place
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.kind import Coding
+from pabzip.formats.limits import is_variance, tensor_place
 
 if TYPE_CHECKING:
-    from pabzip.formats.entries import Entry, StoredEntry, StoredTensor, Tensor
+    from pabzip.formats.contents import Entry, StoredEntry, StoredTensor, Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class TiedEntry:
-    """What a header says of a tied tensor, in the row ``[name, target]``.
+    """What a header says of a tied tensor: a `pabzip.formats.kind.EntryKind`.
+
+    Its row is ``[name, target]``.
 
     Attributes:
         name: the second name in the network's state.
@@ -65,11 +67,7 @@ class TiedEntry:
         return ()
 
     def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
-        """Check that the target stands before the tensor, and may be its target.
-
-        Raises:
-            FormatError: the first rule that is broken.
-        """
+        """Check that the target stands before the tensor, and may be its target."""
         if _target(self.name, self.target, earlier) != self.original:
             raise FormatError(
                 place, f"expected it to be like {shown(self.target)}, found a difference"
@@ -83,11 +81,7 @@ class TiedEntry:
     def from_row(
         cls, place: str, row: list[Any], earlier: Mapping[str, Entry]
     ) -> tuple[TiedEntry, None] | None:
-        """Return the entry of a row; None where it is not two names.
-
-        Raises:
-            FormatError: the target cannot be one.
-        """
+        """Return the entry of a row; None where it is not two names."""
         if not all(isinstance(name, str) for name in row):
             return None
         return cls(row[0], _target(row[0], row[1], earlier)), None
@@ -119,11 +113,7 @@ class TiedTensor:
         return self
 
     def entry(self, earlier: Mapping[str, Entry]) -> TiedEntry:
-        """Return what a header says of the tensor.
-
-        Raises:
-            FormatError: the target cannot be one.
-        """
+        """Return what a header says of the tensor."""
         return TiedEntry(self.name, _target(self.name, self.target, earlier))
 
     def check_values(self) -> None:
@@ -142,16 +132,9 @@ class TiedTensor:
 
 
 def _target(name: str, target: object, earlier: Mapping[str, Entry]) -> StoredEntry:
-    """Return the entry of the tensor that a tied one is a second name of.
+    """Return the entry that the tied tensor ``name`` is a second name of.
 
-    Args:
-        name: of the tied tensor.
-        target: what it names.
-        earlier: the entries before it, by name.
-
-    Raises:
-        FormatError: the target is no earlier tensor, or tied itself; or the tied tensor is a
-            variance by its name, and the target is not.
+    That is an earlier one, not tied itself, and for a name of a variance a variance, too.
     """
     place = tensor_place(name)
     found = earlier.get(target) if isinstance(target, str) else None

@@ -6,27 +6,25 @@ import hashlib
 import io
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats.atomic import open_atomic
-from pabzip.formats.coder import OnTensor
-from pabzip.formats.coders import AUTO, encode_codes
+from pabzip.formats.coder import AUTO, OnTensor, encode_codes
 from pabzip.formats.container import CHECKSUM_BYTES, checksum, encode_header
+from pabzip.formats.contents import Contents, Header, StoredTensor, Tensor, gather
 from pabzip.formats.dense import rounded
-from pabzip.formats.dense_sections import encode_group, group_sizes
-from pabzip.formats.entries import Contents, DenseGroup, Header, StoredTensor, Tensor
+from pabzip.formats.dense_sections import encode_groups
 from pabzip.formats.kind import Coding
+from pabzip.formats.limits import MAX_INTEGER
 from pabzip.formats.reader import Reader
-from pabzip.formats.registry import MAX_INTEGER
 from pabzip.formats.report import TicketReport, report
 from pabzip.formats.seeded import SeededTensor
 from pabzip.formats.sources import open_source
 from pabzip.formats.tied import resolved
-from pabzip.formats.validate import gather
 
 
 def state_sha256(
@@ -94,43 +92,6 @@ class EncodedFile:
             write_all(stream, checksum(payload))
 
 
-def encode(
-    contents: Contents,
-    tensors: Sequence[Tensor],
-    sha256: str,
-    *,
-    coder: str = AUTO,
-    on_tensor: OnTensor | None = None,
-) -> EncodedFile:
-    """Encode a ticket.
-
-    Args:
-        contents: what the ticket holds; its entries are those of ``tensors``.
-        tensors: in the order of the network's state, checked.
-        sha256: of the regenerated state.
-        coder: for the codes of every seeded tensor; ``"auto"`` takes the smallest for each.
-        on_tensor: called with the name of each seeded tensor that is encoded, from any thread.
-
-    Raises:
-        FormatError: the ticket breaks a rule of the format.
-        PackError: no such coder.
-    """
-    seeded = [tensor for tensor in tensors if isinstance(tensor, SeededTensor)]
-    dense = [part for tensor in tensors for part in tensor.parts]
-    coded = encode_codes(contents.seed, seeded, coder, on_tensor)
-    groups, payloads = [], []
-    start = 0
-    for count in group_sizes(contents.dense):
-        encoding, payload = encode_group(dense[start : start + count])
-        groups.append(DenseGroup(count, encoding, len(payload)))
-        payloads.append(payload)
-        start += count
-    codings = tuple(map(Coding, coded.coders, map(len, coded.payloads)))
-    header = Header(contents, sha256, codings, tuple(groups), len(coded.side))
-    side = (coded.side,) if coded.side else ()
-    return EncodedFile(header, encode_header(header), (*side, *coded.payloads, *payloads))
-
-
 def write_all(stream: BinaryIO, data: bytes | memoryview) -> None:
     """Write every byte; an unbuffered stream may take fewer at a time.
 
@@ -158,9 +119,9 @@ def encode_ticket(
     Args:
         contents: what the ticket holds but its tensors.
         tensors: in the order of the network's state.
-        coder: a coder's name, or ``"auto"``.
+        coder: for the codes of every seeded tensor; ``"auto"`` takes the smallest for each.
         dense_dtype: what to round wider dense tensors to, or None.
-        on_tensor: called with the name of each seeded tensor that is encoded.
+        on_tensor: called with the name of each seeded tensor that is encoded, from any thread.
 
     Raises:
         PackError: the ticket breaks a rule of the format, an unknown coder or ``dense_dtype``, or
@@ -173,7 +134,13 @@ def encode_ticket(
         )
         state = resolved({tensor.name: tensor for tensor in held})
         digest = state_sha256(found.seed, state)
-        return encode(found, held, digest, coder=coder, on_tensor=on_tensor)
+        seeded = [tensor for tensor in held if isinstance(tensor, SeededTensor)]
+        names, codes, side = encode_codes(found.seed, seeded, coder, on_tensor)
+        codings = tuple(map(Coding, names, map(len, codes)))
+        groups, payloads = encode_groups([part for tensor in held for part in tensor.parts])
+        header = Header(found, digest, codings, groups, len(side))
+        sides = (side,) if side else ()
+        return EncodedFile(header, encode_header(header), (*sides, *codes, *payloads))
     except FormatError as error:
         raise PackError(str(error)) from None
 

@@ -21,7 +21,7 @@ from torch import nn
 from pabzip.errors import ArchitectureError, CheckpointError, SeedError
 from pabzip.formats.atomic import open_atomic
 from pabzip.formats.container import MAGIC
-from pabzip.formats.registry import ARCHITECTURES
+from pabzip.formats.limits import ARCHITECTURES
 from pabzip.init import Seeding, attach_seeding, seeding, unwrap
 from pabzip.models import build
 from pabzip.seeds import InitSpec, check_seed

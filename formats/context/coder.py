@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pabzip.errors import FormatError
-from pabzip.formats.checks import tensor_place
 from pabzip.formats.coder import Decoder, OnTensor, Spent
+from pabzip.formats.limits import tensor_place
 from pabzip.formats.seeded import SeededEntry, SeededTensor
 from pabzip.registry import register_coder
 
@@ -26,9 +26,6 @@ class Context:
         """Check that the payload has room for the plain signs at most.
 
         What a payload needs at least follows from the side stream, and is checked with it.
-
-        Raises:
-            FormatError: it has more bytes than any encoder would use.
         """
         most = 2 * entry.count + 16
         if length > most:
@@ -46,11 +43,7 @@ class Context:
         return encode_tensors(seed, tensors, on_tensor)
 
     def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> Decoder:
-        """Read the side stream.
-
-        Raises:
-            FormatError: it is damaged, or does not fit the entries.
-        """
+        """Read the side stream, and return what decodes the tensors that it describes."""
         from pabzip.formats.context.decoder import ContextDecoder
 
         return ContextDecoder(seed, entries, side)
@@ -60,9 +53,6 @@ class Context:
 
         Signs that are coded together with the mask count with the bits that their probability
         gives them.
-
-        Raises:
-            FormatError: the side stream is damaged.
         """
         from pabzip.formats.context.side_information import SideInformation
 
@@ -71,7 +61,7 @@ class Context:
         for entry, _ in tensors:
             sign_bits.append(information.tensor(entry.shape, entry.survivors).sign_bits)
             ends.append(information.stream.used_bits)
-        information.stream.close()
+        information.stream.close("side stream")
         places = [round(len(side) * end / ends[-1]) for end in ends]
         return [
             Spent.of(length, sign_bits=bits, factors=places[at + 1] - places[at])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.formats.coder import OnTensor
-from pabzip.formats.context.fit import SLOPES, SOFT_SLOPES, bucket_counts, fit_factors
+from pabzip.formats.context.fit import SLOPES, SOFT_SLOPES, bucket_counts, buckets_of, fit_factors
 from pabzip.formats.context.geometry import (
     ActiveBlock,
     ActivePlan,
@@ -23,7 +23,6 @@ from pabzip.formats.context.geometry import (
 )
 from pabzip.formats.context.model import (
     COUNT,
-    ONE,
     SCALE,
     SIGNS_CODED,
     SIGNS_KEPT,
@@ -32,12 +31,15 @@ from pabzip.formats.context.model import (
     Description,
     Factors,
     MaskMode,
+    Predictor,
     scale_index,
+    sign_bytes,
 )
-from pabzip.formats.context.payload import encode_chunk
+from pabzip.formats.context.range_coder import FLUSH_BYTES, ONE, encode_bit, finish
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.formats.seeded import SeededTensor
 from pabzip.seeds import InitSpec
+from pabzip.seeds.compiled import compiled
 from pabzip.seeds.generation import thread_count
 from pabzip.seeds.kernels import generator_arguments
 
@@ -114,15 +116,67 @@ def encode_tensor(
     flat = np.ascontiguousarray(codes).reshape(-1)
     seen = layouts(codes.shape, rows_before)
     best = min((_candidate(seed, spec, flat, one) for one in seen), key=lambda one: one.bits)
-    description, plan = best.description, best.plan
+    payload = encode_chunks(best.description, best.plan, best.levels, best.codes)
+    return best.description, payload
+
+
+def encode_chunks(
+    description: Description,
+    plan: ActivePlan,
+    levels: NDArray[np.int16],
+    codes: NDArray[np.int8],
+) -> bytes:
+    """Return the payload of a tensor, and note the sizes of its chunks in the description.
+
+    ``levels`` and ``codes`` are those of all active weights. Every survivor must be in the
+    description's bucket ``first`` or above, every pruned weight below ``last``.
+    """
     predictor = description.predictor(plan)
-    chunks = [
-        encode_chunk(plan, predictor, best.levels, best.codes, begin, end)
-        for begin, end in description.active.chunks
-    ]
-    description.coded_bytes = np.array([len(coded) for coded, _, _ in chunks], dtype=np.int64)
-    description.survivors = np.array([count for _, _, count in chunks], dtype=np.int64)
-    return description, b"".join(coded + signs for coded, signs, _ in chunks)
+    buckets = np.zeros(len(codes), dtype=np.uint8)
+    if predictor.scored:
+        buckets = buckets_of(plan, levels, predictor.row_offsets, predictor.place_offsets)
+    parts: list[bytes] = []
+    coded_bytes, survivors, start = [], [], 0
+    for count in description.active.chunk_weights().tolist():
+        chunk = slice(start, start + count)
+        coded = np.zeros(4 * count + 16 + FLUSH_BYTES, dtype=np.uint8)
+        signs = np.zeros((count + 7) // 8, dtype=np.uint8)
+        length, kept = _encode(predictor, buckets[chunk], codes[chunk], coded, signs)
+        parts += [coded[:length].tobytes(), signs[: sign_bytes(predictor.signs, kept)].tobytes()]
+        coded_bytes.append(length)
+        survivors.append(kept)
+        start += count
+    description.coded_bytes = np.array(coded_bytes, dtype=np.int64)
+    description.survivors = np.array(survivors, dtype=np.int64)
+    return b"".join(parts)
+
+
+@compiled
+def _encode(
+    model: Predictor,
+    buckets: NDArray[np.uint8],
+    codes: NDArray[np.int8],
+    coded: NDArray[np.uint8],
+    signs: NDArray[np.uint8],
+) -> tuple[int, int]:
+    """Encode a chunk; return the coded length and the number of survivors."""
+    low, span, position = np.uint64(0), np.uint64(0xFFFFFFFF), 0
+    survivors = 0
+    for index in range(len(codes)):
+        code, bucket = codes[index], int(buckets[index])
+        if model.first <= bucket < model.last:
+            kept, chance = 1 if code else 0, model.chances[bucket]
+            low, span, position = encode_bit(low, span, position, coded, kept, chance)
+        if code == 0:
+            continue
+        flipped = 1 if code < 0 else 0
+        if model.signs == SIGNS_PLAIN:
+            signs[survivors >> 3] |= np.uint8(flipped << (survivors & 7))
+        elif model.signs == SIGNS_CODED:
+            chance = model.flip_chance
+            low, span, position = encode_bit(low, span, position, coded, flipped, chance)
+        survivors += 1
+    return finish(low, span, position, coded), survivors
 
 
 def _candidate(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout) -> _Candidate:
@@ -143,10 +197,8 @@ def _candidate(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout
 def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]:
     """Yield how a tensor may be seen, the plain way first.
 
-    Args:
-        shape: of the tensor.
-        rows_before: output channels of the tensor before it. A Linear whose inputs are a multiple
-            of them may follow a flatten; a convolution with fewer inputs may be grouped.
+    A Linear whose inputs are a multiple of ``rows_before``, the output channels of the tensor
+    before it, may follow a flatten; a convolution with fewer inputs may be grouped.
     """
     plain = Layout.of_shape(shape)
     yield plain
@@ -164,16 +216,9 @@ def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]
 def describe(
     active: ActiveBlock, plan: ActivePlan, levels: NDArray[np.int16], codes: NDArray[np.int8]
 ) -> tuple[Description, float]:
-    """Choose how to store the codes of an active block.
+    """Choose how to store the codes of an active block, in which at least one weight survives.
 
-    Args:
-        active: the block; at least one weight survives.
-        plan: the same, laid out.
-        levels: int16, of each active weight.
-        codes: int8, of each active weight.
-
-    Returns:
-        The description, but for its chunks, and about how many bits mask and factors take.
+    Returns the description, but for its chunks, and about how many bits mask and factors take.
     """
     description = Description(active)
     mask = codes != 0
@@ -185,7 +230,7 @@ def describe(
     best = even
     description.mask = MaskMode.EVEN
     description.chance = min(max(round(ONE * survivors / len(codes)), 1), ONE - 1)
-    for mode, factors, extra in _predictions(plan, levels, mask, even):
+    for mode, factors, extra in _predictions(active, plan, levels, mask, even):
         counts = bucket_counts(plan, levels, mask, factors)
         first, last, indices, bits = _table(counts)
         if bits + extra < best:
@@ -196,15 +241,16 @@ def describe(
 
 
 def _predictions(
-    plan: ActivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_], even: float
+    active: ActiveBlock,
+    plan: ActivePlan,
+    levels: NDArray[np.int16],
+    mask: NDArray[np.bool_],
+    even: float,
 ) -> Iterator[tuple[MaskMode, Factors, float]]:
     """Yield ways to predict a mask, each with about the bits that its numbers take."""
-    threshold = _threshold(levels, mask)
-    zeros = np.zeros(int(plan.column[-1]) + 1, dtype=np.int32)
-    positions = np.zeros(int(plan.position.max()) + 1, dtype=np.int32)
-    rows = np.full(len(plan.rows), -threshold, dtype=np.int32)
-    yield MaskMode.THRESHOLD, Factors(1, rows, zeros, positions), 24
-    least = 2.0 * (len(plan.rows) + len(zeros))
+    threshold = Factors.even(active, 1, -_threshold(levels, mask))
+    yield MaskMode.THRESHOLD, threshold, 24
+    least = 2.0 * (len(plan.rows) + len(threshold.columns))
     if least > even:
         return  # two bits per factor is less than any fit will need
     for unit in UNITS if len(levels) < _SMALL else UNITS[:1]:

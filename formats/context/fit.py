@@ -158,21 +158,19 @@ def bucket_counts(
     plan: ActivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_], factors: Factors
 ) -> NDArray[np.int64]:
     """Return how many active weights fall in each bucket, (30, 2): pruned and surviving."""
-    counts = np.zeros((COUNT, 2), dtype=np.int64)
-    _count(plan, levels, mask, factors.row_offsets(), factors.place_offsets(plan), counts)
-    return counts
+    buckets = buckets_of(plan, levels, factors.row_offsets(), factors.place_offsets(plan))
+    return np.bincount(2 * buckets + mask, minlength=2 * COUNT).reshape(COUNT, 2)
 
 
 @compiled
-def _count(
+def buckets_of(
     plan: ActivePlan,
     levels: NDArray[np.int16],
-    mask: NDArray[np.bool_],
     row_offsets: NDArray[np.int32],
     place_offsets: NDArray[np.int32],
-    counts: NDArray[np.int64],
-) -> None:
-    """Count the active weights of each bucket."""
+) -> NDArray[np.uint8]:
+    """Return the bucket of each active weight."""
+    buckets = np.empty(len(levels), dtype=np.uint8)
     done = 0
     for row in range(len(row_offsets)):
         base = row_offsets[row]
@@ -180,8 +178,9 @@ def _count(
         for place in range(plan.starts[group], plan.starts[group + 1]):
             score = levels[done] + base + place_offsets[place]
             score = min(max(score, -REACH - 1), REACH)
-            counts[BUCKET_OF[score + REACH + 1], np.int64(mask[done])] += 1
+            buckets[done] = BUCKET_OF[score + REACH + 1]
             done += 1
+    return buckets
 
 
 def _bit_costs(counts: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -29,14 +29,11 @@ STEPS = 256
 """Levels per octave."""
 
 
-def _fractions() -> np.ndarray:
-    """Return floor(256 * log2(1 + j / 256)) for j = 0..255, by exact integer arithmetic."""
-    # floor(256 log2(x)) = floor(log2(x ** 256)), and an integer's bit length is floor(log2) + 1.
-    exact = [((STEPS + j) ** STEPS).bit_length() - 1 - 8 * STEPS for j in range(STEPS)]
-    return np.array(exact, dtype=np.int16)
-
-
-FRACTIONS = _fractions()
+# floor(256 log2(x)) = floor(log2(x ** 256)), and an integer's bit length is floor(log2) + 1.
+FRACTIONS = np.array(
+    [((STEPS + j) ** STEPS).bit_length() - 1 - 8 * STEPS for j in range(STEPS)], dtype=np.int16
+)
+"""floor(256 * log2(1 + j / 256)) for j = 0..255, by exact integer arithmetic."""
 
 
 @compiled

@@ -2,8 +2,6 @@
 
 The coder predicts a score z in levels; 0 is the threshold. Near it the buckets are narrow, since
 there a level more or less changes the odds; far from it a weight is as good as decided.
-
-A probability is that of a 1, times 65536, and never 0 or 65536: any bit can be coded.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
 from pabzip.formats.context.geometry import ActiveBlock, ActivePlan
-from pabzip.seeds.compiled import compiled
+from pabzip.formats.context.range_coder import HALF, ONE
 
 _POSITIVE_EDGES = (1, 3, 6, 10, 16, 24, 34, 48, 66, 90, 122, 166, 230, 320)
 EDGES = np.array(
@@ -36,8 +34,6 @@ BUCKET_OF = np.searchsorted(EDGES, np.arange(-REACH - 1, REACH + 1), side="right
 """Bucket of a clamped score z, at index z + REACH + 1."""
 
 
-ONE = 1 << 16
-HALF = 1 << 15
 SCALE_SIZE = 128
 """Entries of the static scale: an index takes seven bits."""
 
@@ -52,14 +48,6 @@ def _scale() -> np.ndarray:
 
 SCALE = _scale()
 
-ADAPTATION_LIMIT = 24
-"""A context's probability is the mean of about this many last bits: layers differ, so forget."""
-
-RECIPROCALS = np.array([ONE * 2 // (2 * n + 3) for n in range(ADAPTATION_LIMIT + 1)], np.int64)
-"""Weight of the next bit in a context that has seen n, times 65536: 1 / (n + 3/2)."""
-
-_FLOOR, _CEILING = 64, ONE - 64
-
 
 def scale_index(ones: int, count: int) -> int:
     """Return the index in `SCALE` that codes ``ones`` of ``count`` bits in the fewest bits."""
@@ -68,14 +56,6 @@ def scale_index(ones: int, count: int) -> int:
     probability = SCALE / ONE
     cost = -(ones * np.log2(probability) + (count - ones) * np.log2(1 - probability))
     return int(np.argmin(cost))
-
-
-@compiled
-def adapt(probability: np.uint32, seen: int, bit: int) -> np.uint32:
-    """Move a context's probability towards the bit it has just seen."""
-    target = ONE if bit else 0
-    moved = np.int64(probability) + (((target - np.int64(probability)) * RECIPROCALS[seen]) >> 16)
-    return np.uint32(min(max(moved, _FLOOR), _CEILING))
 
 
 UNITS = (4, 8)
@@ -99,10 +79,11 @@ class Factors:
     positions: NDArray[np.int32]
 
     @classmethod
-    def zeros(cls, active: ActiveBlock) -> Factors:
-        """Return factors that add nothing."""
-        counts = (len(active.rows), int(active.column_active.sum()), active.layout.positions)
-        return cls(UNITS[0], *(np.zeros(count, dtype=np.int32) for count in counts))
+    def even(cls, active: ActiveBlock, unit: int = UNITS[0], row: int = 0) -> Factors:
+        """Return factors that add ``row`` units to every level."""
+        columns = np.zeros(int(active.column_active.sum()), dtype=np.int32)
+        positions = np.zeros(active.layout.positions, dtype=np.int32)
+        return cls(unit, np.full(len(active.rows), row, dtype=np.int32), columns, positions)
 
     def row_offsets(self) -> NDArray[np.int32]:
         """Return what each active row adds, in levels."""
@@ -190,7 +171,7 @@ class Description:
         signs: how the flips of the survivors are stored.
         flip_index: of the probability of a flip, in `SCALE`.
         chance: probability of survival times 65536, where ``mask`` is EVEN.
-        factors: where ``mask`` is THRESHOLD (one row factor, the threshold) or FACTORS.
+        factors: where ``mask`` is THRESHOLD (all rows add the same) or FACTORS.
         first: first uncertain bucket.
         last: one past the last uncertain bucket.
         indices: of the probability of each uncertain bucket, in `SCALE`.
@@ -250,17 +231,9 @@ class Description:
 
     def predictor(self, plan: ActivePlan) -> Predictor:
         """Return what predicts the mask, as compiled code takes it."""
-        rows, places = len(plan.rows), len(plan.places)
-        row_offsets, place_offsets = np.zeros(rows, np.int32), np.zeros(places, np.int32)
+        factors = self.factors or Factors.even(self.active)
         chances = np.zeros(COUNT, dtype=np.uint32)
         first, last = self.first, self.last
-        if self.mask is MaskMode.FACTORS:
-            assert self.factors is not None
-            row_offsets = self.factors.row_offsets()
-            place_offsets = self.factors.place_offsets(plan)
-        elif self.mask is MaskMode.THRESHOLD:
-            assert self.factors is not None
-            row_offsets = np.full(rows, self.factors.rows[0], dtype=np.int32)
         if self.mask is MaskMode.EVEN:
             first, last = 0, 1
             chances[0] = self.chance
@@ -268,8 +241,8 @@ class Description:
             chances[first:last] = SCALE[self.indices]
         return Predictor(
             scored=self.mask in (MaskMode.THRESHOLD, MaskMode.FACTORS),
-            row_offsets=row_offsets,
-            place_offsets=place_offsets,
+            row_offsets=factors.row_offsets(),
+            place_offsets=factors.place_offsets(plan),
             first=first,
             last=last,
             chances=chances,

@@ -1,13 +1,12 @@
 """Side information: what the side stream says of each tensor, in the order of its bytes.
 
 Writing and reading are one description of the layout. Every value passes through the stream as
-``value = stream.number(value, ...)``: a writer's value comes back as it is, a reader's is ignored
-and replaced by what the stream holds.
+``value = stream.number(value, ...)``, which ignores a reader's value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +25,6 @@ from pabzip.formats.context.model import (
     Factors,
     MaskMode,
 )
-from pabzip.formats.context.payload import MOST_BYTES_A_WEIGHT
 from pabzip.formats.context.range_coder import FLUSH_BYTES
 from pabzip.formats.context.side_stream import SideStream, fold, unfold
 from pabzip.formats.seeded import SeededEntry
@@ -34,6 +32,7 @@ from pabzip.formats.seeded import SeededEntry
 Integers = NDArray[np.int32]
 
 _LARGEST_OFFSET = 1 << 24  # of a threshold, or of the middle of factors
+_MOST_BYTES_A_WEIGHT = 4  # two range-coded bits at most, each of probability 2**-16 or more
 _EARLIER = 2  # tensors whose rows may be what feeds a tensor's columns
 
 
@@ -64,7 +63,7 @@ class SideInformation:
     """
 
     def __init__(self, data: bytes | None = None):
-        self.stream = SideStream(data, contexts.COUNT)
+        self.stream = SideStream(data)
         self._earlier: dict[int, list[_EarlierRows]] = {}
 
     def tensor(
@@ -152,8 +151,7 @@ class SideInformation:
                 raise FormatError("side stream", "expected a probability above 0, found 0")
         elif found.mask is MaskMode.THRESHOLD:
             threshold = self._offset(int(found.factors.rows[0]) if found.factors else 0)
-            none = np.zeros(0, dtype=np.int32)
-            found.factors = Factors(1, np.array([threshold], dtype=np.int32), none, none)
+            found.factors = Factors.even(found.active, 1, threshold)
         elif found.mask is MaskMode.FACTORS:
             predicted = self._factors(found)
         if found.mask in (MaskMode.THRESHOLD, MaskMode.FACTORS):
@@ -162,7 +160,7 @@ class SideInformation:
 
     def _factors(self, found: Description) -> Integers:
         """Pass the factors of rows, columns and positions; return what the rows predict."""
-        active, known = found.active, found.factors or Factors.zeros(found.active)
+        active, known = found.active, found.factors or Factors.even(found.active)
         unit = UNITS[self.stream.bit(UNITS.index(known.unit), contexts.UNIT)]
         rows, residuals = self._scattered(known.rows, np.int32(0), contexts.ROW_FACTORS)
         predicted = np.zeros(active.layout.rows, dtype=np.int32)
@@ -200,7 +198,7 @@ class SideInformation:
         """
         middle = self._offset(_middle(values - expected))
         residuals = values - expected - np.int32(middle)
-        residuals = self.stream.residuals(residuals, base, len(values))
+        residuals = self.stream.residuals(residuals, base)
         return expected + np.int32(middle) + residuals, residuals
 
     def _offset(self, value: int) -> int:
@@ -240,69 +238,44 @@ class SideInformation:
         """
         weights: list[int] = found.active.chunk_weights().tolist()
         ahead: list[int] = np.cumsum(weights[::-1])[::-1].tolist()  # weights from each chunk on
-        limits = [MOST_BYTES_A_WEIGHT * count + FLUSH_BYTES for count in weights]
-        first = self.stream.number(
-            int(found.coded_bytes[0]) if self.stream.writing else 0, contexts.CODED_BYTES
-        )
-        _check_size(first, limits[0])
-        found.coded_bytes = self._sizes(
-            found.coded_bytes,
-            [first],
-            limits,
-            lambda place, sizes: sizes[-1] * weights[place] // weights[place - 1],
-            contexts.BYTES_CHANGE,
-        )
+        none = [0] * len(weights)
+        known = found.coded_bytes.tolist() if self.stream.writing else none
+        coded: list[int] = []
+        for place, weight in enumerate(weights):
+            limit = _MOST_BYTES_A_WEIGHT * weight + FLUSH_BYTES
+            if not coded:
+                size = self.stream.number(known[place], contexts.CODED_BYTES)
+                coded.append(_checked_size(size, limit))
+            else:
+                likely = coded[-1] * weight // weights[place - 1]
+                coded.append(self._size(known[place], likely, limit, contexts.BYTES_CHANGE))
+        known = found.survivors.tolist() if self.stream.writing else none
+        kept: list[int] = []
         rest = survivors
-
-        def share(place: int, sizes: list[int]) -> int:
-            """Return the chunk's share of the survivors that are left."""
-            nonlocal rest
-            rest = survivors if not sizes else rest - sizes[-1]
-            return rest * weights[place] // ahead[place]
-
-        kept = self._sizes(found.survivors, [], weights[:-1], share, contexts.SURVIVORS)
-        last = survivors - int(kept.sum())
-        if not 0 <= last <= weights[-1]:
+        for place, weight in enumerate(weights[:-1]):
+            likely = rest * weight // ahead[place]
+            kept.append(self._size(known[place], likely, weight, contexts.SURVIVORS))
+            rest -= kept[-1]
+        if not 0 <= rest <= weights[-1]:
             raise FormatError(
                 "side stream",
-                f"expected 0 to {weights[-1]} survivors in the last chunk, found {last}",
+                f"expected 0 to {weights[-1]} survivors in the last chunk, found {rest}",
             )
-        found.survivors = np.append(kept, last)
+        found.coded_bytes = np.array(coded, dtype=np.int64)
+        found.survivors = np.array([*kept, rest], dtype=np.int64)
 
-    def _sizes(
-        self,
-        known: NDArray[np.int64],
-        sizes: list[int],
-        limits: list[int],
-        expected: Callable[[int, list[int]], int],
-        base: int,
-    ) -> NDArray[np.int64]:
-        """Pass the sizes that follow ``sizes``, each as its difference from what is expected.
-
-        Args:
-            known: all sizes, for a writer.
-            sizes: those that have passed already.
-            limits: the most that each may be.
-            expected: called with a place and the sizes before it.
-            base: first of the contexts.
-
-        Raises:
-            FormatError: a size is below 0 or above its limit.
-        """
-        for place in range(len(sizes), len(limits)):
-            likely = expected(place, sizes)
-            change = fold(int(known[place]) - likely) if self.stream.writing else 0
-            sizes.append(likely + unfold(self.stream.number(change, base)))
-            _check_size(sizes[-1], limits[place])
-        return np.array(sizes, dtype=np.int64)
+    def _size(self, known: int, likely: int, limit: int, base: int) -> int:
+        """Pass a chunk's size as its difference from what is likely."""
+        return _checked_size(likely + unfold(self.stream.number(fold(known - likely), base)), limit)
 
 
-def _check_size(size: int, limit: int) -> None:
-    """Check the size of a chunk."""
+def _checked_size(size: int, limit: int) -> int:
+    """Return the size of a chunk if it is one."""
     if not 0 <= size <= limit:
         raise FormatError(
             "side stream", f"expected a chunk's size to be 0 to {limit}, found {size}"
         )
+    return size
 
 
 def _middle(values: Integers) -> int:
@@ -323,4 +296,4 @@ def read_descriptions(data: bytes, entries: Sequence[SeededEntry]) -> Iterator[D
     information = SideInformation(data)
     for entry in entries:
         yield information.tensor(entry.shape, entry.survivors)
-    information.stream.close()
+    information.stream.close("side stream")

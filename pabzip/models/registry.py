@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pabzip.errors import ArchitectureError
-from pabzip.formats.registry import ARCHITECTURES
+from pabzip.formats.limits import ARCHITECTURES
 from pabzip.registry import NETWORKS
 from pabzip.seeds import check_seed
 

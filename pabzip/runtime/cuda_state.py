@@ -23,10 +23,9 @@ import triton.language as tl
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, shown
-from pabzip.formats.context.decoder import ContextDecoder
+from pabzip.formats.context.decoder import FINE, PROBLEMS, ContextDecoder
 from pabzip.formats.context.geometry import FRACTIONS
 from pabzip.formats.context.model import BUCKET_OF
-from pabzip.formats.context.payload import FINE, PROBLEMS
 from pabzip.runtime.decode_tables import (
     CHUNK_FIELDS,
     PIECE,

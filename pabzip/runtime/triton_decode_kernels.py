@@ -10,7 +10,7 @@ Three launches serve all tensors of a file:
 3. `write_kernel`, a piece a program: numbers the survivors, finds their signs, draws the
    magnitudes again (cheaper than the memory to keep them) and writes weights.
 
-`pabzip.formats.context.payload.decode_chunk` is the definition that they follow to the bit.
+`pabzip.formats.context.decoder.decode_chunk` is the definition that they follow to the bit.
 What a damaged file holds never leads them outside the tables: plain signs are read for as many
 survivors as the tables have room for, and all else is bounded by the counts of active weights.
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pabzip.formats.context import model, payload
+from pabzip.formats.context import decoder, model
 from pabzip.runtime import decode_tables
 from pabzip.runtime.decode_tables import CHUNK_FIELDS
 from pabzip.seeds.cuda import (
@@ -58,10 +58,10 @@ FIELD_OUT = tl.constexpr(CHUNK_FIELDS.index("out"))
 
 SIGNS_PLAIN = tl.constexpr(model.SIGNS_PLAIN)
 SIGNS_CODED = tl.constexpr(model.SIGNS_CODED)
-FINE = tl.constexpr(payload.FINE)
-WRONG_COUNT = tl.constexpr(payload.WRONG_COUNT)
-WRONG_LENGTH = tl.constexpr(payload.WRONG_LENGTH)
-WRONG_PADDING = tl.constexpr(payload.WRONG_PADDING)
+FINE = tl.constexpr(decoder.FINE)
+WRONG_COUNT = tl.constexpr(decoder.WRONG_COUNT)
+WRONG_LENGTH = tl.constexpr(decoder.WRONG_LENGTH)
+WRONG_PADDING = tl.constexpr(decoder.WRONG_PADDING)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -112,5 +112,9 @@ class _StampedFile:
 
     def load(self, key: Any) -> Any:
         """Return the machine code of one signature; None if it must be compiled."""
-        stamp, data = self._file.load(key) or (None, None)
+        try:
+            stamp, data = self._file.load(key) or (None, None)
+        except (AttributeError, ImportError):  # of older source, whose types are gone
+            self._file.flush()
+            return None
         return data if stamp == self._stamp else None

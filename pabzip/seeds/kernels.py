@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -42,17 +41,17 @@ _MULTIPLIER_0, _MULTIPLIER_1 = (np.uint64(word) for word in MULTIPLIERS)
 _INCREMENT_0, _INCREMENT_1 = (np.uint64(word) for word in KEY_INCREMENTS)
 
 
-def _typed_leading_zeros(_context: Any, _value: Any) -> Any:
+def _typed_leading_zeros(_context: Any, value: Any) -> Any:
     """Give numba the type and the machine code of `leading_zeros`."""
 
     def generate(_ctx: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
 
-    return types.uint32(types.uint32), generate
+    return value(value), generate
 
 
 leading_zeros: Any = intrinsic(_typed_leading_zeros)
-"""Leading zeros of a uint32 that is not 0, as uint32; to be called from compiled code alone."""
+"""Leading zeros of a uint32 or uint64, as the same type; to be called from compiled code alone."""
 
 
 @compiled

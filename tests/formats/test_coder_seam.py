@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pabzip.errors import FormatError, PackError, SeedError
-from pabzip.formats import coders
+from pabzip.formats import coder
 from pabzip.formats.coder import OnTensor, Payload, Spent, Task, run_tasks
 from pabzip.formats.context import Context
 from pabzip.formats.huffman import Huffman
@@ -76,7 +76,7 @@ def two_coders(monkeypatch: pytest.MonkeyPatch) -> None:
     registry: Registry[Any] = Registry("coder", "register_coder", "pabzip.formats", error=PackError)
     registry.register("huffman")(Huffman)
     registry.register("repeating", shares_side=True)(Repeating)
-    monkeypatch.setattr(coders, "CODERS", registry)
+    monkeypatch.setattr(coder, "CODERS", registry)
 
 
 def ticket_of(*codes: Any) -> Ticket:
@@ -156,11 +156,11 @@ def test_unknown_coder_for_writing(name: Any, small_ticket: Ticket, save: Any) -
 
 
 def test_both_coders_are_registered() -> None:
-    assert coders.CODERS.names == ("huffman", "context")
-    assert coders.CODERS.get("huffman") is Huffman
-    assert coders.CODERS.get("context") is Context
-    assert not coders.shares_side("huffman")
-    assert coders.shares_side("context")
+    assert coder.CODERS.names == ("huffman", "context")
+    assert coder.CODERS.get("huffman") is Huffman
+    assert coder.CODERS.get("context") is Context
+    assert not coder.shares_side("huffman")
+    assert coder.shares_side("context")
 
 
 @pytest.mark.parametrize("name", ["v1-lenet-huffman", "v1-context"])

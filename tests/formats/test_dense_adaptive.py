@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import arrays
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats import DENSE_TYPES
-from pabzip.formats.checks import deflate
 from pabzip.formats.dense import DenseEntry
 from pabzip.formats.dense_adaptive import decode_adaptive, encode_adaptive
 from pabzip.formats.dense_sections import decode_group, encode_group
+from pabzip.formats.limits import deflate
 from pabzip.ticket import DenseTensor, Ticket
 
 Plain = Callable[[list[list[Any]], bytes], dict[str, bytes]]
@@ -199,7 +199,7 @@ BN = batch_norms([8], empty=0.25)
     [
         (lambda p: p[:3], "expected at least 4 bytes, found 3"),
         (lambda p: b"\x16" + p[1:], "expected at most 21 bits of float32 left out, found 22"),
-        (lambda p: p + b"\x00", "without zeros at its end"),
+        (lambda p: p + b"\x00", "without zeros at the end"),
         (lambda p: p + b"\x01" * 8, "expected a stream of at most"),
     ],
 )

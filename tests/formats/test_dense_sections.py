@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from pabzip.errors import FormatError, PackError
 from pabzip.formats import DENSE_TYPES, bfloat16_to_float32, rounded
-from pabzip.formats.dense import DenseEntry
+from pabzip.formats.dense import DenseEntry, to_stored
 from pabzip.formats.dense_sections import decode_group, group_sizes
-from pabzip.formats.half import to_stored
 from pabzip.ticket import DenseTensor, Ticket
 
 Save = Callable[..., bytes]

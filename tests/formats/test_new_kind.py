@@ -27,11 +27,13 @@ from pabzip.formats import (
     report,
     resolve,
     save,
-    validate,
     verify,
 )
-from pabzip.formats.checks import as_array, check_integer, check_shape
-from pabzip.formats.entries import KINDS
+from pabzip.formats import (
+    contents as holding,
+)
+from pabzip.formats.contents import KINDS
+from pabzip.formats.limits import as_array, check_integer, check_shape
 from pabzip.seeds import InitSpec
 
 
@@ -136,7 +138,7 @@ class FewBits:
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header, "KINDS", (*KINDS, FewBitsEntry))
-    monkeypatch.setattr(validate, "Tensor", validate.Tensor | FewBits)
+    monkeypatch.setattr(holding, "Tensor", holding.Tensor | FewBits)
 
 
 def tensors(bits: int = 3, highest: int = 7) -> list[Any]:

@@ -98,6 +98,26 @@ def test_an_edit_of_what_a_kernel_calls_or_reads_is_compiled_anew(copy: Path) ->
     assert cached(copy) == files  # new code takes the place of the old
 
 
+def test_a_cache_that_names_types_that_are_gone_is_compiled_anew(copy: Path) -> None:
+    callee, caller = (copy / "pabzip" / "seeds" / f"_calle{letter}.py" for letter in "er")
+    callee.write_text(
+        "from typing import NamedTuple\n\n\nclass Pair(NamedTuple):\n    one: int\n    two: int\n"
+    )
+    caller.write_text(
+        "from pabzip.seeds._callee import Pair\n"
+        "from pabzip.seeds.compiled import compiled\n\n\n"
+        "@compiled\ndef added(pair):\n    return pair.one + pair.two\n\n\n"
+        "print(added(Pair(1, 2)), sum(added.stats.cache_hits.values()))\n"
+    )
+    assert run(copy) == "3 0"
+    files = cached(copy)
+    for file in (callee, caller):
+        file.write_text(file.read_text().replace("Pair", "Both"))
+    assert run(copy) == "3 0"
+    assert run(copy) == "3 1"
+    assert cached(copy) == files
+
+
 def test_modules_that_are_reloaded_are_compiled_anew(copy: Path) -> None:
     (copy / "reload.py").write_text(
         "import importlib, pathlib\n"

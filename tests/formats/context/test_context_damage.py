@@ -162,7 +162,7 @@ def test_fault_12_both_decoders_refuse_the_same_bytes(
 
 def written(write: Callable[[SideStream], Any]) -> bytes:
     """A side stream that holds what ``write`` passes."""
-    stream = SideStream(None, contexts.COUNT)
+    stream = SideStream(None)
     write(stream)
     return stream.getvalue()
 
@@ -212,10 +212,10 @@ def test_active_rows_without_active_columns(empty: str) -> None:
         if empty == "columns":
             stream.bit(1, contexts.ALL_ROWS)
             stream.bit(0, contexts.ALL_COLUMNS)
-            stream.bits(0, np.full(6, contexts.COLUMN))
+            stream.bits(np.zeros(6, np.uint8), np.full(6, contexts.COLUMN))
         else:
             stream.bit(0, contexts.ALL_ROWS)
-            stream.bits(0, np.full(4, contexts.ROW))
+            stream.bits(np.zeros(4, np.uint8), np.full(4, contexts.ROW))
             stream.bit(1, contexts.ALL_COLUMNS)
 
     assert "active rows and columns in the same groups" in refuse((4, 6), 0, write)
@@ -239,9 +239,9 @@ def test_survivors_without_active_weights() -> None:
     def write(stream: SideStream) -> None:
         stream.bit(1, contexts.PLAIN_LAYOUT)
         stream.bit(0, contexts.ALL_ROWS)
-        stream.bits(0, np.full(4, contexts.ROW))
+        stream.bits(np.zeros(4, np.uint8), np.full(4, contexts.ROW))
         stream.bit(0, contexts.ALL_COLUMNS)
-        stream.bits(0, np.full(6, contexts.COLUMN))
+        stream.bits(np.zeros(6, np.uint8), np.full(6, contexts.COLUMN))
 
     assert "expected 5 survivors, found no active weight" in refuse((4, 6), 5, write)
 

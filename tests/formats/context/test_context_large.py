@@ -13,10 +13,9 @@ from pabzip.errors import FormatError
 from pabzip.formats.coder import run_tasks
 from pabzip.formats.context import geometry as layouts
 from pabzip.formats.context.decoder import chunk_tasks
-from pabzip.formats.context.encoder import describe
+from pabzip.formats.context.encoder import describe, encode_chunks
 from pabzip.formats.context.geometry import PIECE, ActiveBlock, ActivePlan, Layout, next_piece
 from pabzip.formats.context.model import MaskMode
-from pabzip.formats.context.payload import encode_chunk
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.seeds import InitSpec, magnitudes, weights
 from pabzip.seeds.kernels import generator_arguments, picked_magnitudes
@@ -85,17 +84,11 @@ def test_a_chunk_beyond_2_to_the_32(
     plan = ActivePlan.of(active)
     description, _ = describe(active, plan, levels, codes)
     assert description.mask is MaskMode.THRESHOLD
-    chunks = [
-        encode_chunk(plan, description.predictor(plan), levels, codes, begin, end)
-        for begin, end in active.chunks
-    ]
-    description.coded_bytes = np.array([len(coded) for coded, _, _ in chunks])
-    description.survivors = np.array([kept for _, _, kept in chunks])
+    payload = encode_chunks(description, plan, levels, codes)
     survivors = int(description.survivors.sum())
     writer = SideInformation()
     writer.tensor((ROWS, WIDTH), survivors, description)
     read = SideInformation(writer.stream.getvalue()).tensor((ROWS, WIDTH), survivors)
-    payload = b"".join(coded + signs for coded, signs, _ in chunks)
 
     none: Any = np.zeros(0, np.int8)
     # Pages of the file that nothing is written to take no room.

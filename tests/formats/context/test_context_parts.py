@@ -57,7 +57,7 @@ def test_bits_come_back(plain: ModuleType, coins: Any, likely: bool) -> None:
     low, span, position = np.uint64(0), np.uint64(0xFFFFFFFF), 0
     for (chance, _), bit in zip(coins, bits, strict=True):
         low, span, position = encode_bit(low, span, position, out, bit, np.uint32(chance))
-    data = out[: finish(low, span, position, out, 0)]
+    data = out[: finish(low, span, position, out)]
     assert not len(data) or data[-1] != 0
     code, span, position = start_decoding(data, 0, len(data))
     plainly = plain.Bits(data.tobytes())
@@ -79,8 +79,8 @@ def test_bits_come_back(plain: ModuleType, coins: Any, likely: bool) -> None:
 def test_values_come_back(
     plain: ModuleType, values: list[int], numbers: list[int], flags: list[bool]
 ) -> None:
-    stream = SideStream(None, contexts.COUNT)
-    stream.residuals(np.array(values, np.int32), contexts.ROW_FACTORS, len(values))
+    stream = SideStream(None)
+    stream.residuals(np.array(values, np.int32), contexts.ROW_FACTORS)
     for number in numbers:
         stream.number(number, contexts.LAYOUT)
     for flag in flags:
@@ -88,14 +88,14 @@ def test_values_come_back(
     stream.plain(1234, 11)
     data = stream.getvalue()
 
-    reader = SideStream(data, contexts.COUNT)
+    reader = SideStream(data)
     count = len(values)
     none = np.zeros(count, np.int32)
-    assert reader.residuals(none, contexts.ROW_FACTORS, count).tolist() == values
+    assert reader.residuals(none, contexts.ROW_FACTORS).tolist() == values
     assert [reader.number(0, contexts.LAYOUT) for _ in numbers] == numbers
     assert [bool(reader.bit(0, contexts.ROW)) for _ in flags] == flags
     assert reader.plain(0, 11) == 1234
-    reader.close()
+    reader.close("side stream")
 
     side = plain.Side(data)
     kind = side.plain(4)
@@ -107,19 +107,19 @@ def test_values_come_back(
 
 
 def test_a_side_stream_must_end() -> None:
-    stream = SideStream(None, contexts.COUNT)
+    stream = SideStream(None)
     stream.plain(5, 3)
-    reader = SideStream(stream.getvalue() + b"\1" * 5, contexts.COUNT)
+    reader = SideStream(stream.getvalue() + b"\1" * 5)
     reader.plain(0, 3)
     with pytest.raises(FormatError, match="without zeros at the end"):
-        reader.close()
+        reader.close("side stream")
 
 
 def test_used_bits_count_what_was_passed() -> None:
-    stream = SideStream(None, contexts.COUNT)
+    stream = SideStream(None)
     stream.plain(0, 40)
     assert stream.used_bits == pytest.approx(40, abs=0.1)
-    reader = SideStream(stream.getvalue(), contexts.COUNT)
+    reader = SideStream(stream.getvalue())
     reader.plain(0, 40)
     assert reader.used_bits == pytest.approx(40, abs=0.1)
 
