@@ -21,13 +21,8 @@ from .callbacks.tensorboard import (
     TensorBoard,
 )
 from .config import (
-    BopRecipe,
-    LatentRecipe,
-    PsgRecipe,
     Recipe,
     SearchRecipe,
-    SgdRecipe,
-    SignSgdRecipe,
     default_recipe,
     from_dict,
     merge,
@@ -50,7 +45,12 @@ from .file_size import (
     ExpectedBytes,
 )
 from .methods import (
+    BopRecipe,
+    LatentRecipe,
     Method,
+    PsgRecipe,
+    SgdRecipe,
+    SignSgdRecipe,
     method_of,
 )
 from .pruning import (

@@ -12,9 +12,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pabzip.data import geometry
 from pabzip.errors import RecipeError, SearchError
+from pabzip.registry import METHODS
 from pabzip.search import synflow
 from pabzip.train.build import draw_network, evaluation_mode
-from pabzip.train.config import METHODS, PsgRecipe, Recipe, method_of
+from pabzip.train.config import Recipe
+from pabzip.train.methods import PsgRecipe, method_of
 from pabzip.train.results import LayerCost, StepCosts
 
 _FULL = 32  # bits of a float32 operand

@@ -26,8 +26,9 @@ from pabzip.init import seeded_parameters, seeding
 from pabzip.registry import SEARCHES
 from pabzip.search import apply_masks
 from pabzip.train.build import build_network, isolated, pick_device
-from pabzip.train.config import Recipe, method_of, settled, to_dict
+from pabzip.train.config import Recipe, comparable, to_dict
 from pabzip.train.cost import step_costs
+from pabzip.train.methods import method_of
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.
 _SAMPLE_EPOCH = 2**30 - 1
@@ -109,13 +110,12 @@ def search_masks(
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
     input_shape = (splits.in_channels, splits.image_size, splits.image_size)
-    facts = SEARCHES.facts(settings.method)
     own: dict[str, Any] = {}
-    if facts.get("needs_data"):
+    if settings.reads["samples"]:
         own["example_inputs"] = _samples(net, recipe, splits.train)
-    elif "dtype" in facts.get("takes", ()):
+    if settings.reads["precision"]:
         own["dtype"] = getattr(torch, settings.precision)
-    if "ratios" in facts.get("takes", ()):
+    if settings.reads["ratios"]:
         own["ratios"] = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
     masks: dict[str, Tensor] = SEARCHES.get(settings.method)(
         net, keep_ratio, input_shape=input_shape, iterations=settings.rounds,
@@ -329,16 +329,14 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
         if name in checkpoint.state_dict:
             shape = list(checkpoint.state_dict[name].shape)
             pairs[f"shape of {name}"] = (shape, list(weight.shape))
-    here, there = to_dict(recipe), checkpoint.settings
-    if there is None:
+    if checkpoint.settings is None:
         pairs["recipe"] = (None, "a recipe")
     else:
-        pairs["keep_ratio"] = (there.get("keep_ratio"), here["keep_ratio"])
-        if _needs_data(recipe):
-            pairs |= {key: (there.get(key), here[key]) for key in ("data", "batch_size")}
-        searched = there.get("search")
-        before = settled(searched) if isinstance(searched, Mapping) else {}
-        compare("search.", before, settled(here["search"]))
+        there, here = comparable(checkpoint.settings), comparable(recipe)
+        seen = ["data", "batch_size"] if recipe.search.reads["samples"] else []
+        searched = [key for key in {**here, **there} if key.startswith("search.")]
+        for key in ["keep_ratio", *seen, *searched]:
+            pairs[key] = (there.get(key), here.get(key))
 
     def shown(value: object) -> str:
         return "nothing" if value is None else str(value)
@@ -348,9 +346,3 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
         for key, (there, here) in pairs.items()
         if there != here
     ]
-
-
-def _needs_data(recipe: Recipe) -> bool:
-    """Return whether the recipe's search looks at images, as `SEARCHES` says."""
-    method = recipe.search.method
-    return method in SEARCHES and bool(SEARCHES.facts(method).get("needs_data", False))

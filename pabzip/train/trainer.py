@@ -31,11 +31,12 @@ from pabzip.train.build import (
     sharded,
 )
 from pabzip.train.callbacks import Callback
-from pabzip.train.config import Recipe, comparable, method_of, to_dict
+from pabzip.train.config import Recipe, comparable, to_dict
 from pabzip.train.cost import step_costs
 from pabzip.train.distributed import ProcessGroup, digest, local_rank, process_group
 from pabzip.train.evaluation import Evaluation, batch_sums, summarized
 from pabzip.train.file_size import ExpectedBytes
+from pabzip.train.methods import method_of
 from pabzip.train.optimizers import Optimizers, predictive_gradients, shortened
 from pabzip.train.precision import Precision
 from pabzip.train.pruning import (

@@ -21,6 +21,7 @@ from pabzip import data
 from pabzip.checkpoint import load_checkpoint
 from pabzip.data import Images, Splits
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
+from pabzip.registry import METHODS
 from pabzip.train import (
     Callback,
     EpochStats,
@@ -32,7 +33,6 @@ from pabzip.train import (
     to_dict,
     train,
 )
-from pabzip.train.config import METHODS
 from pabzip.train.resume import SaveSchedule, check_resume, surroundings
 
 
