@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pabzip.train.config import Recipe
-    from pabzip.train.cost import Estimate
+    from pabzip.train.pruning import Estimate
 
 
 def about(values: dict[str, Any]) -> str:
@@ -137,7 +137,7 @@ def bitops(
         if key not in _KEYS:
             remark(reporter, f"{key}: the count does not depend on it")
     require("torch", extra="train", purpose="pabzip bench bitops")
-    from pabzip.train.cost import estimate_costs
+    from pabzip.train.pruning import estimate_costs
 
     with search_bar(reporter) as on_iteration:
         estimate = estimate_costs(recipe, on_iteration=on_iteration)

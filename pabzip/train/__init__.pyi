@@ -29,10 +29,8 @@ from .config import (
     to_dict,
 )
 from .cost import (
-    Estimate,
     bit_operations,
     count_macs,
-    estimate_costs,
     layer_costs,
     method_costs,
     step_costs,
@@ -54,8 +52,10 @@ from .methods import (
     method_of,
 )
 from .pruning import (
+    Estimate,
     SearchResult,
     apply_ticket,
+    estimate_costs,
     find_ticket,
 )
 from .recipes import (

@@ -50,6 +50,14 @@ def _feed(hasher: Any, value: Any) -> None:
             hasher.update(f"{type(value).__name__} {len(text)}\n".encode() + text)
 
 
+def bounds(count: int, parts: int, part: int) -> tuple[int, int]:
+    """Return where one part of a batch, or of anything else that is counted, begins and ends.
+
+    Parts differ by one item at most, and the part of a process is that of its shards together.
+    """
+    return count * part // parts, count * (part + 1) // parts
+
+
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)

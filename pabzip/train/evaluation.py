@@ -25,6 +25,7 @@ from torch.func import functional_call
 from pabzip.data import AnyImages, ImageFiles, Images, Splits, batches, load
 from pabzip.errors import DataError
 from pabzip.train.build import evaluation_mode
+from pabzip.train.distributed import bounds
 
 BATCH_SIZE = 256
 """Images in a batch of `evaluate`."""
@@ -143,7 +144,7 @@ def batch_sums(
         raise DataError("evaluate: expected at least one image, found none")
     count = -(-len(images) // batch_size)
     rank, ranks = part
-    mine = range(rank * count // ranks, (rank + 1) * count // ranks)
+    mine = range(*bounds(count, ranks, rank))
     with _ready(model, device) as (forward, where):
         sums = torch.zeros(count, 2, dtype=torch.float64, device=where)
         walk = batches(images, batch_size, device=where, start=mine.start)

@@ -1,7 +1,8 @@
 """When and how a run searches its mask, and tickets that another run found.
 
 `planned_searches` says when. `search_masks` does one search; `find_ticket` writes what it found as
-a checkpoint (``--search-only``), which `apply_ticket` applies in another run (``--ticket``).
+a checkpoint (``--search-only``), which `apply_ticket` applies in another run (``--ticket``), and
+`estimate_costs` says what training on it would cost.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pabzip.data import AnyImages, Splits, batches, load
+from pabzip.data import AnyImages, Splits, batches, geometry, load
+from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
 from pabzip.registry import SEARCHES
 from pabzip.search import apply_masks
-from pabzip.train.build import build_network, isolated, pick_device
+from pabzip.train.build import build_network, draw_network, isolated, pick_device
 from pabzip.train.config import Recipe, comparable, to_dict
-from pabzip.train.cost import step_costs
+from pabzip.train.cost import method_costs, step_costs
 from pabzip.train.methods import method_of
+from pabzip.train.results import LayerCost
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.
 _SAMPLE_EPOCH = 2**30 - 1
@@ -78,7 +81,7 @@ def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
 def search_masks(
     net: nn.Module,
     recipe: Recipe,
-    splits: Splits,
+    splits: Splits | Geometry,
     planned: PlannedSearch = AT_ONCE,
     *,
     on_iteration: Callable[[int, int], None] | None = None,
@@ -93,7 +96,8 @@ def search_masks(
     Args:
         net: a network drawn from a seed, on the device that is to search.
         recipe: ``search``, ``keep_ratio``, ``seed`` and ``batch_size`` matter.
-        splits: the data; its training images serve SNIP and GraSP, its image size the others.
+        splits: the data; its training images serve SNIP and GraSP, its image size is enough for
+            the others.
         planned: which of the recipe's searches this is; it says how far to prune, every weight its
             own way where weights have ratios of their own.
         on_iteration: called as ``on_iteration(i, iterations)`` after each round, i from 1.
@@ -109,16 +113,16 @@ def search_masks(
         SeedError: ``net`` was not drawn from a seed.
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
-    input_shape = (splits.in_channels, splits.image_size, splits.image_size)
     own: dict[str, Any] = {}
     if settings.reads["samples"]:
+        assert isinstance(splits, Splits)
         own["example_inputs"] = _samples(net, recipe, splits.train)
     if settings.reads["precision"]:
         own["dtype"] = getattr(torch, settings.precision)
     if settings.reads["ratios"]:
         own["ratios"] = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
     masks: dict[str, Tensor] = SEARCHES.get(settings.method)(
-        net, keep_ratio, input_shape=input_shape, iterations=settings.rounds,
+        net, keep_ratio, input_shape=splits.input_shape, iterations=settings.rounds,
         schedule=settings.schedule, scope=settings.scope, seed=recipe.seed,
         on_iteration=on_iteration, **own,
     )  # fmt: skip
@@ -165,20 +169,12 @@ def _ratios(net: nn.Module, recipe: Recipe) -> dict[str, float]:
 class SearchResult:
     """What a search without training found: the keys of ``pabzip train --search-only --json``.
 
+    Attributes that `pabzip.train.TrainResult` has too are what they are there.
+
     Attributes:
-        arch: the recipe's architecture.
-        data: the recipe's dataset.
         search: the recipe's ``search.method``.
-        keep_ratio: the recipe's keep ratio.
         epochs: 0, since nothing was trained.
-        weights: number of seeded weights (N).
-        survivors: number of them that the mask kept (K).
-        bitops: bit operations of one training step of one sample by the recipe's method, as in
-            `TrainResult`.
-        layer_bitops: the part of each layer in it, by parameter name of the layer's weight.
-        seed: the recipe's seed.
-        output: path of the checkpoint.
-        seconds: wall-clock time.
+        seconds: wall-clock time of the search.
     """
 
     arch: str
@@ -346,3 +342,60 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
         for key, (there, here) in pairs.items()
         if there != here
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The cost of one training step of one sample, by every method.
+
+    Attributes:
+        layers: costs by name of the method, as `pabzip.train.method_costs` returns them.
+        weights: number of seeded weights.
+        survivors: how many of them the search keeps.
+    """
+
+    layers: dict[str, list[LayerCost]]
+    weights: int
+    survivors: int
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Bit operations of all layers together, by method."""
+        return {name: sum(cost.total for cost in costs) for name, costs in self.layers.items()}
+
+
+def estimate_costs(
+    recipe: Recipe, *, on_iteration: Callable[[int, int], None] | None = None
+) -> Estimate:
+    """Search a recipe's mask and count what its training step would cost.
+
+    The dataset is only looked up, not read: SynFlow needs no images.
+
+    Args:
+        recipe: ``arch``, ``arch_options``, ``data`` (one of `pabzip.data.names`), ``seed``,
+            ``scheme``, ``classifier``, ``keep_ratio``, ``search``, ``psg`` and ``drop_ratio``
+            matter. Where it searches late or in several shots, which takes training, the mask is
+            that of one search at initialization.
+        on_iteration: as for `pabzip.search.synflow`.
+
+    Raises:
+        RecipeError: another search than SynFlow.
+        DataError: the dataset is unknown.
+        ArchitectureError: options that do not fit the architecture.
+        SearchError: a network that does not take the data's images, or no usable mask.
+    """
+    if recipe.search.method != "synflow":
+        raise RecipeError(
+            "search.method: expected synflow, which needs no data, found "
+            f"{recipe.search.method!r}; estimate with synflow, or train and read the cost from the "
+            "results"
+        )
+    data = geometry(recipe.data)
+    net = draw_network(recipe, data)
+    masks = search_masks(net, recipe, data, on_iteration=on_iteration)
+    costs = method_costs(net, data.input_shape, masks, psg=recipe.psg, drop_ratio=recipe.drop_ratio)
+    return Estimate(
+        layers=costs,
+        weights=sum(mask.numel() for mask in masks.values()),
+        survivors=sum(int(mask.sum()) for mask in masks.values()),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
@@ -283,15 +283,11 @@ class SaveSchedule:
 
     Args:
         every: how often; None: never.
-        clock: the time in seconds; another one for tests.
     """
 
-    def __init__(self, every: SaveEvery | None, clock: Callable[[], float] = monotonic):
+    def __init__(self, every: SaveEvery | None):
         self._every = every
-        self._clock = clock
-        self._saved = clock()
-        self._steps = 0
-        self._epochs = 0
+        self.saved()
 
     def step_due(self) -> bool:
         """Count a step and say whether to save after it."""
@@ -305,7 +301,7 @@ class SaveSchedule:
 
     def saved(self) -> None:
         """Start counting anew."""
-        self._saved = self._clock()
+        self._saved = monotonic()
         self._steps = self._epochs = 0
 
     def _due(self) -> bool:
@@ -316,31 +312,28 @@ class SaveSchedule:
         return (
             (every.steps is not None and self._steps >= every.steps)
             or (every.epochs is not None and self._epochs >= every.epochs)
-            or (every.minutes is not None and self._clock() - self._saved >= 60 * every.minutes)
+            or (every.minutes is not None and monotonic() - self._saved >= 60 * every.minutes)
         )
 
 
-def surroundings(device: torch.device) -> dict[str, Any]:
-    """Return what decides the last bits of a result besides the recipe."""
+def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Return what decides a result to the last bit: it is saved with the state of a run."""
     return {
+        "pabzip": __version__,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": device.type,
+        "recipe": to_dict(recipe),
     }
-
-
-def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """Return the facts about a run that are saved with its state, for `check_resume`."""
-    return {"pabzip": __version__, **surroundings(device), "recipe": to_dict(recipe)}
 
 
 def check_resume(
     saved: Mapping[str, Any], recipe: Recipe, device: torch.device, place: str
 ) -> None:
-    """Refuse to continue with another recipe; warn of other surroundings.
+    """Refuse to continue with another recipe; warn of another torch, thread count or device.
 
     Args:
-        saved: what `RunStateFile.read` returned.
+        saved: the state from `RunStateFile.read`, with its `origin`.
         recipe: the present one.
         device: the present one.
         place: the file's name, for messages.
@@ -360,10 +353,11 @@ def check_resume(
             f"{'; '.join(differences)}. Continue with the old values, or begin again without "
             "--resume"
         )
-    for key, value in surroundings(device).items():
-        if saved[key] != value:
+    present = origin(recipe, device)
+    for key in ("torch", "threads", "device"):
+        if saved[key] != present[key]:
             warnings.warn(
-                f"{place}: {key} was {saved[key]} when the state was saved and is {value} now; "
+                f"{place}: {key} was {saved[key]} when the state was saved and is {present[key]} now; "
                 "the run goes on, but its last bits may differ from an uninterrupted one's",
                 stacklevel=2,
             )

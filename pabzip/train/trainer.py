@@ -68,21 +68,15 @@ class Trainer:
     then on what each one leaves.
 
     Args:
-        recipe: what to do.
-        device: where.
-        group: the processes that do it together.
-        callbacks: called as the run goes on.
+        recipe: as for `train`, with the number of its shards.
+        device: where the network trains.
+        group: the processes that train it together.
+        callbacks: as for `train`; none on processes other than the first.
         save: writes the state that it is given; None for a run that saves none.
         schedule: says when a save is due.
-        splits: the data; None loads the recipe's.
-        download: fetch a dataset that is missing.
-        ticket: a checkpoint of `find_ticket`, in place of the search; or None.
-
-    Raises:
-        RecipeError: augmentation where the data has none, shards that do not fit, or a ticket for
-            a method that has no use for it.
-        DataError: the dataset is unknown or missing.
-        ArchitectureError: the architecture does not fit the data.
+        splits: as for `train`, and so are all others.
+        download: see above.
+        ticket: see above.
     """
 
     def __init__(
