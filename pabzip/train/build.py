@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from pabzip import data, models
 from pabzip.data import Splits, batches
 from pabzip.data.registry import Geometry
 from pabzip.errors import ArchitectureError, RecipeError
-from pabzip.init import Seeding, attach_seeding, init_, seeding
+from pabzip.init import init_
 from pabzip.train.config import Recipe
 from pabzip.train.distributed import ProcessGroup
 
@@ -155,15 +156,6 @@ def seed_network(net: nn.Module, recipe: Recipe) -> nn.Module:
     return init_(net, recipe.seed, recipe.scheme, skip=skip)
 
 
-def forget_seeding(net: nn.Module) -> None:
-    """Record on ``net`` that none of its weights is its seed's any more; the seed stays on record.
-
-    For networks whose magnitudes were trained: a checkpoint of them names no seeded weight, and a
-    file stores all of them as dense tensors.
-    """
-    attach_seeding(net, Seeding(seeding(net).seed, {}))
-
-
 def classifier_name(net: nn.Module) -> str | None:
     """Return the name of the classifier: the last ``nn.Linear`` in module order, if any."""
     names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
@@ -217,8 +209,8 @@ def prepare_data(
         recipe: ``data``, ``data_root``, ``augment`` and ``shards`` matter.
         device: where batches are to go.
         group: the processes; one of them downloads before the others read.
-        splits: the data, already loaded; None loads the recipe's.
-        download: fetch a dataset that is missing.
+        splits: as for `pabzip.train.train`.
+        download: as for `pabzip.train.train`.
 
     Raises:
         DataError: the dataset is unknown, missing or damaged.
@@ -226,13 +218,10 @@ def prepare_data(
             among the processes or filled.
     """
     if splits is None:
-
-        def load(download: bool) -> Splits:
-            return data.load(recipe.data, root=recipe.data_root, download=download)
-
+        load = partial(data.load, recipe.data, root=recipe.data_root, download=download)
         if download and group.size > 1:
-            group.from_first(lambda: load(True).name)
-        splits = load(download)
+            group.from_first(lambda: load().name)
+        splits = load()
     if recipe.augment and splits.augmentation is None:
         raise RecipeError(
             f"augment: expected false for {splits.name}, which has no augmentation, found true"

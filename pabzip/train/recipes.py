@@ -16,19 +16,17 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pabzip.errors import RecipeError
-from pabzip.train.config import Recipe, default_recipe, merge, refuse_import
+from pabzip.train.config import Recipe, Table, default_recipe, merge, refuse_import
 
 _PACKAGE = "pabzip.recipes"
 _SUFFIX = ".toml"
-
-Table = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +50,13 @@ def published_recipes() -> list[PublishedRecipe]:
     Source: Peek-a-Boo, Tables 1 to 5 and Section 4.3. Rows for edge-popup are not among them: it
     finds hidden subnetworks, which have no signs to unmask.
     """
-    return list(_published())
-
-
-def _published() -> Iterator[PublishedRecipe]:
-    """Yield the rows of the files that come with pabzip."""
+    found = []
     # A package with compiled parts is never run from an archive, so these are files on disk.
     folder = Path(str(resources.files(_PACKAGE)))
     for file in sorted(folder.glob(f"*{_SUFFIX}")):
         for name, row in _read_toml(file)["rows"].items():
-            yield PublishedRecipe(name, row["about"], f"{file}#{name}")
+            found.append(PublishedRecipe(name, row["about"], f"{file}#{name}"))
+    return found
 
 
 def find_recipe(given: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -78,7 +73,7 @@ def find_recipe(given: str | os.PathLike[str]) -> str | os.PathLike[str]:
     file = recipe_file(name)
     if os.path.exists(file) or os.path.dirname(file) or file.endswith(_SUFFIX):
         return given
-    known = {recipe.name: recipe.path for recipe in _published()}
+    known = {recipe.name: recipe.path for recipe in published_recipes()}
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
         raise RecipeError(

@@ -84,11 +84,7 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], place: str) -> None:
-        """Restore a `state_dict`, to the bit.
-
-        Args:
-            state: what `state_dict` returned.
-            place: the file's name, for messages.
+        """Restore a `state_dict`, to the bit; ``place`` is the file's name, for messages.
 
         Raises:
             CheckpointError: it is not the state of such a run; this one is then undefined.
@@ -148,9 +144,6 @@ class RunStateFile:
 
     Args:
         output: the run's output; the file lies beside it, also where ``output`` is a link.
-
-    Attributes:
-        path: of the file.
     """
 
     def __init__(self, output: str | os.PathLike[str]):
@@ -353,11 +346,11 @@ def check_resume(
             f"{'; '.join(differences)}. Continue with the old values, or begin again without "
             "--resume"
         )
-    present = origin(recipe, device)
+    here = origin(recipe, device)
     for key in ("torch", "threads", "device"):
-        if saved[key] != present[key]:
+        if saved[key] != here[key]:
             warnings.warn(
-                f"{place}: {key} was {saved[key]} when the state was saved and is {present[key]} now; "
+                f"{place}: {key} was {saved[key]} when the state was saved and is {here[key]} now; "
                 "the run goes on, but its last bits may differ from an uninterrupted one's",
                 stacklevel=2,
             )

@@ -20,16 +20,9 @@ from pabzip.checkpoint import save_checkpoint
 from pabzip.data import Splits, batches
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.formats.atomic import open_atomic
-from pabzip.init import seeded_parameters
+from pabzip.init import Seeding, attach_seeding, seeded_parameters, seeding
 from pabzip.search import apply_masks
-from pabzip.train.build import (
-    build_network,
-    forget_seeding,
-    isolated,
-    pick_device,
-    prepare_data,
-    sharded,
-)
+from pabzip.train.build import build_network, isolated, pick_device, prepare_data, sharded
 from pabzip.train.callbacks import Callback
 from pabzip.train.config import Recipe, comparable, to_dict
 from pabzip.train.cost import step_costs
@@ -424,11 +417,12 @@ def train(
                 left = state_file.left() if group.first else "rank 0 says what is kept"
                 raise TrainingError(f"{error}; {left}") from error
             result = trainer.result(output)
+            net = trainer.state.net
             if not trainer.method.seeded:
-                forget_seeding(trainer.state.net)
+                # Magnitudes were trained: files name no seeded weight and store all as they are.
+                attach_seeding(net, Seeding(seeding(net).seed, {}))
             if file is not None:
-                settings, results = to_dict(recipe), result.lasting()
-                save_checkpoint(trainer.state.net, file, settings=settings, results=results)
+                save_checkpoint(net, file, settings=to_dict(recipe), results=result.lasting())
         if group.first:
             state_file.remove()
         for callback in called:

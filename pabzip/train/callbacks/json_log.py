@@ -51,24 +51,21 @@ class JsonLog(Callback):
     def on_train_start(self, recipe: Recipe, steps: int) -> None:
         """Open the file and write the recipe, or where an earlier run is continued."""
         header = {"pabzip": __version__, "steps": steps, "recipe": to_dict(recipe)}
-        target = self._target
+        if isinstance(self._target, str | os.PathLike):
+            mode = "w" if self._past is None else "a+"
+            self._file = open(self._target, mode, encoding="utf-8")  # noqa: SIM115 (see close)
+        else:
+            self._file = self._target
         if self._past is None:
-            if isinstance(target, str | os.PathLike):
-                self._file = open(target, "w", encoding="utf-8")  # noqa: SIM115 (closed in close)
-            else:
-                self._file = target
             self._write("start", header)
             return
         history, step = self._past
-        if isinstance(target, str | os.PathLike):
-            self._file = open(target, "a+", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        if self._file is not self._target:
             logged = _keep_past(self._file, len(history))
             if logged is None:
                 self._write("start", header)
             for stats in history[logged or 0 :]:
                 self.on_epoch_end(stats)
-        else:
-            self._file = target
         import torch
 
         self._write(
