@@ -425,13 +425,13 @@ def comparable(recipe: Recipe | Table) -> dict[str, Any]:
     if isinstance(search, Mapping) and search.get("iterations") is None:
         values["search"] = {**search, "iterations": _published(search.get("method"))}
     places = {declared.key for declared in all_settings() if declared.place}
-    return {key: value for key, value in _flat(values) if key not in places}
+    return {key: value for key, value in flat(values) if key not in places}
 
 
-def _flat(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the values of nested tables by dotted key."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

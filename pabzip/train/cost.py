@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,16 +34,13 @@ def count_macs(net: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
     """
     macs: dict[str, int] = {}
 
-    def count(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: Any, named: Any, output: torch.Tensor) -> None:
-            inputs = given[0] if given else named["input"]
-            macs[name] = macs.get(name, 0) + _macs(module, inputs, output)
-
-        return hook
+    def count(name: str, module: nn.Module, given: Any, named: Any, output: torch.Tensor) -> None:
+        inputs = given[0] if given else named["input"]
+        macs[name] = macs.get(name, 0) + _macs(module, inputs, output)
 
     hooks: list[Any] = [
         module.register_forward_hook(
-            count(f"{name}.weight" if name else "weight"), with_kwargs=True
+            partial(count, f"{name}.weight" if name else "weight"), with_kwargs=True
         )
         for name, module in net.named_modules()
         if isinstance(module, nn.Linear | _ConvNd)

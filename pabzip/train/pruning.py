@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -28,7 +28,7 @@ from pabzip.init import seeded_parameters, seeding
 from pabzip.registry import SEARCHES
 from pabzip.search import apply_masks
 from pabzip.train.build import build_network, draw_network, isolated, pick_device
-from pabzip.train.config import Recipe, comparable, to_dict
+from pabzip.train.config import Recipe, comparable, flat, to_dict
 from pabzip.train.cost import method_costs, step_costs
 from pabzip.train.methods import method_of
 from pabzip.train.results import LayerCost
@@ -138,14 +138,9 @@ def _samples(net: nn.Module, recipe: Recipe, images: AnyImages) -> list[tuple[Te
             f"found {wanted}"
         )
     device = next(iter(seeded_parameters(net).values())).device
-    parts: list[tuple[Tensor, Tensor]] = []
-    walk = batches(
-        images, min(recipe.batch_size, wanted), shuffle_seed=recipe.seed, epoch=_SAMPLE_EPOCH,
-        device=device,
-    )  # fmt: skip
-    while sum(len(labels) for _, labels in parts) < wanted:
-        parts.append(next(walk))
-    inputs, labels = (torch.cat(part)[:wanted] for part in zip(*parts, strict=True))
+    inputs, labels = next(
+        batches(images, wanted, shuffle_seed=recipe.seed, epoch=_SAMPLE_EPOCH, device=device)
+    )
     # Of nearly equal size, so that batch norm never meets a last batch of a single image.
     count = math.ceil(wanted / recipe.batch_size)
     halves = inputs.tensor_split(count), labels.tensor_split(count)
@@ -311,36 +306,35 @@ def apply_ticket(
 def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
     """Return what differs between a checkpoint and a recipe, for a message."""
     arch, options = getattr(net, "pabzip_arch", ("custom", {}))
-    pairs: dict[str, tuple[object, object]] = {"arch": (checkpoint.arch, arch)}
-
-    def compare(prefix: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-        pairs.update(
-            {f"{prefix}{key}": (there.get(key), here.get(key)) for key in {**here, **there}}
-        )
-
-    compare("arch_options.", checkpoint.arch_options, options)
-    pairs["seed"] = (checkpoint.seed, seeding(net).seed)
-    compare("init.", checkpoint.init, seeding(net).specs)
+    told = {
+        "arch": checkpoint.arch, "arch_options": checkpoint.arch_options, "seed": checkpoint.seed,
+        "init": checkpoint.init,
+    }  # fmt: skip
+    own = {
+        "arch": arch, "arch_options": options, "seed": seeding(net).seed,
+        "init": seeding(net).specs,
+    }  # fmt: skip
+    there, here = dict(flat(told)), dict(flat(own))
     for name, weight in seeded_parameters(net).items():
         if name in checkpoint.state_dict:
-            shape = list(checkpoint.state_dict[name].shape)
-            pairs[f"shape of {name}"] = (shape, list(weight.shape))
+            there[f"shape of {name}"] = list(checkpoint.state_dict[name].shape)
+            here[f"shape of {name}"] = list(weight.shape)
     if checkpoint.settings is None:
-        pairs["recipe"] = (None, "a recipe")
+        here["recipe"] = "a recipe"
     else:
-        there, here = comparable(checkpoint.settings), comparable(recipe)
-        seen = ["data", "batch_size"] if recipe.search.reads["samples"] else []
-        searched = [key for key in {**here, **there} if key.startswith("search.")]
-        for key in ["keep_ratio", *seen, *searched]:
-            pairs[key] = (there.get(key), here.get(key))
+        decide = {"keep_ratio", *(["data", "batch_size"] if recipe.search.reads["samples"] else [])}
+        for values, settings in ((there, checkpoint.settings), (here, recipe)):
+            for key, value in comparable(settings).items():
+                if key in decide or key.startswith("search."):
+                    values[key] = value
 
     def shown(value: object) -> str:
         return "nothing" if value is None else str(value)
 
     return [
-        f"{key}: {shown(there)} there, {shown(here)} here"
-        for key, (there, here) in pairs.items()
-        if there != here
+        f"{key}: {shown(there.get(key))} there, {shown(here.get(key))} here"
+        for key in {**here, **there}
+        if there.get(key) != here.get(key)
     ]
 
 

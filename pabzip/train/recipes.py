@@ -114,6 +114,7 @@ def read_recipe(path: str | os.PathLike[str] | None, overrides: Table | None = N
         if value is not None and not isinstance(value, str):
             raise RecipeError(f"{key}: expected a text, found {value!r}")
     try:
+        refuse_import(values)
         return merge(default_recipe(**chosen), _laid_over(values, flags))
     except RecipeError as error:
         if path is None:
@@ -123,11 +124,7 @@ def read_recipe(path: str | os.PathLike[str] | None, overrides: Table | None = N
 
 
 def _read_row(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the values of one run: the whole file's, or those of a row with what all rows share.
-
-    Raises:
-        RecipeError: the file is no TOML, has no such row, or would import an architecture.
-    """
+    """Return the values of one run: the whole file's, or a row's with those that all rows share."""
     file = recipe_file(path)
     row = os.fspath(path)[len(file) + 1 :]
     values = _read_toml(file)
@@ -143,10 +140,6 @@ def _read_row(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise RecipeError(
             f"{file}: expected a table of rows, found a recipe of one run; leave out #{row}"
         )
-    try:
-        refuse_import(values)
-    except RecipeError as error:
-        raise RecipeError(f"{os.fspath(path)}: {error}") from error
     return values
 
 
