@@ -87,7 +87,7 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-def build_network(recipe: Recipe, splits: Splits) -> nn.Module:
+def build_network(recipe: Recipe, splits: Splits | Geometry) -> nn.Module:
     """Build the recipe's architecture for its data and draw its weights from the seed.
 
     A registered architecture gets the number of classes, the channels and the image size from the
@@ -97,7 +97,8 @@ def build_network(recipe: Recipe, splits: Splits) -> nn.Module:
 
     Args:
         recipe: ``arch``, ``arch_options``, ``seed``, ``scheme`` and ``classifier`` matter.
-        splits: the data; one image is passed through to check that the network fits.
+        splits: the data; one image is passed through to check that the network fits. Or a
+            `Geometry`, and none is.
 
     Returns:
         The network on the CPU, in float32 and training mode, with its seeding on record.
@@ -107,34 +108,21 @@ def build_network(recipe: Recipe, splits: Splits) -> nn.Module:
             images into one logit a class.
         SeedError: nothing in the network can be seeded.
     """
-    net = draw_network(recipe, splits)
-    _check_fit(net, splits, recipe.arch)
-    return net
-
-
-def draw_network(recipe: Recipe, geometry: Splits | Geometry) -> nn.Module:
-    """Build a network as `build_network` does, without passing an image through.
-
-    Args:
-        recipe: as for `build_network`.
-        geometry: what says how many classes, channels and pixels the network must fit.
-
-    Raises:
-        ArchitectureError: options that do not fit the architecture.
-        SeedError: nothing in the network can be seeded.
-    """
     if recipe.own_architecture:
         net = models.resolve(recipe.arch, recipe.arch_options, dense_seed=recipe.seed)
         net.to("cpu", torch.float32).train()
     else:
         options = {
-            "num_classes": geometry.num_classes,
-            "in_channels": geometry.in_channels,
-            "image_size": geometry.image_size,
+            "num_classes": splits.num_classes,
+            "in_channels": splits.in_channels,
+            "image_size": splits.image_size,
             **recipe.arch_options,
         }
         net = models.build(recipe.arch, options, dense_seed=recipe.seed)
-    return seed_network(net, recipe)
+    net = seed_network(net, recipe)
+    if isinstance(splits, Splits):
+        _check_fit(net, splits, recipe.arch)
+    return net
 
 
 def seed_network(net: nn.Module, recipe: Recipe) -> nn.Module:
@@ -172,9 +160,8 @@ def _check_fit(net: nn.Module, splits: Splits, arch: str) -> None:
             logits = net(inputs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ArchitectureError(f"{wanted}, found {type(error).__name__}: {error}") from error
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != (1, splits.num_classes):
-        found = list(shape) if isinstance(shape, tuple) else shape
+    found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if found != [1, splits.num_classes]:
         raise ArchitectureError(f"{wanted}, found {found}; set num_classes in arch_options")
 
 

@@ -19,10 +19,8 @@ def digest(value: Any) -> str:
     """Return the SHA-256, in hexadecimal, of nested tables, lists, plain values and tensors.
 
     The same values give the same digest on every device and after `torch.save` and `torch.load`:
-    order, types, shapes and every bit count, strides and devices do not.
-
-    Args:
-        value: anything built of mappings, lists, tuples, tensors, and what ``repr`` tells apart.
+    order, types, shapes and every bit count, strides and devices do not. Plain is what ``repr``
+    tells apart.
     """
     hasher = hashlib.sha256()
     _feed(hasher, value)
@@ -173,11 +171,8 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
     """Join the processes that ``torchrun`` started, or be one alone.
 
     A process group that exists already is taken as it is and left alone. Otherwise one is made
-    where the environment has torchrun's ``WORLD_SIZE``, and undone afterwards: nccl where the run
-    is on CUDA, else gloo.
-
-    Args:
-        device: the recipe's.
+    where the environment has torchrun's ``WORLD_SIZE``, and undone afterwards: nccl where the
+    recipe's ``device`` is CUDA, else gloo.
     """
     if dist.is_available() and dist.is_initialized():
         yield TorchProcessGroup()

@@ -27,7 +27,7 @@ from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
 from pabzip.registry import SEARCHES
 from pabzip.search import apply_masks
-from pabzip.train.build import build_network, draw_network, isolated, pick_device
+from pabzip.train.build import build_network, isolated, pick_device
 from pabzip.train.config import Recipe, comparable, flat, to_dict
 from pabzip.train.cost import method_costs, step_costs
 from pabzip.train.methods import method_of
@@ -385,7 +385,7 @@ def estimate_costs(
             "results"
         )
     data = geometry(recipe.data)
-    net = draw_network(recipe, data)
+    net = build_network(recipe, data)
     masks = search_masks(net, recipe, data, on_iteration=on_iteration)
     costs = method_costs(net, data.input_shape, masks, psg=recipe.psg, drop_ratio=recipe.drop_ratio)
     return Estimate(

@@ -104,7 +104,8 @@ class RunState:
             self.epoch_begun = perf_counter() - state["epoch_seconds"]
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             raise CheckpointError(
-                f"{place}: expected the state of a run with this recipe, found {error}; {_WAY_OUT}"
+                f"{place}: expected the state of a run with this recipe, found {error}; remove it "
+                "and begin again without --resume"
             ) from error
 
 
@@ -128,7 +129,6 @@ def progress_path(output: str | os.PathLike[str]) -> str:
 FORMAT = "pabzip-progress"
 VERSION = 1
 
-_WAY_OUT = "remove it and begin again without --resume"
 _TYPES: dict[str, type] = {
     "pabzip": str, "torch": str, "threads": int, "device": str, "recipe": dict, "tensors": dict,
     "masks": dict, "optimizers": dict, "precision": dict, "metrics": dict, "history": list,
@@ -176,15 +176,10 @@ class RunStateFile:
                 whole = torch.load(file, weights_only=True, map_location="cpu")
             except Exception as error:
                 # torch's own message recommends to load without the protection: not repeated.
-                raise CheckpointError(
-                    f"{self.path}: expected the state of an unfinished run, found a damaged file "
-                    f"or none of pabzip's ({type(error).__name__}); {_WAY_OUT}"
-                ) from None
+                found = f"a damaged file or none of pabzip's ({type(error).__name__})"
+                raise self._refused("the state of an unfinished run", found) from None
         if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{self.path}: expected the state of an unfinished run, found something else; "
-                f"{_WAY_OUT}"
-            )
+            raise self._refused("the state of an unfinished run", "something else")
         if whole.get("version") != VERSION:
             raise CheckpointError(
                 f"{self.path}: version: expected {VERSION}, found {whole.get('version')!r}; "
@@ -192,18 +187,20 @@ class RunStateFile:
             )
         content = whole.get("content")
         if not isinstance(content, dict) or whole.get("sha256") != digest(content):
-            raise CheckpointError(
-                f"{self.path}: expected content with the SHA-256 that was saved with it, found "
-                f"another: the file is damaged; {_WAY_OUT}"
-            )
+            expected = "content with the SHA-256 that was saved with it"
+            raise self._refused(expected, "another: the file is damaged")
         for key, kind in _TYPES.items():
             if not isinstance(content.get(key), kind):
-                raise CheckpointError(
-                    f"{self.path}: {key}: expected a value, found {type(content.get(key)).__name__}"
-                    f"; {_WAY_OUT}"
-                )
+                raise self._refused(f"a value of {key}", type(content.get(key)).__name__)
         self._follows = _stage(content)
         return content
+
+    def _refused(self, expected: str, found: str) -> CheckpointError:
+        """Return the error for a file that no run can go on from."""
+        return CheckpointError(
+            f"{self.path}: expected {expected}, found {found}; remove it and begin again without "
+            "--resume"
+        )
 
     def remove(self) -> None:
         """Remove the file, if there is one."""

@@ -112,8 +112,8 @@ class BatchGradients:
         net: the network, on its final device.
         seed: the recipe's; with epoch, step and shard it decides what dropout draws.
         shards: parts of a batch, a power of two that the number of processes divides.
-        group: the processes.
-        precision: in which forward and backward passes compute.
+        group: the processes that share them.
+        precision: of forward and backward passes.
     """
 
     def __init__(
@@ -242,12 +242,7 @@ def train_step(
 
 
 class EpochMetrics:
-    """Loss, accuracy and flips of one epoch, summed on the device until `read`.
-
-    Args:
-        epoch: counted from 1.
-        device: where the sums live.
-    """
+    """Loss, accuracy and flips of one epoch, counted from 1, summed on the device until `read`."""
 
     def __init__(self, epoch: int, device: torch.device):
         self._epoch = epoch
