@@ -93,8 +93,8 @@ class ProcessGroup:
         """
         return make()
 
-    def check_same(self, what: str, digest: str) -> None:
-        """Make sure that all processes have the same digest.
+    def check_same(self, what: str, value: Any) -> None:
+        """Make sure that all processes have the same, of anything that has a `digest`.
 
         Raises:
             TrainingError: they have not; the message names the ranks.
@@ -140,11 +140,11 @@ class TorchProcessGroup(ProcessGroup):
             raise failure
         return result
 
-    def check_same(self, what: str, digest: str) -> None:
+    def check_same(self, what: str, value: Any) -> None:
         """Compare with the first process's digest."""
         digests: list[Any] = [None] * self.size
         with self._contact(f"comparing {what}"):
-            dist.all_gather_object(digests, digest)
+            dist.all_gather_object(digests, digest(value))
         others = [str(rank) for rank, found in enumerate(digests) if found != digests[0]]
         if others:
             raise TrainingError(

@@ -64,10 +64,6 @@ class RunState:
         yield from self.net.named_parameters()
         yield from self.net.named_buffers()
 
-    def digest(self) -> str:
-        """Return a SHA-256 of network and masks."""
-        return digest([dict(self.tensors()), self.masks])
-
     def state_dict(self) -> dict[str, Any]:
         """Return it as nested plain values and tensors: the run's own tensors, not copies."""
         return {

@@ -129,23 +129,21 @@ def _keep_past(file: IO[str], epochs: int) -> int | None:
         event = _event(line) if line.endswith("\n") else {}
         if not kept and event.get("event") != "start":
             raise FileExistsError(errno.EEXIST, "holds no log of a run; name another", file.name)
-        if event.get("event") == "start" and logged is None:
-            logged = 0
-        elif logged is not None and event.get("event") == "epoch" and logged < epochs:
-            logged += 1
-        elif logged is None or not _belongs(event, epochs):
-            break
+        match event.get("event"):
+            case "start" if logged is None:
+                logged = 0
+            case "epoch" if logged is not None and logged < epochs:
+                logged += 1
+            case "bitops" if event.get("epoch", 0) > epochs:
+                break  # the run will write it again
+            case "bitops" | "resume":
+                pass
+            case _:
+                break
         kept = file.tell()
     file.seek(kept)
     file.truncate()
     return logged
-
-
-def _belongs(event: dict[str, Any], epochs: int) -> bool:
-    """Return whether a line that is no epoch's may stay: the run will not write it again."""
-    if event.get("event") == "bitops":
-        return bool(event.get("epoch", 0) <= epochs)
-    return event.get("event") == "resume"
 
 
 def _event(line: str) -> dict[str, Any]:
