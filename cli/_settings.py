@@ -12,7 +12,8 @@ import click
 
 from pabzip.cli._output import Reporter, one_line, plain_table, write_text
 from pabzip.errors import PabzError, RecipeError
-from pabzip.train.config import Recipe, all_settings, to_dict, unused
+from pabzip.train.config import Recipe, all_settings, to_dict
+from pabzip.train.methods import unused
 from pabzip.train.settings import Setting, unknown
 
 if TYPE_CHECKING:
@@ -209,9 +210,9 @@ def import_packages(names: Iterable[str]) -> None:
 
 
 def remark_unused(reporter: Reporter, recipe: Recipe, keys: Iterable[str]) -> None:
-    """Say which of the settings that were given the recipe's method does not use."""
-    for key in unused(recipe, keys):
-        remark(reporter, f"{key}: method {recipe.method} has no use for it")
+    """Say which of the settings that were given the recipe's method or search does not use."""
+    for key, what in unused(recipe, keys).items():
+        remark(reporter, f"{key}: {what} has no use for it")
 
 
 def show_settings(reporter: Reporter, recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pabzip.train.config import Recipe
-    from pabzip.train.cost import Estimate
+    from pabzip.train.pruning import Estimate
 
 
 def show(reporter: Reporter, values: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def bitops(
         if key not in _KEYS:
             remark(reporter, f"{key}: the count does not depend on it")
     require("torch", extra="train", purpose="pabzip bench bitops")
-    from pabzip.train.cost import estimate_costs
+    from pabzip.train.pruning import estimate_costs
 
     with search_bar(reporter) as on_iteration:
         estimate = estimate_costs(recipe, on_iteration=on_iteration)

@@ -21,16 +21,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar
 
 from pabzip.errors import ArchitectureError, DataError, PabzError, PackError, RecipeError
 
-Registered = TypeVar("Registered")
 _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Registration(Generic[Registered]):
+class Registration:
     """One name of a registry.
 
     Attributes:
@@ -43,10 +42,10 @@ class Registration(Generic[Registered]):
     name: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     module: str = ""
-    value: Registered | None = None
+    value: Any = None
 
 
-class Registry(Generic[Registered]):
+class Registry:
     """Names, and what they stand for, from the modules of one package and from users' own.
 
     Args:
@@ -59,12 +58,12 @@ class Registry(Generic[Registered]):
 
     def __init__(self, what: str, decorator: str, *packages: str, error: type[PabzError]):
         self._what, self._packages, self._decorator, self._error = what, packages, decorator, error
-        self._own: dict[str, Registration[Registered]] = {}
+        self._own: dict[str, Registration] = {}
 
     @cached_property
-    def _declared(self) -> dict[str, Registration[Registered]]:
+    def _declared(self) -> dict[str, Registration]:
         """What pabzip's modules register, read from their text."""
-        found: dict[str, Registration[Registered]] = {}
+        found: dict[str, Registration] = {}
         for package in self._packages:
             for file in sorted(_folder(package).glob("*.py")):
                 for name, facts in _decorations(file.read_text("utf-8"), self._decorator):
@@ -86,26 +85,19 @@ class Registry(Generic[Registered]):
         return len(self.names)
 
     def facts(self, name: str) -> Mapping[str, Any]:
-        """Return what is said beside a name; imports nothing.
-
-        Raises:
-            PabzError: no such name (the registry's own error class); the message lists all.
-        """
+        """Return what is said beside a name; imports nothing. Raises what `check` does."""
         self.check(name)
         return (self._own.get(name) or self._declared[name]).facts
 
-    def get(self, name: str) -> Registered:
-        """Return what is registered under ``name``, importing its module if need be.
+    def get(self, name: str) -> Any:
+        """Return what is registered under a name, importing its module if need be.
 
-        Raises:
-            PabzError: no such name (the registry's own error class); the message lists all.
+        Raises what `check` does.
         """
         self.check(name)
         if name not in self._own:
             importlib.import_module(self._declared[name].module)
-        found = self._own[name].value
-        assert found is not None
-        return found
+        return self._own[name].value
 
     def check(self, name: object, *, also: str = "") -> None:
         """Refuse a name that nothing is registered under.
@@ -144,7 +136,7 @@ class Registry(Generic[Registered]):
                     f"{self._what}: expected a name that is free, found {name!r}, which "
                     f"{taken.module} has registered; choose another"
                 )
-            self._own[name] = Registration(name, facts, module, cast(Registered, value))
+            self._own[name] = Registration(name, facts, module, value)
             return value
 
         return add
@@ -171,18 +163,12 @@ def _decorations(text: str, decorator: str) -> Iterator[tuple[str, dict[str, Any
                     yield ast.literal_eval(call.args[0]), {k: v for k, v in facts.items() if k}
 
 
-SEARCHES: Registry[Any] = Registry(
-    "search.method", "register_search", "pabzip.search", error=RecipeError
-)
-METHODS: Registry[Any] = Registry("method", "register_method", "pabzip.train", error=RecipeError)
-DATASETS: Registry[Any] = Registry("data", "register_dataset", "pabzip.data", error=DataError)
-NETWORKS: Registry[Any] = Registry(
-    "arch", "register_network", "pabzip.models", error=ArchitectureError
-)
-CALLBACKS: Registry[Any] = Registry(
-    "callback", "register_callback", "pabzip.train.callbacks", error=RecipeError
-)
-CODERS: Registry[Any] = Registry(
+SEARCHES = Registry("search.method", "register_search", "pabzip.search", error=RecipeError)
+METHODS = Registry("method", "register_method", "pabzip.train", error=RecipeError)
+DATASETS = Registry("data", "register_dataset", "pabzip.data", error=DataError)
+NETWORKS = Registry("arch", "register_network", "pabzip.models", error=ArchitectureError)
+CALLBACKS = Registry("callback", "register_callback", "pabzip.train.callbacks", error=RecipeError)
+CODERS = Registry(
     "coder", "register_coder", "pabzip.formats", "pabzip.formats.context", error=PackError
 )
 

@@ -54,9 +54,7 @@ def test_the_methods_of_the_paper_are_listed_without_torch():
 
 
 def test_a_name_that_another_module_has_is_refused():
-    registry: Registry[object] = Registry(
-        "method", "register_method", "pabzip.train", error=RecipeError
-    )
+    registry = Registry("method", "register_method", "pabzip.train", error=RecipeError)
     with pytest.raises(RecipeError, match=r"method: expected a name that is free.*methods"):
         registry.register("pab-bop")(test_a_constant_that_is_not_there_is_named)
     registry.register("mine", uses=("mine",))(test_a_constant_that_is_not_there_is_named)

@@ -21,23 +21,16 @@ from .callbacks.tensorboard import (
     TensorBoard,
 )
 from .config import (
-    BopRecipe,
-    LatentRecipe,
-    PsgRecipe,
     Recipe,
     SearchRecipe,
-    SgdRecipe,
-    SignSgdRecipe,
     default_recipe,
     from_dict,
     merge,
     to_dict,
 )
 from .cost import (
-    Estimate,
     bit_operations,
     count_macs,
-    estimate_costs,
     layer_costs,
     method_costs,
     step_costs,
@@ -50,12 +43,19 @@ from .file_size import (
     ExpectedBytes,
 )
 from .methods import (
+    BopRecipe,
+    LatentRecipe,
     Method,
+    PsgRecipe,
+    SgdRecipe,
+    SignSgdRecipe,
     method_of,
 )
 from .pruning import (
+    Estimate,
     SearchResult,
     apply_ticket,
+    estimate_costs,
     find_ticket,
 )
 from .recipes import (

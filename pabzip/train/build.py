@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from pabzip import data, models
 from pabzip.data import Splits, batches
 from pabzip.data.registry import Geometry
 from pabzip.errors import ArchitectureError, RecipeError
-from pabzip.init import Seeding, attach_seeding, init_, seeding
+from pabzip.init import init_
 from pabzip.train.config import Recipe
 from pabzip.train.distributed import ProcessGroup
 
@@ -86,7 +87,7 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-def build_network(recipe: Recipe, splits: Splits) -> nn.Module:
+def build_network(recipe: Recipe, splits: Splits | Geometry) -> nn.Module:
     """Build the recipe's architecture for its data and draw its weights from the seed.
 
     A registered architecture gets the number of classes, the channels and the image size from the
@@ -96,7 +97,8 @@ def build_network(recipe: Recipe, splits: Splits) -> nn.Module:
 
     Args:
         recipe: ``arch``, ``arch_options``, ``seed``, ``scheme`` and ``classifier`` matter.
-        splits: the data; one image is passed through to check that the network fits.
+        splits: the data; one image is passed through to check that the network fits. Or a
+            `Geometry`, and none is.
 
     Returns:
         The network on the CPU, in float32 and training mode, with its seeding on record.
@@ -106,34 +108,21 @@ def build_network(recipe: Recipe, splits: Splits) -> nn.Module:
             images into one logit a class.
         SeedError: nothing in the network can be seeded.
     """
-    net = draw_network(recipe, splits)
-    _check_fit(net, splits, recipe.arch)
-    return net
-
-
-def draw_network(recipe: Recipe, geometry: Splits | Geometry) -> nn.Module:
-    """Build a network as `build_network` does, without passing an image through.
-
-    Args:
-        recipe: as for `build_network`.
-        geometry: what says how many classes, channels and pixels the network must fit.
-
-    Raises:
-        ArchitectureError: options that do not fit the architecture.
-        SeedError: nothing in the network can be seeded.
-    """
     if recipe.own_architecture:
         net = models.resolve(recipe.arch, recipe.arch_options, dense_seed=recipe.seed)
         net.to("cpu", torch.float32).train()
     else:
         options = {
-            "num_classes": geometry.num_classes,
-            "in_channels": geometry.in_channels,
-            "image_size": geometry.image_size,
+            "num_classes": splits.num_classes,
+            "in_channels": splits.in_channels,
+            "image_size": splits.image_size,
             **recipe.arch_options,
         }
         net = models.build(recipe.arch, options, dense_seed=recipe.seed)
-    return seed_network(net, recipe)
+    net = seed_network(net, recipe)
+    if isinstance(splits, Splits):
+        _check_fit(net, splits, recipe.arch)
+    return net
 
 
 def seed_network(net: nn.Module, recipe: Recipe) -> nn.Module:
@@ -155,15 +144,6 @@ def seed_network(net: nn.Module, recipe: Recipe) -> nn.Module:
     return init_(net, recipe.seed, recipe.scheme, skip=skip)
 
 
-def forget_seeding(net: nn.Module) -> None:
-    """Record on ``net`` that none of its weights is its seed's any more; the seed stays on record.
-
-    For networks whose magnitudes were trained: a checkpoint of them names no seeded weight, and a
-    file stores all of them as dense tensors.
-    """
-    attach_seeding(net, Seeding(seeding(net).seed, {}))
-
-
 def classifier_name(net: nn.Module) -> str | None:
     """Return the name of the classifier: the last ``nn.Linear`` in module order, if any."""
     names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
@@ -180,9 +160,8 @@ def _check_fit(net: nn.Module, splits: Splits, arch: str) -> None:
             logits = net(inputs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ArchitectureError(f"{wanted}, found {type(error).__name__}: {error}") from error
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != (1, splits.num_classes):
-        found = list(shape) if isinstance(shape, tuple) else shape
+    found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if found != [1, splits.num_classes]:
         raise ArchitectureError(f"{wanted}, found {found}; set num_classes in arch_options")
 
 
@@ -217,8 +196,8 @@ def prepare_data(
         recipe: ``data``, ``data_root``, ``augment`` and ``shards`` matter.
         device: where batches are to go.
         group: the processes; one of them downloads before the others read.
-        splits: the data, already loaded; None loads the recipe's.
-        download: fetch a dataset that is missing.
+        splits: as for `pabzip.train.train`.
+        download: as for `pabzip.train.train`.
 
     Raises:
         DataError: the dataset is unknown, missing or damaged.
@@ -226,13 +205,10 @@ def prepare_data(
             among the processes or filled.
     """
     if splits is None:
-
-        def load(download: bool) -> Splits:
-            return data.load(recipe.data, root=recipe.data_root, download=download)
-
+        load = partial(data.load, recipe.data, root=recipe.data_root, download=download)
         if download and group.size > 1:
-            group.from_first(lambda: load(True).name)
-        splits = load(download)
+            group.from_first(lambda: load().name)
+        splits = load()
     if recipe.augment and splits.augmentation is None:
         raise RecipeError(
             f"augment: expected false for {splits.name}, which has no augmentation, found true"

@@ -15,39 +15,8 @@ from pydantic import ConfigDict, field_validator, model_validator
 from pabzip.errors import RecipeError
 from pabzip.registry import DATASETS, METHODS, NETWORKS, SEARCHES, constant
 from pabzip.seeds import SCHEMES
-from pabzip.train.methods import (
-    BopRecipe,
-    LatentRecipe,
-    Method,
-    MethodSections,
-    PsgRecipe,
-    SgdRecipe,
-    SignSgdRecipe,
-    method_of,
-    unused,
-)
+from pabzip.train.methods import BopRecipe, MethodSections, SgdRecipe, method_of
 from pabzip.train.settings import Section, Setting, setting, settings_of, unknown
-
-__all__ = [
-    "METHODS",
-    "BopRecipe",
-    "LatentRecipe",
-    "Method",
-    "PsgRecipe",
-    "Recipe",
-    "SearchRecipe",
-    "SgdRecipe",
-    "SignSgdRecipe",
-    "all_settings",
-    "comparable",
-    "default_recipe",
-    "from_dict",
-    "merge",
-    "method_of",
-    "settled",
-    "to_dict",
-    "unused",
-]
 
 Table = Mapping[str, Any]
 _Section = TypeVar("_Section", bound=Section)
@@ -122,13 +91,24 @@ class SearchRecipe(Section, table="search"):
                 f"search.shots: expected at most {self.epoch + 1}, one for each of the epochs 0 to "
                 f"search.epoch = {self.epoch}, found {self.shots}; raise search.epoch"
             )
-        own = [name for name in SEARCHES if "ratios" in SEARCHES.facts(name).get("takes", ())]
-        if self.ratios and self.method not in own:
+        if self.ratios and not self.reads["ratios"]:
+            own = [name for name in SEARCHES if "ratios" in SEARCHES.facts(name).get("takes", ())]
             raise RecipeError(
                 f"search.ratios: expected none for search.method = {self.method!r}, found "
                 f"{len(self.ratios)}; they are for {', '.join(own)}"
             )
         return self
+
+    @property
+    def reads(self) -> dict[str, bool]:
+        """Whether the method reads each of the settings that some searches do not read."""
+        facts = SEARCHES.facts(self.method)
+        takes, needs_data = facts.get("takes", ()), bool(facts.get("needs_data", False))
+        return {
+            "samples": needs_data,
+            "precision": "dtype" in takes and not needs_data,
+            "ratios": "ratios" in takes,
+        }
 
     @property
     def rounds(self) -> int:
@@ -229,6 +209,14 @@ class Recipe(MethodSections):
         """Refuse unknown names, and add the tables of users' packages."""
         if not isinstance(values, Mapping):
             return values
+        for table, kind in Section.sections.items():
+            field = cls.model_fields.get(table)
+            if hasattr(cls, table) or (field and getattr(field.annotation, "table", "") != table):
+                raise RecipeError(
+                    f"{table}: expected a table of settings with a name that is free, found "
+                    f"{kind.__module__}.{kind.__qualname__} with a name that recipes use "
+                    "themselves; choose another"
+                )
         for key, value in values.items():
             section = Section.sections.get(key)
             if section is None and key not in cls.model_fields:
@@ -430,27 +418,17 @@ def comparable(recipe: Recipe | Table) -> dict[str, Any]:
         Plain values by dotted key; a number of iterations left out is the published one.
     """
     values = dict(to_dict(recipe) if isinstance(recipe, Recipe) else recipe)
-    if isinstance(values.get("search"), Mapping):
-        values["search"] = settled(values["search"])
+    search = values.get("search")
+    if isinstance(search, Mapping) and search.get("iterations") is None:
+        values["search"] = {**search, "iterations": _published(search.get("method"))}
     places = {declared.key for declared in all_settings() if declared.place}
-    return {key: value for key, value in _flat(values) if key not in places}
+    return {key: value for key, value in flat(values) if key not in places}
 
 
-def settled(search: Table) -> dict[str, Any]:
-    """Return the plain values of a search with its iterations as a number, for comparing two.
-
-    Args:
-        search: by name of the attribute, as `to_dict` gives them; a file's may be anything.
-    """
-    if search.get("iterations") is not None:
-        return dict(search)
-    return {**search, "iterations": _published(search.get("method"))}
-
-
-def _flat(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the values of nested tables by dotted key."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

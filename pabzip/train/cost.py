@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pabzip.data import geometry
-from pabzip.errors import RecipeError, SearchError
-from pabzip.search import synflow
-from pabzip.train.build import draw_network, evaluation_mode
-from pabzip.train.config import METHODS, PsgRecipe, Recipe, method_of
+from pabzip.errors import SearchError
+from pabzip.registry import METHODS
+from pabzip.train.build import evaluation_mode
+from pabzip.train.config import Recipe
+from pabzip.train.methods import PsgRecipe, method_of
 from pabzip.train.results import LayerCost, StepCosts
 
 _FULL = 32  # bits of a float32 operand
@@ -34,16 +34,13 @@ def count_macs(net: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
     """
     macs: dict[str, int] = {}
 
-    def count(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: Any, named: Any, output: torch.Tensor) -> None:
-            inputs = given[0] if given else named["input"]
-            macs[name] = macs.get(name, 0) + _macs(module, inputs, output)
-
-        return hook
+    def count(name: str, module: nn.Module, given: Any, named: Any, output: torch.Tensor) -> None:
+        inputs = given[0] if given else named["input"]
+        macs[name] = macs.get(name, 0) + _macs(module, inputs, output)
 
     hooks: list[Any] = [
         module.register_forward_hook(
-            count(f"{name}.weight" if name else "weight"), with_kwargs=True
+            partial(count, f"{name}.weight" if name else "weight"), with_kwargs=True
         )
         for name, module in net.named_modules()
         if isinstance(module, nn.Linear | _ConvNd)
@@ -202,11 +199,8 @@ def step_costs(
     method, psg = method_of(recipe), recipe.psg
     bits = {}
     if method.masked and method.psg:
-        bits = {
-            "input_bits": psg.input_bits,
-            "weight_bits": psg.weight_bits,
-            "gradient_bits": psg.gradient_bits,
-        }
+        names = ("input_bits", "weight_bits", "gradient_bits")
+        bits = {name: getattr(psg, name) for name in names}
     layers = layer_costs(
         net, input_shape, masks if method.masked else None, drop_ratio=recipe.drop_ratio, **bits
     )
@@ -247,70 +241,3 @@ def method_costs(
         name: list(step_costs(net, input_shape, masks, recipe).layers)
         for name, recipe in recipes.items()
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """The cost of one training step of one sample, by every method.
-
-    Attributes:
-        layers: costs by name of the method, as `pabzip.train.method_costs` returns them.
-        weights: number of seeded weights.
-        survivors: how many of them the search keeps.
-    """
-
-    layers: dict[str, list[LayerCost]]
-    weights: int
-    survivors: int
-
-    @property
-    def totals(self) -> dict[str, float]:
-        """Bit operations of all layers together, by method."""
-        return {name: sum(cost.total for cost in costs) for name, costs in self.layers.items()}
-
-
-def estimate_costs(
-    recipe: Recipe, *, on_iteration: Callable[[int, int], None] | None = None
-) -> Estimate:
-    """Search a recipe's mask and count what its training step would cost.
-
-    The dataset is only looked up, not read: SynFlow needs no images.
-
-    Args:
-        recipe: ``arch``, ``arch_options``, ``data`` (one of `pabzip.data.names`), ``seed``,
-            ``scheme``, ``classifier``, ``keep_ratio``, ``search``, ``psg`` and ``drop_ratio``
-            matter. Where it searches late or in several shots, which takes training, the mask is
-            that of one search at initialization.
-        on_iteration: as for `pabzip.search.synflow`.
-
-    Raises:
-        RecipeError: another search than SynFlow.
-        DataError: the dataset is unknown.
-        ArchitectureError: options that do not fit the architecture.
-        SearchError: a network that does not take the data's images, or no usable mask.
-    """
-    search = recipe.search
-    if search.method != "synflow":
-        raise RecipeError(
-            f"search.method: expected synflow, which needs no data, found {search.method!r}; "
-            "estimate with synflow, or train and read the cost from the results"
-        )
-    data = geometry(recipe.data)
-    net = draw_network(recipe, data)
-    masks = synflow(
-        net,
-        recipe.keep_ratio,
-        input_shape=data.input_shape,
-        iterations=search.rounds,
-        schedule=search.schedule,
-        scope=search.scope,
-        dtype=getattr(torch, search.precision),
-        on_iteration=on_iteration,
-    )
-    return Estimate(
-        layers=method_costs(
-            net, data.input_shape, masks, psg=recipe.psg, drop_ratio=recipe.drop_ratio
-        ),
-        weights=sum(mask.numel() for mask in masks.values()),
-        survivors=sum(int(mask.sum()) for mask in masks.values()),
-    )

@@ -19,10 +19,8 @@ def digest(value: Any) -> str:
     """Return the SHA-256, in hexadecimal, of nested tables, lists, plain values and tensors.
 
     The same values give the same digest on every device and after `torch.save` and `torch.load`:
-    order, types, shapes and every bit count, strides and devices do not.
-
-    Args:
-        value: anything built of mappings, lists, tuples, tensors, and what ``repr`` tells apart.
+    order, types, shapes and every bit count, strides and devices do not. Plain is what ``repr``
+    tells apart.
     """
     hasher = hashlib.sha256()
     _feed(hasher, value)
@@ -48,6 +46,14 @@ def _feed(hasher: Any, value: Any) -> None:
         case _:
             text = repr(value).encode()
             hasher.update(f"{type(value).__name__} {len(text)}\n".encode() + text)
+
+
+def bounds(count: int, parts: int, part: int) -> tuple[int, int]:
+    """Return where one part of a batch, or of anything else that is counted, begins and ends.
+
+    Parts differ by one item at most, and the part of a process is that of its shards together.
+    """
+    return count * part // parts, count * (part + 1) // parts
 
 
 T = TypeVar("T")
@@ -87,8 +93,8 @@ class ProcessGroup:
         """
         return make()
 
-    def check_same(self, what: str, digest: str) -> None:
-        """Make sure that all processes have the same digest.
+    def check_same(self, what: str, value: Any) -> None:
+        """Make sure that all processes have the same, of anything that has a `digest`.
 
         Raises:
             TrainingError: they have not; the message names the ranks.
@@ -134,11 +140,11 @@ class TorchProcessGroup(ProcessGroup):
             raise failure
         return result
 
-    def check_same(self, what: str, digest: str) -> None:
+    def check_same(self, what: str, value: Any) -> None:
         """Compare with the first process's digest."""
         digests: list[Any] = [None] * self.size
         with self._contact(f"comparing {what}"):
-            dist.all_gather_object(digests, digest)
+            dist.all_gather_object(digests, digest(value))
         others = [str(rank) for rank, found in enumerate(digests) if found != digests[0]]
         if others:
             raise TrainingError(
@@ -165,11 +171,8 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
     """Join the processes that ``torchrun`` started, or be one alone.
 
     A process group that exists already is taken as it is and left alone. Otherwise one is made
-    where the environment has torchrun's ``WORLD_SIZE``, and undone afterwards: nccl where the run
-    is on CUDA, else gloo.
-
-    Args:
-        device: the recipe's.
+    where the environment has torchrun's ``WORLD_SIZE``, and undone afterwards: nccl where the
+    recipe's ``device`` is CUDA, else gloo.
     """
     if dist.is_available() and dist.is_initialized():
         yield TorchProcessGroup()

@@ -1,9 +1,7 @@
 """Accuracy and loss of a network, a file, or anything else that turns images into logits.
 
-Counts are exact integers and need no metrics library, so evaluation works wherever torch does. The
-order and the size of the batches are fixed here, in one place: training and ``pabzip eval`` print
-the same numbers because they run the same code on the same batches, with weights that lie the same
-way in memory.
+Training and ``pabzip eval`` print the same numbers because they run this code on the same batches,
+with weights that lie the same way in memory.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from torch.func import functional_call
 from pabzip.data import AnyImages, ImageFiles, Images, Splits, batches, load
 from pabzip.errors import DataError
 from pabzip.train.build import evaluation_mode
+from pabzip.train.distributed import bounds
 
 BATCH_SIZE = 256
 """Images in a batch of `evaluate`."""
@@ -123,27 +122,18 @@ def batch_sums(
 ) -> Tensor:
     """Measure the batches of one process; the sums of all of them, added, are those of one alone.
 
-    Nothing waits for the device.
-
-    Args:
-        model: as for `evaluate`, but no path.
-        images: in memory or in files.
-        device: as for `evaluate`.
-        batch_size: as for `evaluate`.
-        part: the rank of this process and the number of processes.
+    Nothing waits for the device. ``part`` is the rank of this process and the number of processes;
+    all other arguments are those of `evaluate`.
 
     Returns:
         ``float64[batches, 2]`` on the device: how many images of each batch were classified
         rightly, and their summed loss; zeros for the batches of other processes.
-
-    Raises:
-        DataError: as `evaluate`.
     """
     if len(images) == 0:
         raise DataError("evaluate: expected at least one image, found none")
     count = -(-len(images) // batch_size)
     rank, ranks = part
-    mine = range(rank * count // ranks, (rank + 1) * count // ranks)
+    mine = range(*bounds(count, ranks, rank))
     with _ready(model, device) as (forward, where):
         sums = torch.zeros(count, 2, dtype=torch.float64, device=where)
         walk = batches(images, batch_size, device=where, start=mine.start)

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from pabzip.train.config import Recipe
 
 
-_EVERY = 4  # one survivor in so many is flipped in the file that is measured
-_SOME_ACCURACY = 0.9874055416876574  # as long as the one that will stand in the header
-
-
 class ExpectedBytes:
     """Estimate of the bytes that a network in training would take if it were packed now.
 
@@ -56,10 +52,15 @@ class ExpectedBytes:
         self, net: nn.Module, masks: Mapping[str, torch.Tensor], recipe: Recipe | None = None
     ):
         self._net = net
-        ticket = to_ticket(net, metadata=None if recipe is None else _metadata(recipe))
+        metadata = None
+        if recipe is not None:
+            fields = ("data", "method", "keep_ratio", "epochs")
+            metadata = {name: getattr(recipe, name) for name in fields}
+            metadata["test_accuracy"] = 0.9874055416876574  # as long as what will stand there
+        ticket = to_ticket(net, metadata=metadata)
         self._survives = _survives(ticket, masks)
-        example = {name: _example(survives) for name, survives in self._survives.items()}
-        info = _with_codes(ticket, example).info()
+        example = _example(ticket, self._survives)
+        info = example.info()
         self._coded = {
             tensor["name"]
             for tensor in info["tensors"]
@@ -79,15 +80,15 @@ class ExpectedBytes:
                 is not finite.
         """
         ticket = to_ticket(self._net)
-        signs = self._sign_bytes({name: ticket.codes(name) for name in self._survives})
-        return self._header + min(self._masks + signs, self._most) + _dense_bytes(ticket)
+        coded = self._masks + self._sign_bytes(ticket)
+        return self._header + min(coded, self._most) + _dense_bytes(ticket)
 
-    def _sign_bytes(self, codes: Mapping[str, NDArray[np.int8]]) -> float:
+    def _sign_bytes(self, ticket: Ticket) -> float:
         """Return what the survivors' signs take, where the coder gains from uneven flips."""
         bits = 0.0
         for name in self._coded:
             survives = self._survives[name]
-            flipped = int(np.count_nonzero((codes[name] < 0) & survives))
+            flipped = int(np.count_nonzero((ticket.codes(name) < 0) & survives))
             bits += sign_bits(flipped, int(np.count_nonzero(survives)))
         return bits / 8
 
@@ -105,23 +106,16 @@ def sign_bits(flipped: int, survivors: int) -> float:
     return survivors * -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
 
 
-def _metadata(recipe: Recipe) -> dict[str, str | int | float | bool | None]:
-    """Return metadata as long as what the checkpoint's own file will have."""
-    return {
-        "data": recipe.data,
-        "method": recipe.method,
-        "keep_ratio": recipe.keep_ratio,
-        "epochs": recipe.epochs,
-        "test_accuracy": _SOME_ACCURACY,
-    }
-
-
 def _survives(ticket: Ticket, masks: Mapping[str, torch.Tensor]) -> dict[str, NDArray[np.bool_]]:
     """Return what survives of each seeded tensor; a weight of two names goes by its first.
 
     A weight that is zero already does not, whatever the mask says.
     """
-    seeded = {name: ticket.shape(name) for name in ticket.names if _seeded(ticket, name)}
+    seeded = {
+        name: ticket.shape(name)
+        for name in ticket.names
+        if ticket.kind(name) == "seeded" and ticket.tied(name) is None
+    }
     found = {name: mask for name, mask in masks.items() if name in ticket.names}
     found = {ticket.tied(name) or name: mask for name, mask in found.items()}
     shapes = {name: tuple(mask.shape) for name, mask in found.items()}
@@ -135,20 +129,20 @@ def _survives(ticket: Ticket, masks: Mapping[str, torch.Tensor]) -> dict[str, ND
     return {name: found[name].cpu().numpy() & (ticket.codes(name) != 0) for name in seeded}
 
 
-def _seeded(ticket: Ticket, name: str) -> bool:
-    """Return whether a tensor is seeded, and no second name of one."""
-    return ticket.kind(name) == "seeded" and ticket.tied(name) is None
+def _example(ticket: Ticket, survives: Mapping[str, NDArray[np.bool_]]) -> Ticket:
+    """Return a ticket that differs from ``ticket`` in its signs alone: one in four is flipped.
 
-
-def _with_codes(ticket: Ticket, codes: Mapping[str, NDArray[np.int8]]) -> Ticket:
-    """Return a ticket that differs from ``ticket`` in the codes alone."""
+    That makes the coder code signs, so that whatever it spends on doing so is measured, too.
+    """
     tensors: list[SeededTensor | DenseTensor | TiedTensor] = []
     for name in ticket.names:
         target = ticket.tied(name)
         if target is not None:
             tensors.append(TiedTensor(name, target))
-        elif name in codes:
-            tensors.append(SeededTensor(name, ticket.spec(name), codes[name]))
+        elif name in survives:
+            codes = survives[name].astype(np.int8)
+            codes.reshape(-1)[np.flatnonzero(codes)[::4]] = -1
+            tensors.append(SeededTensor(name, ticket.spec(name), codes))
         else:
             tensors.append(ticket.dense(name))
     return Ticket(
@@ -158,17 +152,6 @@ def _with_codes(ticket: Ticket, codes: Mapping[str, NDArray[np.int8]]) -> Ticket
         arch_options=ticket.arch_options,
         metadata=ticket.metadata,
     )
-
-
-def _example(survives: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """Return codes with a known fraction of flips.
-
-    A quarter makes the coder code signs, so that whatever it spends on doing so is measured, too.
-    """
-    codes = survives.astype(np.int8)
-    places = np.flatnonzero(codes)
-    codes.reshape(-1)[places[::_EVERY]] = -1
-    return codes
 
 
 def _dense_bytes(ticket: Ticket) -> float:

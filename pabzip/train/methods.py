@@ -200,24 +200,27 @@ def method_of(recipe: Recipe) -> Method:
 
     Source: Peek-a-Boo, Section 4.1 ("Comparison Methods").
     """
-    return _method(recipe.method)
+    return Method(recipe.method, **METHODS.facts(recipe.method))
 
 
-def _method(name: str) -> Method:
-    """Return a method from what was said where it is registered."""
-    return Method(name, **METHODS.facts(name))
-
-
-def unused(recipe: Recipe, keys: Iterable[str]) -> list[str]:
-    """Return those of some settings that the recipe's method has no use for.
+def unused(recipe: Recipe, keys: Iterable[str]) -> dict[str, str]:
+    """Return those of some settings that a recipe has no use for, and what has none.
 
     Args:
-        recipe: its method decides.
+        recipe: its method and its search decide.
         keys: dotted, such as ``"bop.threshold"``.
+
+    Returns:
+        By key, in the order given: ``"method sgd"``, say, or ``"search synflow"``.
     """
-    particular = frozenset[str]().union(*(_method(name).reads for name in METHODS))
-    idle = particular - method_of(recipe).reads
-    return [key for key in keys if key.partition(".")[0] in idle]
+    methods = [Method(name, **METHODS.facts(name)) for name in METHODS]
+    particular = frozenset[str]().union(*(method.reads for method in methods))
+    idle = dict.fromkeys(particular - method_of(recipe).reads, f"method {recipe.method}")
+    if "search" not in idle:
+        reads, search = recipe.search.reads, f"search {recipe.search.method}"
+        idle |= {f"search.{name}": search for name, read in reads.items() if not read}
+    without = {key: idle.get(key, idle.get(key.partition(".")[0])) for key in keys}
+    return {key: what for key, what in without.items() if what is not None}
 
 
 class Schedule(Protocol):

@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from pabzip.init import seeded_parameters
 from pabzip.registry import METHODS
 from pabzip.train.config import Recipe
-from pabzip.train.cost import bit_operations
+from pabzip.train.cost import bit_operations, step_costs
 from pabzip.train.methods import MilestoneDecay, Schedule, method_of
 from pabzip.unmask import PsgConfig, apply_psg
 from pabzip.unmask.rule import FlippingRule
@@ -141,11 +141,11 @@ def predictive_gradients(net: nn.Module, recipe: Recipe) -> Iterator[None]:
         handle.remove()
 
 
-Search = Callable[[nn.Module], Mapping[str, torch.Tensor]]
-
-
 def shortened(
-    recipe: Recipe, net: nn.Module, input_shape: tuple[int, ...], search: Search
+    recipe: Recipe,
+    net: nn.Module,
+    input_shape: tuple[int, ...],
+    search: Callable[[nn.Module], Mapping[str, torch.Tensor]],
 ) -> Recipe:
     """Return ``recipe`` with so many epochs that they cost what ``pab-bop-psg`` would.
 
@@ -163,16 +163,8 @@ def shortened(
     the last mask throughout.
     """
     masks = search(copy.deepcopy(net))
-    psg = recipe.psg
-    cheap = bit_operations(
-        net,
-        input_shape,
-        masks,
-        input_bits=psg.input_bits,
-        weight_bits=psg.weight_bits,
-        gradient_bits=psg.gradient_bits,
-    )
-    ratio = cheap / bit_operations(net, input_shape)
+    cheap = Recipe(method="pab-bop-psg", psg=recipe.psg)
+    ratio = step_costs(net, input_shape, masks, cheap).bitops / bit_operations(net, input_shape)
     milestones = sorted({max(1, round(epoch * ratio)) for epoch in recipe.sgd.milestones})
     return recipe.replace(
         epochs=max(1, round(recipe.epochs * ratio)),

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class Precision:
     """Forward passes and losses in the precision of a recipe; gradients come out in float32.
@@ -19,15 +17,14 @@ class Precision:
     way packs as exactly as any other.
 
     Args:
-        name: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        channels_last: whether images are handed to the network with their channels last.
+        name: the recipe's ``precision``.
+        channels_last: the recipe's.
         device: where the network is.
     """
 
     def __init__(self, name: str, channels_last: bool, device: torch.device):
-        self._dtype = _DTYPES[name]
-        self._channels_last = channels_last
-        self._device = device
+        self._dtype = None if name == "float32" else getattr(torch, name)
+        self._channels_last, self._device = channels_last, device
         self._scale = LossScale(device) if self._dtype is torch.float16 else None
 
     def lay_out(self, net: nn.Module) -> None:
@@ -36,12 +33,7 @@ class Precision:
             net.to(memory_format=torch.channels_last)
 
     def logits(self, net: nn.Module, inputs: Tensor) -> Tensor:
-        """Return the network's logits, ``float32[B, classes]``.
-
-        Args:
-            net: on the device.
-            inputs: ``float32[B, ...]``, on the device.
-        """
+        """Return the logits of ``inputs``, ``float32[B, ...]``: ``float32[B, classes]``."""
         if self._channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         if self._dtype is None:
@@ -79,9 +71,6 @@ class LossScale:
     ``GradScaler`` waits in every step. Once the scale is below 1 an overflow is no longer the
     scale's fault, and stays to be seen.
 
-    Args:
-        device: of the gradients.
-
     Source: Micikevicius et al. 2018, Section 3.2; factors and interval are those of torch's
     ``GradScaler``. Its first scale of 2^16 is meant to overflow at once and so find its size; here
     that would be the step whose gradient Bop's average begins with, so ours begins at 2^10 and
@@ -97,10 +86,9 @@ class LossScale:
         return loss * self._scale
 
     def unscale(self, gradients: Sequence[Tensor]) -> None:
-        """Divide by the scale, in place; where one overflowed, all become zero. Adapts the scale.
+        """Divide float32 gradients by the scale, in place; where one overflowed, all become zero.
 
-        Args:
-            gradients: float32 tensors on the device.
+        The scale is adapted for the next step.
         """
         overflow = torch.zeros((), device=self._scale.device)
         torch._amp_foreach_non_finite_check_and_unscale_(

@@ -1,7 +1,8 @@
 """When and how a run searches its mask, and tickets that another run found.
 
 `planned_searches` says when. `search_masks` does one search; `find_ticket` writes what it found as
-a checkpoint (``--search-only``), which `apply_ticket` applies in another run (``--ticket``).
+a checkpoint (``--search-only``), which `apply_ticket` applies in another run (``--ticket``), and
+`estimate_costs` says what training on it would cost.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -19,15 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pabzip.data import AnyImages, Splits, batches, load
+from pabzip.data import AnyImages, Splits, batches, geometry, load
+from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
 from pabzip.registry import SEARCHES
 from pabzip.search import apply_masks
 from pabzip.train.build import build_network, isolated, pick_device
-from pabzip.train.config import Recipe, method_of, settled, to_dict
-from pabzip.train.cost import step_costs
+from pabzip.train.config import Recipe, comparable, flat, to_dict
+from pabzip.train.cost import method_costs, step_costs
+from pabzip.train.methods import method_of
+from pabzip.train.results import LayerCost
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.
 _SAMPLE_EPOCH = 2**30 - 1
@@ -77,7 +81,7 @@ def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
 def search_masks(
     net: nn.Module,
     recipe: Recipe,
-    splits: Splits,
+    splits: Splits | Geometry,
     planned: PlannedSearch = AT_ONCE,
     *,
     on_iteration: Callable[[int, int], None] | None = None,
@@ -92,7 +96,8 @@ def search_masks(
     Args:
         net: a network drawn from a seed, on the device that is to search.
         recipe: ``search``, ``keep_ratio``, ``seed`` and ``batch_size`` matter.
-        splits: the data; its training images serve SNIP and GraSP, its image size the others.
+        splits: the data; its training images serve SNIP and GraSP, its image size is enough for
+            the others.
         planned: which of the recipe's searches this is; it says how far to prune, every weight its
             own way where weights have ratios of their own.
         on_iteration: called as ``on_iteration(i, iterations)`` after each round, i from 1.
@@ -108,17 +113,16 @@ def search_masks(
         SeedError: ``net`` was not drawn from a seed.
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
-    input_shape = (splits.in_channels, splits.image_size, splits.image_size)
-    facts = SEARCHES.facts(settings.method)
     own: dict[str, Any] = {}
-    if facts.get("needs_data"):
+    if settings.reads["samples"]:
+        assert isinstance(splits, Splits)
         own["example_inputs"] = _samples(net, recipe, splits.train)
-    elif "dtype" in facts.get("takes", ()):
+    if settings.reads["precision"]:
         own["dtype"] = getattr(torch, settings.precision)
-    if "ratios" in facts.get("takes", ()):
+    if settings.reads["ratios"]:
         own["ratios"] = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
     masks: dict[str, Tensor] = SEARCHES.get(settings.method)(
-        net, keep_ratio, input_shape=input_shape, iterations=settings.rounds,
+        net, keep_ratio, input_shape=splits.input_shape, iterations=settings.rounds,
         schedule=settings.schedule, scope=settings.scope, seed=recipe.seed,
         on_iteration=on_iteration, **own,
     )  # fmt: skip
@@ -134,14 +138,9 @@ def _samples(net: nn.Module, recipe: Recipe, images: AnyImages) -> list[tuple[Te
             f"found {wanted}"
         )
     device = next(iter(seeded_parameters(net).values())).device
-    parts: list[tuple[Tensor, Tensor]] = []
-    walk = batches(
-        images, min(recipe.batch_size, wanted), shuffle_seed=recipe.seed, epoch=_SAMPLE_EPOCH,
-        device=device,
-    )  # fmt: skip
-    while sum(len(labels) for _, labels in parts) < wanted:
-        parts.append(next(walk))
-    inputs, labels = (torch.cat(part)[:wanted] for part in zip(*parts, strict=True))
+    inputs, labels = next(
+        batches(images, wanted, shuffle_seed=recipe.seed, epoch=_SAMPLE_EPOCH, device=device)
+    )
     # Of nearly equal size, so that batch norm never meets a last batch of a single image.
     count = math.ceil(wanted / recipe.batch_size)
     halves = inputs.tensor_split(count), labels.tensor_split(count)
@@ -165,20 +164,12 @@ def _ratios(net: nn.Module, recipe: Recipe) -> dict[str, float]:
 class SearchResult:
     """What a search without training found: the keys of ``pabzip train --search-only --json``.
 
+    Attributes that `pabzip.train.TrainResult` has too are what they are there.
+
     Attributes:
-        arch: the recipe's architecture.
-        data: the recipe's dataset.
         search: the recipe's ``search.method``.
-        keep_ratio: the recipe's keep ratio.
         epochs: 0, since nothing was trained.
-        weights: number of seeded weights (N).
-        survivors: number of them that the mask kept (K).
-        bitops: bit operations of one training step of one sample by the recipe's method, as in
-            `TrainResult`.
-        layer_bitops: the part of each layer in it, by parameter name of the layer's weight.
-        seed: the recipe's seed.
-        output: path of the checkpoint.
-        seconds: wall-clock time.
+        seconds: wall-clock time of the search.
     """
 
     arch: str
@@ -315,42 +306,90 @@ def apply_ticket(
 def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
     """Return what differs between a checkpoint and a recipe, for a message."""
     arch, options = getattr(net, "pabzip_arch", ("custom", {}))
-    pairs: dict[str, tuple[object, object]] = {"arch": (checkpoint.arch, arch)}
-
-    def compare(prefix: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-        pairs.update(
-            {f"{prefix}{key}": (there.get(key), here.get(key)) for key in {**here, **there}}
-        )
-
-    compare("arch_options.", checkpoint.arch_options, options)
-    pairs["seed"] = (checkpoint.seed, seeding(net).seed)
-    compare("init.", checkpoint.init, seeding(net).specs)
+    told = {
+        "arch": checkpoint.arch, "arch_options": checkpoint.arch_options, "seed": checkpoint.seed,
+        "init": checkpoint.init,
+    }  # fmt: skip
+    own = {
+        "arch": arch, "arch_options": options, "seed": seeding(net).seed,
+        "init": seeding(net).specs,
+    }  # fmt: skip
+    there, here = dict(flat(told)), dict(flat(own))
     for name, weight in seeded_parameters(net).items():
         if name in checkpoint.state_dict:
-            shape = list(checkpoint.state_dict[name].shape)
-            pairs[f"shape of {name}"] = (shape, list(weight.shape))
-    here, there = to_dict(recipe), checkpoint.settings
-    if there is None:
-        pairs["recipe"] = (None, "a recipe")
+            there[f"shape of {name}"] = list(checkpoint.state_dict[name].shape)
+            here[f"shape of {name}"] = list(weight.shape)
+    if checkpoint.settings is None:
+        here["recipe"] = "a recipe"
     else:
-        pairs["keep_ratio"] = (there.get("keep_ratio"), here["keep_ratio"])
-        if _needs_data(recipe):
-            pairs |= {key: (there.get(key), here[key]) for key in ("data", "batch_size")}
-        searched = there.get("search")
-        before = settled(searched) if isinstance(searched, Mapping) else {}
-        compare("search.", before, settled(here["search"]))
+        decide = {"keep_ratio", *(["data", "batch_size"] if recipe.search.reads["samples"] else [])}
+        for values, settings in ((there, checkpoint.settings), (here, recipe)):
+            for key, value in comparable(settings).items():
+                if key in decide or key.startswith("search."):
+                    values[key] = value
 
     def shown(value: object) -> str:
         return "nothing" if value is None else str(value)
 
     return [
-        f"{key}: {shown(there)} there, {shown(here)} here"
-        for key, (there, here) in pairs.items()
-        if there != here
+        f"{key}: {shown(there.get(key))} there, {shown(here.get(key))} here"
+        for key in {**here, **there}
+        if there.get(key) != here.get(key)
     ]
 
 
-def _needs_data(recipe: Recipe) -> bool:
-    """Return whether the recipe's search looks at images, as `SEARCHES` says."""
-    method = recipe.search.method
-    return method in SEARCHES and bool(SEARCHES.facts(method).get("needs_data", False))
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The cost of one training step of one sample, by every method.
+
+    Attributes:
+        layers: costs by name of the method, as `pabzip.train.method_costs` returns them.
+        weights: number of seeded weights.
+        survivors: how many of them the search keeps.
+    """
+
+    layers: dict[str, list[LayerCost]]
+    weights: int
+    survivors: int
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Bit operations of all layers together, by method."""
+        return {name: sum(cost.total for cost in costs) for name, costs in self.layers.items()}
+
+
+def estimate_costs(
+    recipe: Recipe, *, on_iteration: Callable[[int, int], None] | None = None
+) -> Estimate:
+    """Search a recipe's mask and count what its training step would cost.
+
+    The dataset is only looked up, not read: SynFlow needs no images.
+
+    Args:
+        recipe: ``arch``, ``arch_options``, ``data`` (one of `pabzip.data.names`), ``seed``,
+            ``scheme``, ``classifier``, ``keep_ratio``, ``search``, ``psg`` and ``drop_ratio``
+            matter. Where it searches late or in several shots, which takes training, the mask is
+            that of one search at initialization.
+        on_iteration: as for `pabzip.search.synflow`.
+
+    Raises:
+        RecipeError: another search than SynFlow.
+        DataError: the dataset is unknown.
+        ArchitectureError: options that do not fit the architecture.
+        SearchError: a network that does not take the data's images, or no usable mask.
+    """
+    if recipe.search.method != "synflow":
+        raise RecipeError(
+            "search.method: expected synflow, which needs no data, found "
+            f"{recipe.search.method!r}; estimate with synflow, or train and read the cost from the "
+            "results"
+        )
+    data = geometry(recipe.data)
+    net = build_network(recipe, data)
+    masks = search_masks(net, recipe, data, on_iteration=on_iteration)
+    costs = method_costs(net, data.input_shape, masks, psg=recipe.psg, drop_ratio=recipe.drop_ratio)
+    return Estimate(
+        layers=costs,
+        weights=sum(mask.numel() for mask in masks.values()),
+        survivors=sum(int(mask.sum()) for mask in masks.values()),
+    )

@@ -16,19 +16,17 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pabzip.errors import RecipeError
-from pabzip.train.config import Recipe, default_recipe, merge, refuse_import
+from pabzip.train.config import Recipe, Table, default_recipe, merge, refuse_import
 
 _PACKAGE = "pabzip.recipes"
 _SUFFIX = ".toml"
-
-Table = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +50,13 @@ def published_recipes() -> list[PublishedRecipe]:
     Source: Peek-a-Boo, Tables 1 to 5 and Section 4.3. Rows for edge-popup are not among them: it
     finds hidden subnetworks, which have no signs to unmask.
     """
-    return list(_published())
-
-
-def _published() -> Iterator[PublishedRecipe]:
-    """Yield the rows of the files that come with pabzip."""
+    found = []
     # A package with compiled parts is never run from an archive, so these are files on disk.
     folder = Path(str(resources.files(_PACKAGE)))
     for file in sorted(folder.glob(f"*{_SUFFIX}")):
         for name, row in _read_toml(file)["rows"].items():
-            yield PublishedRecipe(name, row["about"], f"{file}#{name}")
+            found.append(PublishedRecipe(name, row["about"], f"{file}#{name}"))
+    return found
 
 
 def find_recipe(given: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -78,7 +73,7 @@ def find_recipe(given: str | os.PathLike[str]) -> str | os.PathLike[str]:
     file = recipe_file(name)
     if os.path.exists(file) or os.path.dirname(file) or file.endswith(_SUFFIX):
         return given
-    known = {recipe.name: recipe.path for recipe in _published()}
+    known = {recipe.name: recipe.path for recipe in published_recipes()}
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
         raise RecipeError(
@@ -119,6 +114,7 @@ def read_recipe(path: str | os.PathLike[str] | None, overrides: Table | None = N
         if value is not None and not isinstance(value, str):
             raise RecipeError(f"{key}: expected a text, found {value!r}")
     try:
+        refuse_import(values)
         return merge(default_recipe(**chosen), _laid_over(values, flags))
     except RecipeError as error:
         if path is None:
@@ -128,11 +124,7 @@ def read_recipe(path: str | os.PathLike[str] | None, overrides: Table | None = N
 
 
 def _read_row(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the values of one run: the whole file's, or those of a row with what all rows share.
-
-    Raises:
-        RecipeError: the file is no TOML, has no such row, or would import an architecture.
-    """
+    """Return the values of one run: the whole file's, or a row's with those that all rows share."""
     file = recipe_file(path)
     row = os.fspath(path)[len(file) + 1 :]
     values = _read_toml(file)
@@ -148,10 +140,6 @@ def _read_row(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise RecipeError(
             f"{file}: expected a table of rows, found a recipe of one run; leave out #{row}"
         )
-    try:
-        refuse_import(values)
-    except RecipeError as error:
-        raise RecipeError(f"{os.fspath(path)}: {error}") from error
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
@@ -64,10 +64,6 @@ class RunState:
         yield from self.net.named_parameters()
         yield from self.net.named_buffers()
 
-    def digest(self) -> str:
-        """Return a SHA-256 of network and masks."""
-        return digest([dict(self.tensors()), self.masks])
-
     def state_dict(self) -> dict[str, Any]:
         """Return it as nested plain values and tensors: the run's own tensors, not copies."""
         return {
@@ -84,11 +80,7 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], place: str) -> None:
-        """Restore a `state_dict`, to the bit.
-
-        Args:
-            state: what `state_dict` returned.
-            place: the file's name, for messages.
+        """Restore a `state_dict`, to the bit; ``place`` is the file's name, for messages.
 
         Raises:
             CheckpointError: it is not the state of such a run; this one is then undefined.
@@ -108,7 +100,8 @@ class RunState:
             self.epoch_begun = perf_counter() - state["epoch_seconds"]
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             raise CheckpointError(
-                f"{place}: expected the state of a run with this recipe, found {error}; {_WAY_OUT}"
+                f"{place}: expected the state of a run with this recipe, found {error}; remove it "
+                "and begin again without --resume"
             ) from error
 
 
@@ -132,7 +125,6 @@ def progress_path(output: str | os.PathLike[str]) -> str:
 FORMAT = "pabzip-progress"
 VERSION = 1
 
-_WAY_OUT = "remove it and begin again without --resume"
 _TYPES: dict[str, type] = {
     "pabzip": str, "torch": str, "threads": int, "device": str, "recipe": dict, "tensors": dict,
     "masks": dict, "optimizers": dict, "precision": dict, "metrics": dict, "history": list,
@@ -148,9 +140,6 @@ class RunStateFile:
 
     Args:
         output: the run's output; the file lies beside it, also where ``output`` is a link.
-
-    Attributes:
-        path: of the file.
     """
 
     def __init__(self, output: str | os.PathLike[str]):
@@ -183,15 +172,10 @@ class RunStateFile:
                 whole = torch.load(file, weights_only=True, map_location="cpu")
             except Exception as error:
                 # torch's own message recommends to load without the protection: not repeated.
-                raise CheckpointError(
-                    f"{self.path}: expected the state of an unfinished run, found a damaged file "
-                    f"or none of pabzip's ({type(error).__name__}); {_WAY_OUT}"
-                ) from None
+                found = f"a damaged file or none of pabzip's ({type(error).__name__})"
+                raise self._refused("the state of an unfinished run", found) from None
         if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{self.path}: expected the state of an unfinished run, found something else; "
-                f"{_WAY_OUT}"
-            )
+            raise self._refused("the state of an unfinished run", "something else")
         if whole.get("version") != VERSION:
             raise CheckpointError(
                 f"{self.path}: version: expected {VERSION}, found {whole.get('version')!r}; "
@@ -199,18 +183,20 @@ class RunStateFile:
             )
         content = whole.get("content")
         if not isinstance(content, dict) or whole.get("sha256") != digest(content):
-            raise CheckpointError(
-                f"{self.path}: expected content with the SHA-256 that was saved with it, found "
-                f"another: the file is damaged; {_WAY_OUT}"
-            )
+            expected = "content with the SHA-256 that was saved with it"
+            raise self._refused(expected, "another: the file is damaged")
         for key, kind in _TYPES.items():
             if not isinstance(content.get(key), kind):
-                raise CheckpointError(
-                    f"{self.path}: {key}: expected a value, found {type(content.get(key)).__name__}"
-                    f"; {_WAY_OUT}"
-                )
+                raise self._refused(f"a value of {key}", type(content.get(key)).__name__)
         self._follows = _stage(content)
         return content
+
+    def _refused(self, expected: str, found: str) -> CheckpointError:
+        """Return the error for a file that no run can go on from."""
+        return CheckpointError(
+            f"{self.path}: expected {expected}, found {found}; remove it and begin again without "
+            "--resume"
+        )
 
     def remove(self) -> None:
         """Remove the file, if there is one."""
@@ -283,15 +269,11 @@ class SaveSchedule:
 
     Args:
         every: how often; None: never.
-        clock: the time in seconds; another one for tests.
     """
 
-    def __init__(self, every: SaveEvery | None, clock: Callable[[], float] = monotonic):
+    def __init__(self, every: SaveEvery | None):
         self._every = every
-        self._clock = clock
-        self._saved = clock()
-        self._steps = 0
-        self._epochs = 0
+        self.saved()
 
     def step_due(self) -> bool:
         """Count a step and say whether to save after it."""
@@ -305,7 +287,7 @@ class SaveSchedule:
 
     def saved(self) -> None:
         """Start counting anew."""
-        self._saved = self._clock()
+        self._saved = monotonic()
         self._steps = self._epochs = 0
 
     def _due(self) -> bool:
@@ -316,31 +298,28 @@ class SaveSchedule:
         return (
             (every.steps is not None and self._steps >= every.steps)
             or (every.epochs is not None and self._epochs >= every.epochs)
-            or (every.minutes is not None and self._clock() - self._saved >= 60 * every.minutes)
+            or (every.minutes is not None and monotonic() - self._saved >= 60 * every.minutes)
         )
 
 
-def surroundings(device: torch.device) -> dict[str, Any]:
-    """Return what decides the last bits of a result besides the recipe."""
+def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Return what decides a result to the last bit: it is saved with the state of a run."""
     return {
+        "pabzip": __version__,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": device.type,
+        "recipe": to_dict(recipe),
     }
-
-
-def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """Return the facts about a run that are saved with its state, for `check_resume`."""
-    return {"pabzip": __version__, **surroundings(device), "recipe": to_dict(recipe)}
 
 
 def check_resume(
     saved: Mapping[str, Any], recipe: Recipe, device: torch.device, place: str
 ) -> None:
-    """Refuse to continue with another recipe; warn of other surroundings.
+    """Refuse to continue with another recipe; warn of another torch, thread count or device.
 
     Args:
-        saved: what `RunStateFile.read` returned.
+        saved: the state from `RunStateFile.read`, with its `origin`.
         recipe: the present one.
         device: the present one.
         place: the file's name, for messages.
@@ -360,10 +339,11 @@ def check_resume(
             f"{'; '.join(differences)}. Continue with the old values, or begin again without "
             "--resume"
         )
-    for key, value in surroundings(device).items():
-        if saved[key] != value:
+    here = origin(recipe, device)
+    for key in ("torch", "threads", "device"):
+        if saved[key] != here[key]:
             warnings.warn(
-                f"{place}: {key} was {saved[key]} when the state was saved and is {value} now; "
+                f"{place}: {key} was {saved[key]} when the state was saved and is {here[key]} now; "
                 "the run goes on, but its last bits may differ from an uninterrupted one's",
                 stacklevel=2,
             )

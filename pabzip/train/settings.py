@@ -102,14 +102,15 @@ class Settings(BaseModel):
         if name not in cls.model_fields:
             raise unknown(key, [declared.key for declared in settings_of(cls)])
         found = list(found) if isinstance(found, tuple) else found
-        raise RecipeError(f"{key}: expected {_expected(cls.model_fields[name])}, found {found!r}")
+        expected = Setting(key, cls.model_fields[name]).expected
+        raise RecipeError(f"{key}: expected {expected}, found {found!r}")
 
     @field_validator("*", mode="after")
     @classmethod
     def _chosen(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse what is not one of the choices, and empty texts."""
-        field = cls.model_fields[str(info.field_name)]
-        choices = _choices(field)
+        name = str(info.field_name)
+        choices = Setting(name, cls.model_fields[name]).choices
         if value == "" or (choices and value not in choices):
             raise ValueError(value)  # `_explained` finds the words
         return value
@@ -126,17 +127,17 @@ class Section(Settings):
     def __init_subclass__(cls, *, table: str, **extra: Any):
         super().__init_subclass__(table=table, **extra)
         other = Section.sections.get(table)
-        if other is not None and _origin(other) != _origin(cls):
+        if other is not None and other._origin() != cls._origin():
             raise RecipeError(
-                f"{table}: expected a name that is free, found one that {'.'.join(_origin(other))} "
-                "has as its table of settings; choose another"
+                f"{table}: expected a name that is free, found one that {other._origin()} has as "
+                "its table of settings; choose another"
             )
         Section.sections[table] = cls
 
-
-def _origin(kind: type) -> tuple[str, str]:
-    """Return where a class is declared."""
-    return kind.__module__, kind.__qualname__
+    @classmethod
+    def _origin(cls) -> str:
+        """Return where the class is declared, dotted."""
+        return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +155,18 @@ class Setting:
     @property
     def flag(self) -> str | None:
         """The flag of the command line; None where ``--set`` serves."""
-        return _fact(self.field, "flag")  # type: ignore[no-any-return]
+        return self._fact("flag")  # type: ignore[no-any-return]
 
     @property
     def place(self) -> bool:
         """Whether it says where a run happens and not what it does."""
-        return bool(_fact(self.field, "place"))
+        return bool(self._fact("place"))
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values there are; none where any in its bounds will do."""
-        return _choices(self.field)
+        """The values there are now; none where any in its bounds will do."""
+        choices: Names | None = self._fact("choices")
+        return tuple((choices() if callable(choices) else choices) or ())
 
     @property
     def help(self) -> str:
@@ -172,30 +174,70 @@ class Setting:
         return self.field.description or ""
 
     @property
+    def kind(self) -> Any:
+        """The type of its values, other than None."""
+        kinds = [kind for kind in get_args(self.field.annotation) if kind is not NoneType]
+        optional = NoneType in get_args(self.field.annotation)
+        return kinds[0] if optional else self.field.annotation
+
+    @property
     def expected(self) -> str:
         """What its values are, such as ``"a number at least 0"``."""
-        return _expected(self.field)
+        told = self._fact("expected")
+        if told is not None:
+            return str(told() if callable(told) else told)
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        limits = {
+            bound: getattr(limit, bound)
+            for bound in ("ge", "gt", "le", "lt")
+            for limit in self.field.metadata
+            if hasattr(limit, bound)
+        }
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is int and "le" in limits:
+            return f"a whole number from {limits['ge']} to {limits['le']}"
+        if self.kind is int:
+            return f"a whole number of {limits['ge']} or more"
+        if self.kind is float:
+            words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+            bounds = [f"{words[bound]} {limit:g}" for bound, limit in limits.items()]
+            return f"a number {' and '.join(bounds) or 'that is finite'}"
+        return "a non-empty text"
 
     @property
     def is_table(self) -> bool:
         """Whether its value is a table with names of the user's."""
-        return get_origin(_kind(self.field)) is Mapping or _kind(self.field) is dict
+        return self.kind is dict or get_origin(self.kind) is Mapping
 
     def parse(self, text: str) -> Any:
         """Return the value that a text of the command line stands for: TOML, bare words as text.
 
         What is wrong for this setting is left to its validation.
         """
-        value = parse_value(text)
-        return text if _kind(self.field) is str and not isinstance(value, str) else value
+        try:
+            found = tomllib.loads(f"value = {text}")
+            value = found["value"] if len(found) == 1 else text
+        except tomllib.TOMLDecodeError:
+            try:
+                value = float(text)  # such as .5, which TOML wants as 0.5
+            except ValueError:
+                value = text
+        return text if self.kind is str and not isinstance(value, str) else value
+
+    def _fact(self, name: str) -> Any:
+        """Return what `setting` was told."""
+        facts = self.field.json_schema_extra
+        return facts.get(name) if isinstance(facts, dict) else None
 
 
 def settings_of(group: type[Settings]) -> Iterator[Setting]:
     """Yield the settings that a class declares itself, without those of the tables in it."""
     for name, field in group.model_fields.items():
-        kind = _kind(field)
-        if not (isinstance(kind, type) and issubclass(kind, Settings)):
-            yield Setting(f"{group.table}.{name}".lstrip("."), field)
+        declared = Setting(f"{group.table}.{name}".lstrip("."), field)
+        if not (isinstance(declared.kind, type) and issubclass(declared.kind, Settings)):
+            yield declared
 
 
 def unknown(key: str, keys: Iterable[str]) -> RecipeError:
@@ -213,61 +255,3 @@ def unknown(key: str, keys: Iterable[str]) -> RecipeError:
     return RecipeError(
         f"{key}: expected the name of a setting, found an unknown one; did you mean {near}?"
     )
-
-
-def parse_value(text: str) -> Any:
-    """Return what a text is in TOML; a text that is no TOML stands for itself."""
-    try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        try:
-            return float(text)  # such as .5, which TOML wants as 0.5
-        except ValueError:
-            return text
-    return found["value"] if len(found) == 1 else text
-
-
-def _fact(field: FieldInfo, name: str) -> Any:
-    """Return what `setting` was told."""
-    facts = field.json_schema_extra
-    return facts.get(name) if isinstance(facts, dict) else None
-
-
-def _choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the choices of a field as they are now."""
-    choices: Names | None = _fact(field, "choices")
-    return tuple((choices() if callable(choices) else choices) or ())
-
-
-def _kind(field: FieldInfo) -> Any:
-    """Return the type of a field's values, other than None."""
-    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
-    optional = NoneType in get_args(field.annotation)
-    return kinds[0] if optional else field.annotation
-
-
-def _expected(field: FieldInfo) -> str:
-    """Say what values a field takes."""
-    told = _fact(field, "expected")
-    if told is not None:
-        return str(told() if callable(told) else told)
-    if choices := _choices(field):
-        return f"one of {', '.join(choices)}"
-    limits = {
-        bound: getattr(limit, bound)
-        for bound in ("ge", "gt", "le", "lt")
-        for limit in field.metadata
-        if hasattr(limit, bound)
-    }
-    kind = _kind(field)
-    if kind is bool:
-        return "true or false"
-    if kind is int and "le" in limits:
-        return f"a whole number from {limits['ge']} to {limits['le']}"
-    if kind is int:
-        return f"a whole number of {limits['ge']} or more"
-    if kind is float:
-        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-        bounds = [f"{words[bound]} {limit:g}" for bound, limit in limits.items()]
-        return f"a number {' and '.join(bounds) or 'that is finite'}"
-    return "a non-empty text"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from pabzip.data.order import random_words
 from pabzip.errors import RecipeError, TrainingError
-from pabzip.train.distributed import ProcessGroup
+from pabzip.train.distributed import ProcessGroup, bounds
 from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
 from pabzip.train.results import Progress
@@ -74,25 +73,11 @@ def steps_per_epoch(samples: int, batch_size: int, shards: int = 1) -> int:
     return steps + (1 if rest else 0)
 
 
-def bounds(samples: int, shards: int, shard: int) -> tuple[int, int]:
-    """Return where a shard begins and ends in a batch.
-
-    Shards differ by one sample at most, and the part of a process is that of its shards together.
-    """
-    return samples * shard // shards, samples * (shard + 1) // shards
-
-
-def shards_of(rank: int, ranks: int, shards: int) -> range:
-    """Return the shards that a process computes; ``ranks`` divides ``shards``."""
-    each = shards // ranks
-    return range(rank * each, (rank + 1) * each)
-
-
 def tree_sum(parts: Iterator[Tensor]) -> Tensor:
     """Add tensors along a binary tree as they come; at most log2 of their number wait.
 
     Args:
-        parts: a power of two of tensors of one shape; they are used up.
+        parts: a power of two of tensors of one shape, which are overwritten.
     """
     waiting: list[tuple[int, Tensor]] = []
     for part in parts:
@@ -115,21 +100,6 @@ def step_seed(seed: int, epoch: int, step: int, shard: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """What a forward and a backward pass gave, for the whole batch, on every process.
-
-    Attributes:
-        loss: mean cross-entropy, a scalar.
-        correct: samples classified rightly, a scalar.
-        gradients: of the mean loss, of each parameter that has one: the tensors in its ``grad``.
-    """
-
-    loss: Tensor
-    correct: Tensor
-    gradients: list[Tensor]
-
-
 class BatchGradients:
     """Leaves the gradient of a batch's mean loss in the parameters' ``grad``.
 
@@ -142,25 +112,22 @@ class BatchGradients:
         net: the network, on its final device.
         seed: the recipe's; with epoch, step and shard it decides what dropout draws.
         shards: parts of a batch, a power of two that the number of processes divides.
-        group: the processes.
-        precision: in which forward and backward passes compute.
+        group: the processes that share them.
+        precision: of forward and backward passes.
     """
 
     def __init__(
         self, net: nn.Module, seed: int, shards: int, group: ProcessGroup, precision: Precision
     ):
-        self._net = net
-        self._precision = precision
-        self._seed = seed
-        self._shards = shards
-        self._group = group
+        self._net, self._precision = net, precision
+        self._seed, self._shards, self._group = seed, shards, group
         self._parameters = [p for p in net.parameters() if p.requires_grad]
         self._buffers = list(net.buffers())
         self._statistics = [buffer for buffer in self._buffers if buffer.is_floating_point()]
 
     def __call__(
         self, inputs: Tensor, labels: Tensor, samples: int, epoch: int, step: int
-    ) -> BatchResult:
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Compute one batch.
 
         Args:
@@ -169,6 +136,10 @@ class BatchGradients:
             samples: in the whole batch.
             epoch: counted from 1.
             step: counted from 1 in the epoch.
+
+        Returns:
+            For the whole batch, on every process: its mean loss, how many samples were classified
+            rightly, and the gradients, which are the tensors in the parameters' ``grad``.
         """
         if self._shards == 1:
             _seed_generators(step_seed(self._seed, epoch, step, 0), labels.device)
@@ -181,7 +152,7 @@ class BatchGradients:
             loss, correct = self._spread(total)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         self._precision.unscale(gradients)
-        return BatchResult(loss, correct, gradients)
+        return loss, correct, gradients
 
     def _parts(
         self, inputs: Tensor, labels: Tensor, samples: int, epoch: int, step: int
@@ -190,7 +161,7 @@ class BatchGradients:
         before = [buffer.clone() for buffer in self._buffers]
         rank, ranks = self._group.rank, self._group.size
         first, _ = bounds(samples, ranks, rank)
-        for shard in shards_of(rank, ranks, self._shards):
+        for shard in range(*bounds(self._shards, ranks, rank)):
             with torch.no_grad():
                 for buffer, value in zip(self._buffers, before, strict=True):
                     buffer.copy_(value)
@@ -255,29 +226,23 @@ def train_step(
     """Take one step: gradients, then flips and updates, then metrics. Nothing waits for the device.
 
     Args:
-        gradients: computes the gradient of the batch's loss.
+        gradients: computes the gradient of the batch's loss; the last four arguments are its.
         optimizers: take the step.
         metrics: of the epoch.
-        batch: this process's part of the batch: images ``float32[B, C, H, W]``, labels
-            ``int64[B]``.
+        batch: this process's part of the batch: images and labels.
         samples: in the whole batch.
         epoch: counted from 1.
         step: counted from 1 in the epoch.
     """
     optimizers.zero_grad()
-    found = gradients(*batch, samples, epoch, step)
-    metrics.check(found.loss, found.gradients)
+    loss, correct, found = gradients(*batch, samples, epoch, step)
+    metrics.check(loss, found)
     optimizers.step()
-    metrics.add(found.loss, found.correct, samples, optimizers.flips)
+    metrics.add(loss, correct, samples, optimizers.flips)
 
 
 class EpochMetrics:
-    """Loss, accuracy and flips of one epoch, summed on the device until `read`.
-
-    Args:
-        epoch: counted from 1.
-        device: where the sums live.
-    """
+    """Loss, accuracy and flips of one epoch, counted from 1, summed on the device until `read`."""
 
     def __init__(self, epoch: int, device: torch.device):
         self._epoch = epoch
@@ -293,12 +258,7 @@ class EpochMetrics:
         self._step = step
 
     def check(self, loss: Tensor, gradients: list[Tensor]) -> None:
-        """Remember this step, for `read` to report, if the loss or a gradient is not finite.
-
-        Args:
-            loss: the mean loss of the step, a scalar.
-            gradients: those of all parameters.
-        """
+        """Remember this step, for `read` to report, if the loss or a gradient is not finite."""
         largest = _largest(gradients)
         loss = loss.detach().double()
         sound = torch.isfinite(loss) & torch.isfinite(largest) | (self._failure[0] > 0)
@@ -306,14 +266,7 @@ class EpochMetrics:
         self._failure = torch.where(sound, self._failure, here)
 
     def add(self, loss: Tensor, correct: Tensor, samples: int, flips: Tensor) -> None:
-        """Add one step.
-
-        Args:
-            loss: mean loss of its samples, a scalar.
-            correct: how many of them were classified rightly, a scalar.
-            samples: how many there were.
-            flips: signs flipped, a scalar.
-        """
+        """Add one step: scalars on the device, and the number of samples in the whole batch."""
         self._taken += 1
         self._samples += samples
         self._sums += torch.stack(

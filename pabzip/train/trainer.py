@@ -20,22 +20,16 @@ from pabzip.checkpoint import save_checkpoint
 from pabzip.data import Splits, batches
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.formats.atomic import open_atomic
-from pabzip.init import seeded_parameters
+from pabzip.init import Seeding, attach_seeding, seeded_parameters, seeding
 from pabzip.search import apply_masks
-from pabzip.train.build import (
-    build_network,
-    forget_seeding,
-    isolated,
-    pick_device,
-    prepare_data,
-    sharded,
-)
+from pabzip.train.build import build_network, isolated, pick_device, prepare_data, sharded
 from pabzip.train.callbacks import Callback
-from pabzip.train.config import Recipe, comparable, method_of, to_dict
+from pabzip.train.config import Recipe, comparable, to_dict
 from pabzip.train.cost import step_costs
-from pabzip.train.distributed import ProcessGroup, digest, local_rank, process_group
-from pabzip.train.evaluation import Evaluation, batch_sums, summarized
+from pabzip.train.distributed import ProcessGroup, local_rank, process_group
+from pabzip.train.evaluation import batch_sums, summarized
 from pabzip.train.file_size import ExpectedBytes
+from pabzip.train.methods import method_of
 from pabzip.train.optimizers import Optimizers, predictive_gradients, shortened
 from pabzip.train.precision import Precision
 from pabzip.train.pruning import (
@@ -67,21 +61,15 @@ class Trainer:
     then on what each one leaves.
 
     Args:
-        recipe: what to do.
-        device: where.
-        group: the processes that do it together.
-        callbacks: called as the run goes on.
+        recipe: as for `train`, with the number of its shards.
+        device: where the network trains.
+        group: the processes that train it together.
+        callbacks: as for `train`; none on processes other than the first.
         save: writes the state that it is given; None for a run that saves none.
         schedule: says when a save is due.
-        splits: the data; None loads the recipe's.
-        download: fetch a dataset that is missing.
-        ticket: a checkpoint of `find_ticket`, in place of the search; or None.
-
-    Raises:
-        RecipeError: augmentation where the data has none, shards that do not fit, or a ticket for
-            a method that has no use for it.
-        DataError: the dataset is unknown or missing.
-        ArchitectureError: the architecture does not fit the data.
+        splits: as for `train`, and so are all others.
+        download: see above.
+        ticket: see above.
     """
 
     def __init__(
@@ -174,8 +162,7 @@ class Trainer:
         Raises:
             TrainingError: they have not; the message names the ranks.
         """
-        if self.group.size > 1:
-            self.group.check_same(what, self.state.digest())
+        self.group.check_same(what, [dict(self.state.tensors()), self.state.masks])
 
     def _search_when_due(self) -> None:
         """Do the searches that are due before this epoch; count what a step costs from now on."""
@@ -233,7 +220,10 @@ class Trainer:
             self._train_steps()
         state.optimizers.end_epoch()
         self.check_ranks(f"the network after epoch {epoch}")
-        trained, tested = state.metrics.read(), self._evaluate()
+        trained = state.metrics.read()
+        sums = batch_sums(state.net, self.splits.test, part=(self.group.rank, self.group.size))
+        self.group.all_reduce(sums)
+        tested = summarized(sums, len(self.splits.test))
         if not math.isfinite(tested.loss):
             raise TrainingError(
                 f"epoch {epoch}, step {trained.step}: expected a finite test loss, found "
@@ -297,13 +287,6 @@ class Trainer:
             if self._schedule.step_due() and step < self.steps:
                 state.metrics.read()  # a state with a loss that is not finite is not worth saving
                 self._save()
-
-    def _evaluate(self) -> Evaluation:
-        """Measure on the test set, each process on its part of it."""
-        images = self.splits.test
-        sums = batch_sums(self.state.net, images, part=(self.group.rank, self.group.size))
-        self.group.all_reduce(sums)
-        return summarized(sums, len(images))
 
     def _flipped(self) -> float:
         """Return the fraction of the survivors whose sign is not the one that they began with."""
@@ -390,9 +373,8 @@ def train(
         save_every = SaveEvery.parse(save_every)
     with process_group(recipe.device) as group, ExitStack() as stack:
         recipe = sharded(recipe, group)
-        given = digest({"ticket": ticket, "download": download, "resume": resume})
-        group.check_same("the recipe", digest(comparable(recipe)))
-        group.check_same("what the run was given besides it", given)
+        group.check_same("the recipe", comparable(recipe))
+        group.check_same("what the run was given besides it", [ticket, download, resume])
         device = pick_device(recipe.device, local_rank())
         called = list(callbacks)
         stack.enter_context(isolated(recipe.seed, device))
@@ -420,8 +402,7 @@ def train(
                 trainer.resume(state, state_file.path)
             elif group.first:
                 state_file.remove()
-            images = len(trainer.splits.train)
-            group.check_same("the number of training images", digest(images))
+            group.check_same("the number of training images", len(trainer.splits.train))
             trainer.check_ranks("the network before the training")
             try:
                 trainer.run()
@@ -429,11 +410,12 @@ def train(
                 left = state_file.left() if group.first else "rank 0 says what is kept"
                 raise TrainingError(f"{error}; {left}") from error
             result = trainer.result(output)
+            net = trainer.state.net
             if not trainer.method.seeded:
-                forget_seeding(trainer.state.net)
+                # Magnitudes were trained: files name no seeded weight and store all as they are.
+                attach_seeding(net, Seeding(seeding(net).seed, {}))
             if file is not None:
-                settings, results = to_dict(recipe), result.lasting()
-                save_checkpoint(trainer.state.net, file, settings=settings, results=results)
+                save_checkpoint(net, file, settings=to_dict(recipe), results=result.lasting())
         if group.first:
             state_file.remove()
         for callback in called:

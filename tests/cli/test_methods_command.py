@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
-from pabzip.train.config import METHODS, Recipe, method_of
+from pabzip.registry import METHODS
+from pabzip.train.config import Recipe
+from pabzip.train.methods import method_of
 
 TINY = (
     "--arch", "lenet-300-100", "--set", "arch_options.width=12", "--epochs", "1",

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pabzip.cli._settings import given
-from pabzip.train.config import Recipe, all_settings, comparable, unused
+from pabzip.train.config import Recipe, SearchRecipe, all_settings, comparable
+from pabzip.train.methods import unused
 
 TINY = (
     "--set", "arch_options.width=12", "--epochs", "1", "--set", "search.iterations=3",
@@ -63,7 +64,26 @@ def test_list_settings_names_every_setting(folder, run):
     ],
 )  # fmt: skip
 def test_what_a_method_has_no_use_for(method, keys, idle):
-    assert unused(Recipe(method=method), keys) == idle
+    found = unused(Recipe(method=method), keys)
+    assert found == dict.fromkeys(idle, f"method {method}")
+
+
+@pytest.mark.parametrize(
+    ("search", "idle"),
+    [
+        ("synflow", ["samples", "ratios"]),
+        ("snip", ["precision", "ratios"]),
+        ("random", ["samples", "precision", "ratios"]),
+        ("layerwise-random", ["samples", "precision"]),
+    ],
+)
+def test_what_a_search_has_no_use_for(search, idle):
+    keys = [f"search.{name}" for name in SearchRecipe.model_fields]
+    found = unused(Recipe(search=SearchRecipe(method=search)), keys)
+    names = {f"search.{name}" for name in idle}
+    assert found == dict.fromkeys(names, f"search {search}")
+    dense = Recipe(method="dense-sgd", search=SearchRecipe(method=search))
+    assert unused(dense, keys) == dict.fromkeys(keys, "method dense-sgd")
 
 
 def test_a_setting_without_use_is_told(folder, run):
@@ -74,6 +94,8 @@ def test_a_setting_without_use_is_told(folder, run):
         "pabzip: bop.threshold: method sgd has no use for it\n"
         "pabzip: latent.start: method sgd has no use for it\n"
     )
+    result = run("train", *TINY, "--set", "search.samples=7", "--force")
+    assert result.stderr == "pabzip: search.samples: search synflow has no use for it\n"
 
 
 def test_assignments_are_toml_with_bare_words_as_text():

@@ -73,7 +73,7 @@ class RepeatingDecoder:
 
 @pytest.fixture
 def two_coders(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry: Registry[Any] = Registry("coder", "register_coder", "pabzip.formats", error=PackError)
+    registry = Registry("coder", "register_coder", "pabzip.formats", error=PackError)
     registry.register("huffman")(Huffman)
     registry.register("repeating", shares_side=True)(Repeating)
     monkeypatch.setattr(coder, "CODERS", registry)

@@ -20,9 +20,9 @@ import pabzip
 from pabzip.errors import RecipeError
 from pabzip.train import Recipe, merge
 from pabzip.train.build import sharded
-from pabzip.train.distributed import ProcessGroup
+from pabzip.train.distributed import ProcessGroup, bounds
 from pabzip.train.precision import Precision
-from pabzip.train.step import BatchGradients, bounds, shards_of, step_seed, tree_sum
+from pabzip.train.step import BatchGradients, step_seed, tree_sum
 
 SCRIPT = Path(__file__).with_name("distributed_runs.py")
 TINY = {
@@ -217,7 +217,7 @@ def test_shards_cover_a_batch_and_nest_in_those_of_a_rank(samples: int, shards: 
     assert max(sizes) - min(sizes) <= 1
     for ranks in (ranks for ranks in (1, 2, 4, 8) if shards % ranks == 0):
         for rank in range(ranks):
-            own = [bounds(samples, shards, shard) for shard in shards_of(rank, ranks, shards)]
+            own = [bounds(samples, shards, shard) for shard in range(*bounds(shards, ranks, rank))]
             assert (own[0][0], own[-1][1]) == bounds(samples, ranks, rank)
 
 

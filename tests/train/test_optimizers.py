@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import pabzip
+from pabzip.registry import METHODS
 from pabzip.search import apply_masks
 from pabzip.train import Recipe, merge
-from pabzip.train.config import METHODS, method_of
-from pabzip.train.methods import MilestoneDecay
+from pabzip.train.methods import MilestoneDecay, method_of
 from pabzip.train.optimizers import Optimizers
 
 Masks = dict[str, torch.Tensor]

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pabzip.errors import RecipeError
+from pabzip.registry import METHODS
 from pabzip.train import (
     BopRecipe,
     LatentRecipe,
@@ -28,7 +29,8 @@ from pabzip.train import (
     read_recipe,
     to_dict,
 )
-from pabzip.train.config import METHODS, comparable
+from pabzip.train.config import comparable
+from pabzip.train.settings import Section, setting
 
 
 @pytest.mark.parametrize(
@@ -282,6 +284,18 @@ def test_a_recipe_is_checked_however_it_is_made():
     with pytest.raises(ValueError, match="frozen"):
         Recipe().epochs = 3
     assert Recipe().replace(epochs=3) == Recipe(epochs=3) != Recipe()
+
+
+@pytest.mark.parametrize("table", ["epochs", "arch_options", "section", "replace"])
+def test_a_table_cannot_be_called_what_recipes_use_themselves(table, monkeypatch):
+    monkeypatch.setattr(Section, "sections", dict(Section.sections))
+
+    class Mine(Section, table=table):
+        rate: float = setting(0.5, "A rate.", ge=0)
+
+    message = rf"^{table}: expected a table of settings with a name that is free, found .*Mine with"
+    with pytest.raises(RecipeError, match=message):
+        Recipe()
 
 
 def test_two_recipes_are_compared_by_what_they_do():

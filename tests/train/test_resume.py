@@ -21,6 +21,7 @@ from pabzip import data
 from pabzip.checkpoint import load_checkpoint
 from pabzip.data import Images, Splits
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
+from pabzip.registry import METHODS
 from pabzip.train import (
     Callback,
     EpochStats,
@@ -29,11 +30,9 @@ from pabzip.train import (
     SaveEvery,
     SearchRecipe,
     merge,
-    to_dict,
     train,
 )
-from pabzip.train.config import METHODS
-from pabzip.train.resume import SaveSchedule, check_resume, surroundings
+from pabzip.train.resume import SaveSchedule, check_resume, origin
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +224,7 @@ def test_published_rounds_may_be_given_by_number(then: int | None, now: int | No
     begun, other = (
         Recipe(search=SearchRecipe(method="snip", iterations=rounds)) for rounds in (then, now)
     )
-    saved = {**surroundings(cpu), "recipe": to_dict(begun)}
+    saved = origin(begun, cpu)
     check_resume(saved, other, cpu, "model.pt.progress")
     with pytest.raises(RecipeError, match=r"search\.iterations = 1 then and 7 now"):
         check_resume(saved, merge(other, {"search": {"iterations": 7}}), cpu, "model.pt")
@@ -296,9 +295,10 @@ def test_a_lost_log_begins_again_with_the_past(tmp_path: Path, splits: Splits) -
     assert names == ["start", "epoch", "resume", "bitops", "epoch", "epoch", "result"]
 
 
-def test_when_a_save_is_due() -> None:
+def test_when_a_save_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    schedule = SaveSchedule(SaveEvery(steps=3, epochs=2, minutes=1), lambda: now[0])
+    monkeypatch.setattr("pabzip.train.resume.monotonic", lambda: now[0])
+    schedule = SaveSchedule(SaveEvery(steps=3, epochs=2, minutes=1))
     assert [schedule.step_due() for _ in range(3)] == [False, False, True]
     schedule.saved()
     assert [schedule.epoch_due() for _ in range(2)] == [False, True]

@@ -82,46 +82,36 @@ def draw_curves(stats: Sequence[EpochStats], title: str) -> Figure:
     figure = Figure(figsize=(12, 7), dpi=120, layout="constrained")
     figure.suptitle(title)
     panels = figure.subplot_mosaic("LLLAAA;SSFFBB" if sized else "LLLAAA;SSSFFF")
-    _pair(panels["L"], "loss (nats)", epochs,
+    _draw(panels["L"], "loss (nats)", epochs,
           [each.loss for each in stats], [each.test_loss for each in stats])  # fmt: skip
-    _pair(panels["A"], "accuracy (%)", epochs,
+    _draw(panels["A"], "accuracy (%)", epochs,
           [100 * each.train_accuracy for each in stats],
           [100 * each.test_accuracy for each in stats])  # fmt: skip
-    _single(panels["S"], "signs flipped a step", epochs,
-            [each.flips_per_step for each in stats])  # fmt: skip
-    _single(panels["F"], "survivors with a flipped sign (%)", epochs,
-            [100 * each.flipped for each in stats])  # fmt: skip
+    _draw(panels["S"], "signs flipped a step", epochs, [each.flips_per_step for each in stats])
+    _draw(panels["F"], "survivors with a flipped sign (%)", epochs,
+          [100 * each.flipped for each in stats])  # fmt: skip
     if sized:
         known = [float("nan") if size is None else size / 1000 for size in sizes]
-        _single(panels["B"], "expected size of the file (kB)", epochs, known)
+        _draw(panels["B"], "expected size of the file (kB)", epochs, known)
     return figure
 
 
-def _pair(
-    axes: Axes, name: str, epochs: Sequence[int], train: Sequence[float], test: Sequence[float]
+def _draw(
+    axes: Axes,
+    name: str,
+    epochs: Sequence[int],
+    train: Sequence[float],
+    test: Sequence[float] | None = None,
 ) -> None:
-    """Draw one quantity for training and for test images."""
-    axes.plot(epochs, train, color=_TRAIN, label="training, as seen", marker=_mark(epochs))
-    axes.plot(epochs, test, color=_TEST, label="test", marker=_mark(epochs))
-    axes.legend(frameon=False)
-    _label(axes, name)
-
-
-def _single(axes: Axes, name: str, epochs: Sequence[int], values: Sequence[float]) -> None:
-    """Draw one quantity from zero up."""
-    axes.plot(epochs, values, color=_TRAIN, marker=_mark(epochs))
-    largest = max((value for value in values if value == value), default=0.0)  # not NaN
-    axes.set_ylim(0, 1.1 * largest or 1.0)
-    _label(axes, name)
-
-
-def _mark(epochs: Sequence[int]) -> str:
-    """Return points for short runs: a single epoch has no line."""
-    return "." if len(epochs) <= 30 else ""
-
-
-def _label(axes: Axes, name: str) -> None:
-    """Name a panel, and give it whole epochs."""
+    """Draw one quantity: for training and for test images, or a single one from zero up."""
+    mark = "." if len(epochs) <= 30 else ""  # points, as a single epoch has no line
+    axes.plot(epochs, train, color=_TRAIN, label="training, as seen", marker=mark)
+    if test is None:
+        largest = max((value for value in train if value == value), default=0.0)  # not NaN
+        axes.set_ylim(0, 1.1 * largest or 1.0)
+    else:
+        axes.plot(epochs, test, color=_TEST, label="test", marker=mark)
+        axes.legend(frameon=False)
     axes.set_title(name, fontsize=10)
     axes.set_xlabel("epoch")
     axes.locator_params(axis="x", integer=True)

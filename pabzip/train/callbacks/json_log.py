@@ -50,24 +50,21 @@ class JsonLog(Callback):
     def on_train_start(self, recipe: Recipe, steps: int) -> None:
         """Open the file and write the recipe, or where an earlier run is continued."""
         header = {"pabzip": __version__, "steps": steps, "recipe": to_dict(recipe)}
-        target = self._target
+        if isinstance(self._target, str | os.PathLike):
+            mode = "w" if self._past is None else "a+"
+            self._file = open(self._target, mode, encoding="utf-8")  # noqa: SIM115 (see close)
+        else:
+            self._file = self._target
         if self._past is None:
-            if isinstance(target, str | os.PathLike):
-                self._file = open(target, "w", encoding="utf-8")  # noqa: SIM115 (closed in close)
-            else:
-                self._file = target
             self._write("start", header)
             return
         history, step = self._past
-        if isinstance(target, str | os.PathLike):
-            self._file = open(target, "a+", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        if self._file is not self._target:
             logged = _keep_past(self._file, len(history))
             if logged is None:
                 self._write("start", header)
             for stats in history[logged or 0 :]:
                 self.on_epoch_end(stats)
-        else:
-            self._file = target
         import torch
 
         self._write(
@@ -131,23 +128,21 @@ def _keep_past(file: IO[str], epochs: int) -> int | None:
         event = _event(line) if line.endswith("\n") else {}
         if not kept and event.get("event") != "start":
             raise FileExistsError(errno.EEXIST, "holds no log of a run; name another", file.name)
-        if event.get("event") == "start" and logged is None:
-            logged = 0
-        elif logged is not None and event.get("event") == "epoch" and logged < epochs:
-            logged += 1
-        elif logged is None or not _belongs(event, epochs):
-            break
+        match event.get("event"):
+            case "start" if logged is None:
+                logged = 0
+            case "epoch" if logged is not None and logged < epochs:
+                logged += 1
+            case "bitops" if event.get("epoch", 0) > epochs:
+                break  # the run will write it again
+            case "bitops" | "resume":
+                pass
+            case _:
+                break
         kept = file.tell()
     file.seek(kept)
     file.truncate()
     return logged
-
-
-def _belongs(event: dict[str, Any], epochs: int) -> bool:
-    """Return whether a line that is no epoch's may stay: the run will not write it again."""
-    if event.get("event") == "bitops":
-        return bool(event.get("epoch", 0) <= epochs)
-    return event.get("event") == "resume"
 
 
 def _event(line: str) -> dict[str, Any]:
