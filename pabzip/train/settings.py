@@ -216,20 +216,25 @@ class Setting:
 
         What is wrong for this setting is left to its validation.
         """
-        try:
-            found = tomllib.loads(f"value = {text}")
-            value = found["value"] if len(found) == 1 else text
-        except tomllib.TOMLDecodeError:
-            try:
-                value = float(text)  # such as .5, which TOML wants as 0.5
-            except ValueError:
-                value = text
+        value = parse_value(text)
         return text if self.kind is str and not isinstance(value, str) else value
 
     def _fact(self, name: str) -> Any:
         """Return what `setting` was told."""
         facts = self.field.json_schema_extra
         return facts.get(name) if isinstance(facts, dict) else None
+
+
+def parse_value(text: str) -> Any:
+    """Return what a text is in TOML; a text that is no TOML stands for itself."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        try:
+            return float(text)  # such as .5, which TOML wants as 0.5
+        except ValueError:
+            return text
+    return found["value"] if len(found) == 1 else text
 
 
 def settings_of(group: type[Settings]) -> Iterator[Setting]:
