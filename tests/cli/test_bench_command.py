@@ -100,23 +100,24 @@ def test_the_scope_of_the_search_counts(bitops):
 
 
 def test_the_estimate_is_told_the_whole_search(monkeypatch):
-    from pabzip.train import Recipe, SearchRecipe, cost, estimate_costs
+    from pabzip.registry import SEARCHES
+    from pabzip.train import Recipe, SearchRecipe, estimate_costs
 
     told = {}
-    whole = cost.synflow
+    whole = SEARCHES.get("synflow")
 
     def synflow(*arguments, **options):
         told.update(options)
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(cost, "synflow", synflow)
+    monkeypatch.setattr(SEARCHES, "get", {"synflow": synflow}.__getitem__)
     search = SearchRecipe(iterations=3, schedule="linear", scope="layer", precision="float32")
     options = {"width": 4}
     estimate_costs(Recipe(arch="conv2", arch_options=options, keep_ratio=0.5, search=search))
     told.pop("on_iteration")
     told.pop("input_shape")
     assert told == {
-        "iterations": 3, "schedule": "linear", "scope": "layer", "dtype": torch.float32
+        "iterations": 3, "schedule": "linear", "scope": "layer", "dtype": torch.float32, "seed": 0
     }  # fmt: skip
 
 
