@@ -46,12 +46,20 @@ def parser(description: str | None, *, cache: bool = False) -> argparse.Argument
     return result
 
 
-def clock_arguments(target: argparse.ArgumentParser, threads: int) -> None:
-    """Add ``--threads``, by default ``threads``, and ``--clock``."""
-    target.add_argument("--threads", type=int, default=threads, help="of torch")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+Clock = Callable[[Callable[[], object]], float]
+"""Returns the seconds that one call takes."""
+
+
+def clock_arguments(target: argparse.ArgumentParser) -> None:
+    """Add ``--threads``, by default torch's own number, and ``--clock``."""
+    import torch
+
+    target.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     target.add_argument(
         "--clock",
-        choices=("wall", "cpu"),
+        choices=CLOCKS,
         default="wall",
         help="cpu: the process's own time, for one thread where others compute as well",
     )
@@ -82,7 +90,7 @@ def interleaved(
     runs: Mapping[str, Callable[[], object]],
     repeats: int,
     *,
-    clock: Callable[[Callable[[], object]], float] | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, float]:
     """Return the median seconds of each of several things, timed as `turns` does."""
     taken = turns(runs, repeats, clock=clock)
@@ -93,7 +101,7 @@ def turns(
     runs: Mapping[str, Callable[[], object]],
     repeats: int,
     *,
-    clock: Callable[[Callable[[], object]], float] | None = None,
+    clock: Clock | None = None,
     on_turn: Callable[[], None] | None = None,
 ) -> dict[str, list[float]]:
     """Time several things in turns (A B C A B C ...), so that a slow moment hits all of them.
@@ -103,13 +111,13 @@ def turns(
     Args:
         runs: what to time, by name.
         repeats: timed runs of each.
-        clock: returns the seconds that one call takes; wall clock by default.
+        clock: wall clock by default.
         on_turn: called after every turn, the untimed one as well.
 
     Returns:
         The seconds of each in the order of the turns.
     """
-    clock = clock or wall_clock
+    clock = clock or clock_by("wall")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     collecting = gc.isenabled()
     gc.collect()
@@ -128,20 +136,24 @@ def turns(
     return seconds
 
 
-def wall_clock(run: Callable[[], object]) -> float:
-    """Return the seconds that one call takes; what it returns is let go of outside of them."""
-    begin = time.perf_counter()
-    result = run()
-    took = time.perf_counter() - begin
-    del result
-    return took
+def clock_by(name: str, wait: Callable[[], object] = lambda: None) -> Clock:
+    """Return one of `CLOCKS`; what a timed call returns is let go of outside of its seconds.
 
+    Args:
+        name: as ``--clock`` has it.
+        wait: called before and at the end of the timed call, for devices that work on their own.
+    """
 
-def cpu_clock(run: Callable[[], object]) -> float:
-    """Return the seconds that this process computes in one call, on all its threads."""
-    begin = time.process_time()
-    run()
-    return time.process_time() - begin
+    def clock(run: Callable[[], object]) -> float:
+        wait()
+        begin = CLOCKS[name]()
+        result = run()
+        wait()
+        took = CLOCKS[name]() - begin
+        del result
+        return took
+
+    return clock
 
 
 @contextmanager

@@ -16,14 +16,13 @@ import torch
 from _shared import (
     Progress,
     clock_arguments,
-    cpu_clock,
+    clock_by,
     finish,
     markdown,
     parser,
     times,
     torch_threads,
     turns,
-    wall_clock,
 )
 from _tickets import Network
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ def main() -> None:
     line = parser(__doc__)
     line.add_argument("--iterations", type=int, default=100, help="rounds of a search")
     line.add_argument("--turns", type=int, default=3, help="timed searches of each kind")
-    clock_arguments(line, threads=torch.get_num_threads())
+    clock_arguments(line)
     arguments = line.parse_args()
     network = Network.of(arguments)
     keep_ratio = arguments.keep_ratio or 0.1
@@ -59,7 +58,7 @@ def main() -> None:
         for whose, search in (("pabzip", our_synflow), ("published", published_synflow))
         for name, dtype in DTYPES.items()
     }
-    clock = cpu_clock if arguments.clock == "cpu" else wall_clock
+    clock = clock_by(arguments.clock)
     with torch_threads(arguments.threads), Progress(arguments.turns + 1) as progress:
         progress.step("all searches in turns")
         seconds = turns(runs, arguments.turns, clock=clock, on_turn=progress.done)

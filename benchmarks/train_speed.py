@@ -22,14 +22,13 @@ import torch.nn.functional as F
 from _shared import (
     Progress,
     clock_arguments,
-    cpu_clock,
+    clock_by,
     finish,
     markdown,
     parser,
     times,
     torch_threads,
     turns,
-    wall_clock,
 )
 from torch import Tensor, nn
 
@@ -53,7 +52,7 @@ def main() -> None:
     line.add_argument("--width", type=int, help="width of the network; its own by default")
     line.add_argument("--batch-size", type=int, default=32, help="images a step")
     line.add_argument("--turns", type=int, default=15, help="timed steps of each")
-    clock_arguments(line, threads=torch.get_num_threads())
+    clock_arguments(line)
     line.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<number>")
     arguments = line.parse_args()
     arguments.arch = arguments.arch or "resnet18"
@@ -62,14 +61,15 @@ def main() -> None:
         arguments.width, arguments.batch_size, arguments.turns = 8, 4, 3
     device = pick_device(arguments.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    clock = clock_by(arguments.clock)
+    if gpu is not None:
+        clock = clock_by(arguments.clock, functools.partial(torch.cuda.synchronize, device))
     with torch_threads(arguments.threads), Progress(arguments.turns + 2) as progress:
         progress.step("searching a ticket")
         steps = _steps(arguments, device)
         progress.done()
         progress.step("training steps")
-        seconds = turns(
-            steps, arguments.turns, clock=_clock(arguments.clock, device), on_turn=progress.done
-        )
+        seconds = turns(steps, arguments.turns, clock=clock, on_turn=progress.done)
     result = {
         "arch": arguments.arch,
         "width": arguments.width,
@@ -147,24 +147,6 @@ def _step(
         train_step(gradients, optimizers, metrics, batch, len(batch[1]), 1, step)
 
     return run
-
-
-def _clock(name: str, device: torch.device) -> Callable[[Callable[[], object]], float]:
-    """Return a clock; it waits for a GPU to finish before and after."""
-    if name == "cpu":
-        return cpu_clock
-    if device.type != "cuda":
-        return wall_clock
-
-    def clock(run: Callable[[], object]) -> float:
-        def waiting() -> None:
-            run()
-            torch.cuda.synchronize(device)
-
-        torch.cuda.synchronize(device)
-        return wall_clock(waiting)
-
-    return clock
 
 
 def _ratio(seconds: Mapping[str, list[float]], one: str, other: str) -> float:
