@@ -82,14 +82,9 @@ def check_files(
 def reading(name: str, what: str, source: str, folder: Path) -> Iterator[None]:
     """Turn whatever goes wrong while torchvision fetches or reads into one error.
 
-    Args:
-        name: of the dataset.
-        what: is read, such as a file's name.
-        source: address that it is fetched from.
-        folder: where it lies or is to lie.
-
     Raises:
-        DataError: names them, and what went wrong.
+        DataError: names the dataset, ``what`` is read (such as a file), the address ``source``, the
+            folder where it lies or is to lie, and what went wrong.
     """
     try:
         yield
