@@ -30,7 +30,6 @@ from pabzip.runtime.decode_tables import (
     CHUNK_FIELDS,
     PIECE,
     CodedTensor,
-    DecodeTables,
     decode_tables,
 )
 from pabzip.runtime.triton_decode_kernels import decode_kernel, predict_kernel, write_kernel
@@ -114,8 +113,7 @@ def _start_coded(
     if not coded:
         return None
     with naming(ticket.file):
-        tables = decode_tables(coded)
-    return launch(ticket.seed, coded, tables, send(tables, device), made)
+        return launch(ticket.seed, coded, device, made)
 
 
 def _make_rest(
@@ -219,22 +217,24 @@ class Launched:
 def launch(
     seed: int,
     tensors: Sequence[CodedTensor],
-    tables: DecodeTables,
-    sent: Sequence[torch.Tensor],
+    device: torch.device,
     dtype: torch.dtype,
 ) -> Launched:
     """Queue the decoding of all tensors on the current stream of their device.
 
     Args:
         seed: the file's seed.
-        tensors: whose weights are all of ``dtype``.
-        tables: of ``tensors``, as `decode_tables` lays them out.
-        sent: ``tables`` on the device.
+        tensors: at least one; their weights are on ``device``, all of ``dtype``.
+        device: where Triton's kernels run.
         dtype: one of `pabzip.seeds.cuda.DTYPES`; the half-precision values are the float32 ones
             rounded to nearest even.
+
+    Raises:
+        FormatError: a payload has not the length that the side stream says.
     """
-    data, chunks, chunk_of, rows, places, place_offsets, chances = sent
-    device = data.device
+    tables = decode_tables(tensors)
+    data, chunks, chunk_of, rows, places, place_offsets, chances = send(tables, device)
+    device = data.device  # with its number
     fractions, bucket_of = _constants_on(device)
     key_0, key_1 = (as_int32(word) for word in split_seed(seed))
     pieces = len(tables.chunk_of)

@@ -68,7 +68,8 @@ def unpack_codes(packed: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
     if np.any((packed & 0xAA) & ~((packed & 0x55) << 1)):
         raise SeedError("packed codes: expected 00, 01 and 11, found the unused pattern 10")
     patterns = packed[:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3
-    codes: NDArray[np.int8] = np.array([0, 1, 0, -1], dtype=np.int8)[patterns].reshape(-1)
+    values = np.array([0, 1, 0, -1], dtype=np.int8)
+    codes: NDArray[np.int8] = values[patterns].reshape(-1)
     if np.any(codes[count:]):
         raise SeedError("packed codes: expected zeros after the last code, found others")
     return codes[:count]

@@ -20,8 +20,8 @@ from pabzip.errors import FormatError
 from pabzip.formats.coder import Coded
 from pabzip.formats.context import geometry as layout
 from pabzip.formats.context.decoder import ContextDecoder
-from pabzip.runtime.cuda_state import launch, read_tensors, send
-from pabzip.runtime.decode_tables import CodedTensor, decode_tables
+from pabzip.runtime.cuda_state import launch, read_tensors
+from pabzip.runtime.decode_tables import CodedTensor
 from pabzip.seeds import InitSpec, magnitudes
 from pabzip.seeds.cuda import KINDS
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
@@ -186,9 +186,7 @@ def _on_device(name: str, coded: Coded, device: str) -> str:
     kind = KINDS[spec.distribution]
     job = CodedTensor(name, spec, kind, description, coded.payload, out.data_ptr())
     try:
-        tables = decode_tables([job])
-        sent = send(tables, torch.device(device))
-        launch(SEED, [job], tables, sent, torch.float32).check()
+        launch(SEED, [job], torch.device(device), torch.float32).check()
     except FormatError as error:
         return error.problem if error.place == f"tensor {name!r}" else str(error)
     return "fine"
