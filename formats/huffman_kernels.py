@@ -7,6 +7,8 @@ and uint64 into float64, so every shift is between unsigned operands.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,7 +55,7 @@ def decode_words(words: NDArray[np.uint64], bits: int, codes: NDArray[np.int8]) 
             window |= words[(bit >> 6) + 1] >> np.uint64(64 - shift)
         left = 64
         while left > 0:
-            zeros = np.int64(leading_zeros(window))
+            zeros: Any = np.int64(leading_zeros(window))
             run = min(zeros, left)
             if run >= left - 1:  # the next survivor's two bits are not both in the window
                 place += run
