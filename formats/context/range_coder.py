@@ -173,9 +173,11 @@ class BitCoder(NamedTuple):
 
 
 @compiled
-def pass_fixed(coder: BitCoder, chance: np.uint32, bit: int) -> int:
-    """Pass one bit under a fixed probability."""
+def pass_bit(coder: BitCoder, context: int, bit: int) -> int:
+    """Pass one bit under ``context``, and move its probability towards the bit."""
     state, data = coder.state, coder.data
+    chances, seen, memory = coder.contexts
+    chance = chances[context]
     code, span, position = state[CODE], state[SPAN], np.int64(state[POSITION])
     if coder.writing:
         code, span, position = encode_bit(code, span, position, data, bit, chance)
@@ -183,15 +185,6 @@ def pass_fixed(coder: BitCoder, chance: np.uint32, bit: int) -> int:
         end = np.int64(state[END])
         code, span, position, bit = decode_bit(code, span, position, data, end, chance)
     state[CODE], state[SPAN], state[POSITION] = code, span, np.uint64(position)
-    return bit
-
-
-@compiled
-def pass_bit(coder: BitCoder, context: int, bit: int) -> int:
-    """Pass one bit under ``context``, and move its probability towards the bit."""
-    chances, seen, memory = coder.contexts
-    chance = chances[context]
-    bit = pass_fixed(coder, chance, bit)
     target = ONE if bit else 0
     change = ((target - np.int64(chance)) * RECIPROCALS[seen[context]]) >> 16
     chances[context] = np.uint32(min(max(np.int64(chance) + change, _FLOOR), _CEILING))
@@ -202,10 +195,17 @@ def pass_bit(coder: BitCoder, context: int, bit: int) -> int:
 @compiled
 def pass_plain(coder: BitCoder, value: int, width: int) -> int:
     """Pass ``width`` bits under probability one half, most significant first."""
-    result = 0
+    state, data = coder.state, coder.data
+    code, span, position = state[CODE], state[SPAN], np.int64(state[POSITION])
+    end, half, result = np.int64(state[END]), np.uint32(HALF), 0
     for index in range(width):
         bit = (value >> (width - 1 - index)) & 1
-        result = 2 * result + pass_fixed(coder, np.uint32(HALF), bit)
+        if coder.writing:
+            code, span, position = encode_bit(code, span, position, data, bit, half)
+        else:
+            code, span, position, bit = decode_bit(code, span, position, data, end, half)
+        result = 2 * result + bit
+    state[CODE], state[SPAN], state[POSITION] = code, span, np.uint64(position)
     return result
 
 
