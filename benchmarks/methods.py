@@ -188,13 +188,20 @@ def pabzip(*arguments: object, threads: int = 1) -> dict[str, Any]:
     return found
 
 
+def _accuracy(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the mean over the seeds, and how far they spread."""
+    found = [run["accuracy"] for run in runs]
+    mean = f"{statistics.fmean(found):.2%}"
+    return mean if len(found) == 1 else f"{mean} ({min(found):.2%} to {max(found):.2%})"
+
+
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table for people."""
     columns = ["method", "accuracy", "BitOPs a step", "epochs", "file, KiB"]
     cells = [
         [
             row["method"],
-            f"{row['accuracy']:.2%}",
+            _accuracy(row["runs"]),
             f"{row['bitops'] / 1e9:.2f} G",
             f"{row['epochs']:.0f}",
             kibibytes(row["bytes"]),

@@ -18,7 +18,7 @@ _SPLIT_SEED = 101
 _TEST_SHARE = 5
 
 
-@register_dataset("caltech101", classes=101, shape=(3, 224, 224))
+@register_dataset("caltech101", classes=101, shape=(3, 224, 224), augmented=True)
 def load_caltech101(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load 8,677 photographs of 101 classes; the background class is left out.
 

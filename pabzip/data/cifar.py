@@ -17,8 +17,8 @@ _CONSTANTS = {
 }
 
 
-@register_dataset("cifar10", classes=10, shape=(3, 32, 32))
-@register_dataset("cifar100", classes=100, shape=(3, 32, 32))
+@register_dataset("cifar10", classes=10, shape=(3, 32, 32), augmented=True)
+@register_dataset("cifar100", classes=100, shape=(3, 32, 32), augmented=True)
 def load_cifar(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load 50,000 training and 10,000 test images, three channels of 32x32 pixels.
 

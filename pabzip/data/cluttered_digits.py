@@ -209,7 +209,7 @@ _MEAN = (0.4934, 0.4929, 0.4919)
 _STD = (0.2440, 0.2447, 0.2445)
 
 
-@register_dataset("cluttered-digits", classes=10, shape=(3, 32, 32))
+@register_dataset("cluttered-digits", classes=10, shape=(3, 32, 32), augmented=True)
 def load_cluttered_digits(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Paint 50,000 training and 10,000 test images, three channels of 32x32 pixels, 10 classes.
 

@@ -26,7 +26,7 @@ RESIZED = 256
 _IMAGENET_CLASSES = 1000
 
 
-@register_dataset("folder")
+@register_dataset("folder", augmented=True)
 def load_folder(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load the caller's own images: ``train`` and ``test`` (or ``val``), one subfolder a class.
 
@@ -48,7 +48,7 @@ def load_folder(name: str, *, root: Root = None, download: bool = False) -> Spli
     return _from_folders(name, root, "test", "val")
 
 
-@register_dataset("imagenet", classes=1000, shape=(3, 224, 224))
+@register_dataset("imagenet", classes=1000, shape=(3, 224, 224), augmented=True)
 def load_imagenet(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load ImageNet's 1,281,167 training and 50,000 test images of 1,000 classes.
 

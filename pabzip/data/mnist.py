@@ -15,8 +15,8 @@ _KINDS = {
 }
 
 
-@register_dataset("mnist", classes=10, shape=(1, 28, 28))
-@register_dataset("fashion-mnist", classes=10, shape=(1, 28, 28))
+@register_dataset("mnist", classes=10, shape=(1, 28, 28), augmented=True)
+@register_dataset("fashion-mnist", classes=10, shape=(1, 28, 28), augmented=True)
 def load_mnist(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load 60,000 training and 10,000 test images, one channel of 28x28 pixels, 10 classes.
 

@@ -2,11 +2,13 @@
 
 A dataset registers its loader where it is defined::
 
-    @register_dataset("cifar10", classes=10, shape=(3, 32, 32))
+    @register_dataset("cifar10", classes=10, shape=(3, 32, 32), augmented=True)
     def load_cifar10(name, *, root=None, download=False) -> Splits: ...
 
 ``classes`` is the number of labels and ``shape`` channels, height and width of an input; a dataset
-whose files alone tell gives neither. The loader is called with the arguments of `load`.
+whose files alone tell gives neither. ``augmented`` says that its `Splits` come with an
+augmentation, which is then used unless a recipe says otherwise. The loader is called with the
+arguments of `load`.
 """
 
 from __future__ import annotations

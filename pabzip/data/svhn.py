@@ -15,7 +15,7 @@ _MEAN = (0.4377, 0.4438, 0.4728)
 _STD = (0.1980, 0.2010, 0.1970)
 
 
-@register_dataset("svhn", classes=10, shape=(3, 32, 32))
+@register_dataset("svhn", classes=10, shape=(3, 32, 32), augmented=True)
 def load_svhn(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load 73,257 training and 26,032 test images, three channels of 32x32 pixels, 10 classes.
 

@@ -29,7 +29,7 @@ _AGAIN = (
 )
 
 
-@register_dataset("tiny-imagenet", classes=200, shape=(3, 64, 64))
+@register_dataset("tiny-imagenet", classes=200, shape=(3, 64, 64), augmented=True)
 def load_tiny_imagenet(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load 100,000 training and 10,000 test images, three channels of 64x64 pixels, 200 classes.
 

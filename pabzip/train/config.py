@@ -302,7 +302,7 @@ def default_recipe(
     On the embedded digits a run of the default architecture (ResNet-20 of half the usual width)
     takes about half a minute on two cores and ends between 96 and 99 % of the test images, by
     method and seed. On everything else the schedule is the paper's for CIFAR: 200 epochs, batches
-    of 128, augmented.
+    of 128, augmented where the dataset can be.
 
     Args:
         arch: an architecture; None takes a small one for the digits and ResNet-18 otherwise.
@@ -323,7 +323,8 @@ def default_recipe(
             arch=arch or "resnet18",
             data=data,
             method=method,
-            augment=True,
+            # A name that is not registered is the path of a folder of images.
+            augment=data not in DATASETS or DATASETS.facts(data).get("augmented", False),
             epochs=200,
             batch_size=128,
         )

@@ -52,7 +52,7 @@ def slow(net, recipe):
 RUN = (
     "train", "--import", "mine", "--data", "stripes", "--set", "search.method=every-second",
     "--method", "slow", "--arch", "lenet-300-100", "--set", "arch_options.width=12",
-    "--set", "augment=false", "--epochs", "1", "--device", "cpu", "--json",
+    "--epochs", "1", "--device", "cpu", "--json",
 )  # fmt: skip
 
 

@@ -89,3 +89,24 @@ def test_a_dataset_of_another_package(monkeypatch, tmp_path):
     assert (splits.name, splits.input_shape) == ("stripes", (1, 4, 4))
     with pytest.raises(DataError, match="'digits', which pabzip.data.digits has registered"):
         register_dataset("digits", classes=2, shape=(1, 4, 4))(load_stripes)
+
+
+@pytest.mark.parametrize("name", ["digits", "cluttered-digits"])
+def test_a_dataset_is_augmented_by_default_where_it_can_be(name):
+    pytest.importorskip("sklearn")
+    splits = data.load(name)
+    assert DATASETS.facts(name).get("augmented", False) == (splits.augmentation is not None)
+
+
+def test_the_default_recipe_augments_what_says_so(monkeypatch):
+    from pabzip.train import default_recipe
+
+    monkeypatch.setattr(DATASETS, "_own", dict(DATASETS._own))
+
+    @register_dataset("as-it-is", classes=2, shape=(1, 4, 4))
+    def load(name, *, root=None, download=False):
+        raise NotImplementedError
+
+    assert not default_recipe(data="as-it-is").augment
+    assert default_recipe(data="cifar10").augment
+    assert default_recipe(data="photos/of/mine").augment
