@@ -156,8 +156,8 @@ def command(
 ) -> None:
     """Train a ticket: draw weights from a seed, search a mask, learn the signs.
 
-    Without flags it trains a small network on the embedded handwritten digits in well under a
-    minute. Writes a checkpoint (model.pt) that `pabzip pack` turns into a .pabz file. A long run
+    Without flags it trains a small network on the embedded handwritten digits in a minute or
+    two. Writes a checkpoint (model.pt) that `pabzip pack` turns into a .pabz file. A long run
     saves its state beside it; after a crash, --resume continues as if nothing had happened. Over
     several GPUs: torchrun --nproc-per-node 4 -m -- pabzip.cli train.
     """
