@@ -12,8 +12,7 @@ import click
 
 from pabzip.cli._output import Reporter, one_line, plain_table, write_text
 from pabzip.errors import PabzError, RecipeError
-from pabzip.train.config import Recipe, all_settings, to_dict
-from pabzip.train.methods import unused
+from pabzip.train.config import Recipe, all_settings, to_dict, unused
 from pabzip.train.settings import Setting, unknown
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from .config import (
     default_recipe,
     from_dict,
     merge,
+    method_of,
     to_dict,
 )
 from .cost import (
@@ -49,7 +50,6 @@ from .methods import (
     PsgRecipe,
     SgdRecipe,
     SignSgdRecipe,
-    method_of,
 )
 from .pruning import (
     Estimate,

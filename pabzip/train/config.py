@@ -7,19 +7,18 @@ recipe on the same machine gives the same network bit for bit on a CPU.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from pydantic import ConfigDict, field_validator, model_validator
 
 from pabzip.errors import RecipeError
 from pabzip.registry import DATASETS, METHODS, NETWORKS, SEARCHES, constant
 from pabzip.seeds import SCHEMES
-from pabzip.train.methods import BopRecipe, MethodSections, SgdRecipe, method_of
+from pabzip.train.methods import BopRecipe, Method, MethodSections, SgdRecipe
 from pabzip.train.settings import Section, Setting, setting, settings_of, unknown
 
 Table = Mapping[str, Any]
-_Section = TypeVar("_Section", bound=Section)
 
 _IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -276,10 +275,33 @@ class Recipe(MethodSections):
         """Whether ``arch`` is the caller's own ``module:callable``."""
         return ":" in self.arch
 
-    def section(self, kind: type[_Section]) -> _Section:
-        """Return the table that ``kind`` declares, such as one of a user's package."""
-        found = getattr(self, kind.table, None)
-        return found if isinstance(found, kind) else kind()
+
+def method_of(recipe: Recipe) -> Method:
+    """Return the method that a recipe names.
+
+    Source: Peek-a-Boo, Section 4.1 ("Comparison Methods").
+    """
+    return Method(recipe.method, **METHODS.facts(recipe.method))
+
+
+def unused(recipe: Recipe, keys: Iterable[str]) -> dict[str, str]:
+    """Return those of some settings that a recipe has no use for, and what has none.
+
+    Args:
+        recipe: its method and its search decide.
+        keys: dotted, such as ``"bop.threshold"``.
+
+    Returns:
+        By key, in the order given: ``"method sgd"``, say, or ``"search synflow"``.
+    """
+    methods = [Method(name, **METHODS.facts(name)) for name in METHODS]
+    particular = frozenset[str]().union(*(method.reads for method in methods))
+    idle = dict.fromkeys(particular - method_of(recipe).reads, f"method {recipe.method}")
+    if "search" not in idle:
+        reads, search = recipe.search.reads, f"search {recipe.search.method}"
+        idle |= {f"search.{name}": search for name, read in reads.items() if not read}
+    without = {key: idle.get(key, idle.get(key.partition(".")[0])) for key in keys}
+    return {key: what for key, what in without.items() if what is not None}
 
 
 def all_settings() -> Iterator[Setting]:

@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from pabzip.errors import SearchError
 from pabzip.registry import METHODS
 from pabzip.train.build import evaluation_mode
-from pabzip.train.config import Recipe
-from pabzip.train.methods import PsgRecipe, method_of
+from pabzip.train.config import Recipe, method_of
+from pabzip.train.methods import PsgRecipe
 from pabzip.train.results import LayerCost, StepCosts
 
 _FULL = 32  # bits of a float32 operand

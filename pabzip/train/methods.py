@@ -15,14 +15,14 @@ Nothing here imports torch before a run begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 from pydantic import BeforeValidator
 
-from pabzip.registry import METHODS, constant, register_method
+from pabzip.registry import constant, register_method
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 from pabzip.train.settings import Section, Settings, setting
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from pabzip.train.config import Recipe
+
+_Section = TypeVar("_Section", bound=Section)
 
 
 def _milestones(value: Any) -> Any:
@@ -157,13 +158,18 @@ class PsgRecipe(Section, table="psg"):
 
 
 class MethodSections(Settings):
-    """The tables of pabzip's own methods, which `pabzip.train.Recipe` inherits."""
+    """The tables of the methods, which `pabzip.train.Recipe` inherits."""
 
     bop: BopRecipe = BopRecipe()
     latent: LatentRecipe = LatentRecipe()
     psg: PsgRecipe = PsgRecipe()
     sgd: SgdRecipe = SgdRecipe()
     signsgd: SignSgdRecipe = SignSgdRecipe()
+
+    def section(self, kind: type[_Section]) -> _Section:
+        """Return the table that ``kind`` declares, such as one of a user's package."""
+        found = getattr(self, kind.table, None)
+        return found if isinstance(found, kind) else kind()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,34 +199,6 @@ class Method:
         search = ("search", "keep_ratio") if self.masked or self.short else ()
         psg = ("psg",) if self.psg or self.short else ()
         return frozenset((*self.uses, *search, *psg))
-
-
-def method_of(recipe: Recipe) -> Method:
-    """Return the method that a recipe names.
-
-    Source: Peek-a-Boo, Section 4.1 ("Comparison Methods").
-    """
-    return Method(recipe.method, **METHODS.facts(recipe.method))
-
-
-def unused(recipe: Recipe, keys: Iterable[str]) -> dict[str, str]:
-    """Return those of some settings that a recipe has no use for, and what has none.
-
-    Args:
-        recipe: its method and its search decide.
-        keys: dotted, such as ``"bop.threshold"``.
-
-    Returns:
-        By key, in the order given: ``"method sgd"``, say, or ``"search synflow"``.
-    """
-    methods = [Method(name, **METHODS.facts(name)) for name in METHODS]
-    particular = frozenset[str]().union(*(method.reads for method in methods))
-    idle = dict.fromkeys(particular - method_of(recipe).reads, f"method {recipe.method}")
-    if "search" not in idle:
-        reads, search = recipe.search.reads, f"search {recipe.search.method}"
-        idle |= {f"search.{name}": search for name, read in reads.items() if not read}
-    without = {key: idle.get(key, idle.get(key.partition(".")[0])) for key in keys}
-    return {key: what for key, what in without.items() if what is not None}
 
 
 class Schedule(Protocol):
@@ -272,14 +250,14 @@ class MilestoneDecay:
         self.epoch = int(state_dict["epoch"])
 
 
-Build = Callable[["nn.Module", "Recipe"], "tuple[Optimizer, Schedule] | None"]
+Build = Callable[["nn.Module", MethodSections], "tuple[Optimizer, Schedule] | None"]
 """What a method registers: it takes a network, drawn from its seed, and a recipe, and returns the
 optimizer of the weights that the seed drew and its schedule; None leaves them to SGD."""
 
 
 @register_method("pab-bop", uses=("bop",))
 @register_method("pab-bop-psg", uses=("bop",), psg=True)
-def bop(net: nn.Module, recipe: Recipe) -> tuple[Optimizer, Schedule]:
+def bop(net: nn.Module, recipe: MethodSections) -> tuple[Optimizer, Schedule]:
     """Flip signs by a moving average of their gradients."""
     from pabzip.unmask import AdaptivityDecay, Bop
 
@@ -290,7 +268,7 @@ def bop(net: nn.Module, recipe: Recipe) -> tuple[Optimizer, Schedule]:
 
 @register_method("pab-latent", uses=("latent",))
 @register_method("pab-latent-psg", uses=("latent",), psg=True)
-def latent(net: nn.Module, recipe: Recipe) -> tuple[Optimizer, Schedule]:
+def latent(net: nn.Module, recipe: MethodSections) -> tuple[Optimizer, Schedule]:
     """Flip signs by latent weights, which move by SGD."""
     from pabzip.unmask import LatentSigns
 
@@ -300,7 +278,7 @@ def latent(net: nn.Module, recipe: Recipe) -> tuple[Optimizer, Schedule]:
 
 
 @register_method("signsgd", uses=("signsgd",), seeded=False)
-def signsgd(net: nn.Module, recipe: Recipe) -> tuple[Optimizer, Schedule]:
+def signsgd(net: nn.Module, recipe: MethodSections) -> tuple[Optimizer, Schedule]:
     """Move every weight by the same step, against the sign of its gradient."""
     from pabzip.init import seeded_parameters
     from pabzip.unmask import SignSgd
@@ -314,5 +292,5 @@ def signsgd(net: nn.Module, recipe: Recipe) -> tuple[Optimizer, Schedule]:
 @register_method("sgd", seeded=False)
 @register_method("dense-sgd", seeded=False, masked=False)
 @register_method("dense-sgd-short", seeded=False, masked=False, short=True)
-def sgd(net: nn.Module, recipe: Recipe) -> None:
+def sgd(net: nn.Module, recipe: MethodSections) -> None:
     """Move every weight by SGD, magnitudes too."""

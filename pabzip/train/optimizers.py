@@ -13,9 +13,9 @@ from torch.optim import SGD, Optimizer
 
 from pabzip.init import seeded_parameters
 from pabzip.registry import METHODS
-from pabzip.train.config import Recipe
+from pabzip.train.config import Recipe, method_of
 from pabzip.train.cost import bit_operations, step_costs
-from pabzip.train.methods import MilestoneDecay, Schedule, method_of
+from pabzip.train.methods import MilestoneDecay, Schedule
 from pabzip.unmask import PsgConfig, apply_psg
 from pabzip.unmask.rule import FlippingRule
 

@@ -28,9 +28,8 @@ from pabzip.init import seeded_parameters, seeding
 from pabzip.registry import SEARCHES
 from pabzip.search import apply_masks
 from pabzip.train.build import build_network, isolated, pick_device
-from pabzip.train.config import Recipe, comparable, flat, to_dict
+from pabzip.train.config import Recipe, comparable, flat, method_of, to_dict
 from pabzip.train.cost import method_costs, step_costs
-from pabzip.train.methods import method_of
 from pabzip.train.results import LayerCost
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.

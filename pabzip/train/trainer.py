@@ -24,12 +24,11 @@ from pabzip.init import Seeding, attach_seeding, seeded_parameters, seeding
 from pabzip.search import apply_masks
 from pabzip.train.build import build_network, isolated, pick_device, prepare_data, sharded
 from pabzip.train.callbacks import Callback
-from pabzip.train.config import Recipe, comparable, to_dict
+from pabzip.train.config import Recipe, comparable, method_of, to_dict
 from pabzip.train.cost import step_costs
 from pabzip.train.distributed import ProcessGroup, local_rank, process_group
 from pabzip.train.evaluation import batch_sums, summarized
 from pabzip.train.file_size import ExpectedBytes
-from pabzip.train.methods import method_of
 from pabzip.train.optimizers import Optimizers, predictive_gradients, shortened
 from pabzip.train.precision import Precision
 from pabzip.train.pruning import (

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from pabzip.registry import METHODS
-from pabzip.train.config import Recipe
-from pabzip.train.methods import method_of
+from pabzip.train.config import Recipe, method_of
 
 TINY = (
     "--arch", "lenet-300-100", "--set", "arch_options.width=12", "--epochs", "1",

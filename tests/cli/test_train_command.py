@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from pabzip.cli._settings import given
-from pabzip.train.config import Recipe, SearchRecipe, all_settings, comparable
-from pabzip.train.methods import unused
+from pabzip.train.config import Recipe, SearchRecipe, all_settings, comparable, unused
 
 TINY = (
     "--set", "arch_options.width=12", "--epochs", "1", "--set", "search.iterations=3",

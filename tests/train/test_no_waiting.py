@@ -21,8 +21,8 @@ from pabzip.data.augment import crop_and_flip
 from pabzip.registry import METHODS
 from pabzip.train import Recipe
 from pabzip.train.build import seed_network, sharded
+from pabzip.train.config import method_of
 from pabzip.train.distributed import ProcessGroup
-from pabzip.train.methods import method_of
 from pabzip.train.optimizers import Optimizers
 from pabzip.train.precision import Precision
 from pabzip.train.step import BatchGradients, EpochMetrics, train_step

@@ -15,7 +15,8 @@ import pabzip
 from pabzip.registry import METHODS
 from pabzip.search import apply_masks
 from pabzip.train import Recipe, merge
-from pabzip.train.methods import MilestoneDecay, method_of
+from pabzip.train.config import method_of
+from pabzip.train.methods import MilestoneDecay
 from pabzip.train.optimizers import Optimizers
 
 Masks = dict[str, torch.Tensor]
