@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +52,20 @@ def test_dir_lists_what_can_be_had() -> None:
     assert set(pabzip.__all__) <= set(dir(pabzip))
     with pytest.raises(AttributeError, match="nonsense"):
         _ = pabzip.nonsense
+
+
+def test_whatever_is_installed_is_imported() -> None:
+    root = Path(__file__).resolve().parents[1]
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(root / "setup.cfg", encoding="utf-8")
+    extras = config["options.extras_require"]
+    wanted = [config["options"]["install_requires"], *(extras[name] for name in extras)]
+    wanted = wanted[: 1 + list(extras).index("all")]  # what comes after is for development
+    names = {line for text in wanted for line in re.findall(r"^[\w-]+", text, flags=re.MULTILINE)}
+    modules = {"scikit-learn": "sklearn", "onnxruntime-gpu": "onnxruntime"}
+    folders = [root / "pabzip", root / "formats", root / "cli"]
+    source = "\n".join(file.read_text("utf-8") for at in folders for file in at.rglob("*.py"))
+    assert len(names) > 12
+    for name in names:
+        module = modules.get(name, name.replace("-", "_"))
+        assert re.search(rf"(import|from) {module}\b|\"{module}\"", source), name
