@@ -156,7 +156,6 @@ def _decorations(text: str, decorator: str) -> Iterator[tuple[str, dict[str, Any
         return
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            # Decorators apply from the last to the first, and names stand in that order too.
             for call in node.decorator_list:
                 if isinstance(call, ast.Call) and getattr(call.func, "id", "") == decorator:
                     facts = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
