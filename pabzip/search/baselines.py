@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
-from pabzip.init import Selection, seeding
+from pabzip.init import seeding
 from pabzip.registry import register_search
-from pabzip.search.driver import OnIteration, input_shape_of, iterative_search, search_weights
-from pabzip.search.schedule import PruneGroup, prune_groups
+from pabzip.search.driver import SearchCall, SearchOptions, shares_options
+from pabzip.search.schedule import PruneGroup
 from pabzip.seeds import InitSpec, check_seed, magnitudes
 
 FIRST_STREAM = 2**29
@@ -68,21 +69,9 @@ class RandomScorer:
 
 
 @register_search("magnitude", needs_data=False, rounds=1)
+@shares_options
 def magnitude(
-    net: nn.Module,
-    keep_ratio: float,
-    *,
-    input_shape: Sequence[int] | None = None,
-    example_inputs: Tensor | None = None,
-    targets: object = None,
-    only: Selection | None = None,
-    skip: Selection | None = None,
-    weights: Mapping[str, nn.Parameter] | None = None,
-    iterations: int | None = None,
-    schedule: str = "exponential",
-    scope: str = "global",
-    seed: int | None = None,
-    on_iteration: OnIteration | None = None,
+    net: nn.Module, keep_ratio: float, **options: Unpack[SearchOptions]
 ) -> dict[str, Tensor]:
     """Keep the largest weights and prune the rest.
 
@@ -97,28 +86,14 @@ def magnitude(
 
     Source: Janowsky 1989; Frankle et al. 2021, Section 3, as a baseline at initialization.
     """
-    chosen = search_weights(net, only, skip, weights)
-    groups = prune_groups(chosen, keep_ratio, scope)
-    shape = input_shape_of(input_shape, example_inputs)
-    return iterative_search(net, chosen, MagnitudeScorer(chosen), groups, shape)
+    call = SearchCall(net, keep_ratio, **options)
+    return call.run(MagnitudeScorer(call.chosen), call.shape)
 
 
 @register_search("random", needs_data=False, rounds=1)
+@shares_options
 def random(
-    net: nn.Module,
-    keep_ratio: float,
-    *,
-    input_shape: Sequence[int] | None = None,
-    example_inputs: Tensor | None = None,
-    targets: object = None,
-    only: Selection | None = None,
-    skip: Selection | None = None,
-    weights: Mapping[str, nn.Parameter] | None = None,
-    iterations: int | None = None,
-    schedule: str = "exponential",
-    scope: str = "global",
-    seed: int | None = None,
-    on_iteration: OnIteration | None = None,
+    net: nn.Module, keep_ratio: float, **options: Unpack[SearchOptions]
 ) -> dict[str, Tensor]:
     """Keep weights at random and prune the rest.
 
@@ -129,30 +104,18 @@ def random(
       seed that is out of range, or neither given nor on record, raises ``SeedError``.
     - In ``weights`` the order matters, since each weight has its own random stream by its place.
     """
-    chosen = search_weights(net, only, skip, weights)
-    scorer = RandomScorer(chosen, seeding(net).seed if seed is None else seed)
-    groups = prune_groups(chosen, keep_ratio, scope)
-    shape = input_shape_of(input_shape, example_inputs)
-    return iterative_search(net, chosen, scorer, groups, shape)
+    call = SearchCall(net, keep_ratio, **options)
+    return call.run(_at_random(call), call.shape)
 
 
 @register_search("layerwise-random", needs_data=False, rounds=1, takes=("ratios",))
+@shares_options
 def layerwise_random(
     net: nn.Module,
     keep_ratio: float,
     *,
-    input_shape: Sequence[int] | None = None,
-    example_inputs: Tensor | None = None,
-    targets: object = None,
-    only: Selection | None = None,
-    skip: Selection | None = None,
-    weights: Mapping[str, nn.Parameter] | None = None,
-    iterations: int | None = None,
-    schedule: str = "exponential",
-    scope: str = "global",
-    seed: int | None = None,
-    on_iteration: OnIteration | None = None,
     ratios: Mapping[str, float] | None = None,
+    **options: Unpack[SearchOptions],
 ) -> dict[str, Tensor]:
     """Keep weights at random, of each tensor its own fraction: the shape of a ticket, no more.
 
@@ -166,15 +129,18 @@ def layerwise_random(
     Source: Frankle et al. 2021 and Su et al. 2020 ("random tickets"): at initialization the
     fractions of the layers matter more than which weights they are.
     """
-    chosen = search_weights(net, only, skip, weights)
+    call = SearchCall(net, keep_ratio, **options)
     own = dict(ratios or {})
     for name in own:
-        if name not in chosen:
+        if name not in call.chosen:
             raise SearchError(
-                f"ratios: expected names among {', '.join(list(chosen)[:8])}"
-                f"{' and so on' if len(chosen) > 8 else ''}, found {name!r}"
+                f"ratios: expected names among {', '.join(list(call.chosen)[:8])}"
+                f"{' and so on' if len(call.chosen) > 8 else ''}, found {name!r}"
             )
-    scorer = RandomScorer(chosen, seeding(net).seed if seed is None else seed)
-    groups = [PruneGroup((name,), own.get(name, keep_ratio)) for name in chosen]
-    shape = input_shape_of(input_shape, example_inputs)
-    return iterative_search(net, chosen, scorer, groups, shape)
+    groups = [PruneGroup((name,), own.get(name, keep_ratio)) for name in call.chosen]
+    return call.run(_at_random(call), call.shape, groups=groups)
+
+
+def _at_random(call: SearchCall) -> RandomScorer:
+    """Return the random scores of a call's seed, or of its network's."""
+    return RandomScorer(call.chosen, seeding(call.net).seed if call.seed is None else call.seed)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,91 +15,161 @@ from pabzip.errors import SearchError
 from pabzip.init import Selection, selected
 from pabzip.search.collapse import refuse_collapse, refuse_ties_at_zero, refuse_unscored
 from pabzip.search.masks import apply_masks, keep_largest
-from pabzip.search.schedule import PruneGroup
+from pabzip.search.schedule import PruneGroup, prune_groups
 
 OnIteration = Callable[[int, int], None]
 """Called as ``on_iteration(i, iterations)`` after each round, i from 1."""
 
+_Search = TypeVar("_Search", bound=Callable[..., dict[str, Tensor]])
 
-def search_weights(
-    net: nn.Module,
-    only: Selection | None = None,
-    skip: Selection | None = None,
-    weights: Mapping[str, nn.Parameter] | None = None,
-) -> dict[str, nn.Parameter]:
-    """Return the weights to search, by name: seeded ones, or an explicit choice.
 
-    The arguments are those of `pabzip.search.synflow`.
+class SearchOptions(TypedDict, total=False):
+    """Keyword arguments of every search; `pabzip.search.synflow` says what they are."""
 
-    Raises:
-        SearchError: no weights, a name that is not this parameter of ``net``, the same tensor
-            twice, values that are not finite, or ``weights`` beside ``only`` or ``skip``.
-        SeedError: ``weights`` is not given and ``net`` was not drawn from a seed, or ``only`` or
-            ``skip`` names nothing.
-    """
-    if weights is not None and (only is not None or skip is not None):
-        raise SearchError("weights: expected none beside only= or skip=; take them out of weights=")
-    chosen = selected(net, only, skip) if weights is None else dict(weights)
-    if not chosen:
-        raise SearchError(
-            f"{type(net).__name__}: expected at least one weight to search, found none; "
-            "widen only=, skip= or weights=, or seed more of the network"
-        )
-    known = dict(net.named_parameters(remove_duplicate=False))
-    first_name: dict[int, str] = {}
-    for name, parameter in chosen.items():
-        if known.get(name) is not parameter:
+    input_shape: Sequence[int] | None
+    example_inputs: Tensor | Iterable[Any] | None
+    targets: Tensor | Iterable[Tensor] | None
+    only: Selection | None
+    skip: Selection | None
+    weights: Mapping[str, nn.Parameter] | None
+    iterations: int | None
+    schedule: str
+    scope: str
+    seed: int | None
+    on_iteration: OnIteration | None
+
+
+@dataclass
+class SearchCall:
+    """What a search was called with: a network, a keep ratio, and `SearchOptions`."""
+
+    net: nn.Module
+    keep_ratio: float
+    _: KW_ONLY
+    input_shape: Sequence[int] | None = None
+    example_inputs: Tensor | Iterable[Any] | None = None
+    targets: Tensor | Iterable[Tensor] | None = None
+    only: Selection | None = None
+    skip: Selection | None = None
+    weights: Mapping[str, nn.Parameter] | None = None
+    iterations: int | None = None
+    schedule: str = "exponential"
+    scope: str = "global"
+    seed: int | None = None
+    on_iteration: OnIteration | None = None
+
+    @cached_property
+    def chosen(self) -> dict[str, nn.Parameter]:
+        """The weights to search, by name: seeded ones, or an explicit choice.
+
+        Raises:
+            SearchError: no weights, a name that is not this parameter of ``net``, the same tensor
+                twice, values that are not finite, or ``weights`` beside ``only`` or ``skip``.
+            SeedError: ``weights`` is not given and ``net`` was not drawn from a seed, or ``only``
+                or ``skip`` names nothing.
+        """
+        net, weights = self.net, self.weights
+        if weights is not None and (self.only is not None or self.skip is not None):
             raise SearchError(
-                f"weights[{name!r}]: expected a parameter of {type(net).__name__} under its own "
-                "name, found another tensor; take them from net.named_parameters()"
+                "weights: expected none beside only= or skip=; take them out of weights="
             )
-        if first_name.setdefault(id(parameter), name) != name:
+        chosen = selected(net, self.only, self.skip) if weights is None else dict(weights)
+        if not chosen:
             raise SearchError(
-                f"weights[{name!r}]: the same tensor as {first_name[id(parameter)]!r}; "
-                "expected every tensor once, leave one of the names out"
+                f"{type(net).__name__}: expected at least one weight to search, found none; "
+                "widen only=, skip= or weights=, or seed more of the network"
             )
-        unfit = int(parameter.numel() - torch.isfinite(parameter.detach()).sum())
-        if unfit:
+        known = dict(net.named_parameters(remove_duplicate=False))
+        first_name: dict[int, str] = {}
+        for name, parameter in chosen.items():
+            if known.get(name) is not parameter:
+                raise SearchError(
+                    f"weights[{name!r}]: expected a parameter of {type(net).__name__} under its "
+                    "own name, found another tensor; take them from net.named_parameters()"
+                )
+            if first_name.setdefault(id(parameter), name) != name:
+                raise SearchError(
+                    f"weights[{name!r}]: the same tensor as {first_name[id(parameter)]!r}; "
+                    "expected every tensor once, leave one of the names out"
+                )
+            unfit = int(parameter.numel() - torch.isfinite(parameter.detach()).sum())
+            if unfit:
+                raise SearchError(
+                    f"weights[{name!r}]: expected finite values, found {unfit} of "
+                    f"{parameter.numel()} that are infinite or not a number"
+                )
+        return chosen
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one input, from itself or from a batch; None where neither is given.
+
+        Raises:
+            SearchError: it is not a sequence of positive integers, or the two do not agree.
+        """
+        input_shape, example_inputs = self.input_shape, self.example_inputs
+        if example_inputs is not None and not (
+            isinstance(example_inputs, Tensor)
+            and example_inputs.dim() >= 2
+            and example_inputs.is_floating_point()
+        ):
+            found = getattr(example_inputs, "dtype", type(example_inputs).__name__)
             raise SearchError(
-                f"weights[{name!r}]: expected finite values, found {unfit} of "
-                f"{parameter.numel()} that are infinite or not a number"
+                "example_inputs: expected one floating tensor [B, ...], of which the shape counts, "
+                f"found {found}; a network whose inputs are no floats can be searched by magnitude "
+                "or at random"
             )
-    return chosen
+        batch = tuple(example_inputs.shape[1:]) if isinstance(example_inputs, Tensor) else None
+        if input_shape is None:
+            return batch
+        sizes = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
+        if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise SearchError(
+                "input_shape: expected the sizes of one input without the batch dimension, such "
+                f"as (3, 32, 32), found {input_shape!r}"
+            )
+        if batch not in (None, sizes):
+            raise SearchError(
+                f"input_shape: expected {batch}, the shape of the example_inputs, found {sizes}; "
+                "give one of the two"
+            )
+        return sizes
+
+    def run(
+        self,
+        scorer: Scorer,
+        input_shape: tuple[int, ...] | None,
+        *,
+        rounds: int | None = None,
+        groups: Sequence[PruneGroup] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return what `iterative_search` finds.
+
+        Args:
+            scorer: of the method.
+            input_shape: as there.
+            rounds: the published number, used where the caller gives none; None for scores that
+                no round changes, so that one does.
+            groups: as there; those of the caller's scope where left out.
+        """
+        if groups is None:
+            groups = prune_groups(self.chosen, self.keep_ratio, self.scope)
+        if rounds is None:
+            return iterative_search(self.net, self.chosen, scorer, groups, input_shape)
+        return iterative_search(
+            self.net, self.chosen, scorer, groups, input_shape,
+            rounds if self.iterations is None else self.iterations,
+            schedule=self.schedule, on_iteration=self.on_iteration,
+        )  # fmt: skip
 
 
-def input_shape_of(
-    input_shape: Sequence[int] | None, example_inputs: Tensor | None
-) -> tuple[int, ...] | None:
-    """Return the shape of one input, from itself or from a batch; None where neither is given.
-
-    Raises:
-        SearchError: it is not a sequence of positive integers, or the two do not agree.
-    """
-    if example_inputs is not None and not (
-        isinstance(example_inputs, Tensor)
-        and example_inputs.dim() >= 2
-        and example_inputs.is_floating_point()
-    ):
-        raise SearchError(
-            "example_inputs: expected one floating tensor [B, ...], of which the shape counts, "
-            f"found {getattr(example_inputs, 'dtype', type(example_inputs).__name__)}; a network "
-            "whose inputs are no floats can be searched by magnitude or at random"
-        )
-    batch = None if example_inputs is None else tuple(example_inputs.shape[1:])
-    if input_shape is None:
-        return batch
-    sizes = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
-    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise SearchError(
-            "input_shape: expected the sizes of one input without the batch dimension, such "
-            f"as (3, 32, 32), found {input_shape!r}"
-        )
-    if batch not in (None, sizes):
-        raise SearchError(
-            f"input_shape: expected {batch}, the shape of the example_inputs, found {sizes}; "
-            "give one of the two"
-        )
-    return sizes
+def shares_options(search: _Search) -> _Search:
+    """Spell `SearchOptions` out in the signature that ``help`` and `inspect` show of a search."""
+    own = inspect.signature(search)
+    extra = [p for p in own.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    common = inspect.signature(SearchCall).parameters.values()
+    search.__signature__ = own.replace(parameters=[*common, *extra])  # type: ignore[attr-defined]
+    return search
 
 
 class Scorer(Protocol):

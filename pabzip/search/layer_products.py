@@ -22,28 +22,71 @@ MOST_COLUMNS = 2**21
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One use of a weight: a convolution or a linear map, after the backward pass.
+    """One use of a weight: a linear map or a convolution.
 
     Its part of the weight's gradient is the sum, over all positions of the output, of the
     output's gradient there times the input that the weight met.
 
     Attributes:
-        inputs: what the weight was multiplied with.
-        gradient: the derivative of the outputs' sum by the product, of the product's shape.
-        kernel: the weight's sizes beyond output and input channels; empty for a linear map.
-        stride: of the convolution, one number a size of the kernel, as the next two.
-        padding: zeros on either side.
-        dilation: distance between the inputs that meet neighboring weights.
-        groups: of the convolution.
+        inputs: what the weight is multiplied with.
+        weight: of the layer.
+        bias: of the layer, or None.
+        geometry: stride, padding (zeros on either side) and dilation of a convolution, each one
+            number a size of the kernel, and its groups; empty for a linear map.
+        gradient: the derivative of the outputs' sum by the product, once the backward pass has
+            been there (`after`).
     """
 
     inputs: Tensor
-    gradient: Tensor
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
+    weight: Tensor
+    bias: Tensor | None
+    geometry: tuple[Any, ...] = ()
+    gradient: Tensor | None = None
+
+    @property
+    def small(self) -> bool:
+        """Whether the weight is large for the inputs, and the convolution a plain one of images."""
+        if self.weight.dim() != 4 or self.inputs.dim() != 4 or self.geometry[-1] != 1:
+            return False
+        positions = len(self.inputs) * math.prod(self._output_size())
+        columns = positions * self.weight[0].numel()
+        return 0 < positions <= _FEW_POSITIONS and columns <= MOST_COLUMNS
+
+    def by(self, func: Any) -> Tensor:
+        """Return the output as the network asks for it."""
+        output: Tensor = func(self.inputs, self.weight.detach(), self.bias, *self.geometry)
+        return output
+
+    def by_columns(self) -> Tensor:
+        """Return the output of a `small` convolution, as a product of matrices."""
+        weight = self.weight.detach()
+        columns = self._columns().transpose(1, 2)
+        output: Tensor = _RowProduct.apply(columns, weight.reshape(len(weight), -1))
+        if self.bias is not None:
+            output = output + self.bias
+        output = output.transpose(1, 2).reshape(len(output), len(weight), *self._output_size())
+        # No view: a step in place (an activation) would part it from what watches it.
+        return output.clone(memory_format=torch.contiguous_format)
+
+    def _columns(self) -> Tensor:
+        """Return the inputs of a convolution of images, [B, weights of an output, positions]."""
+        stride, padding, dilation, _ = self.geometry
+        return F.unfold(self.inputs, tuple(self.weight.shape[2:]), dilation, padding, stride)
+
+    def _output_size(self) -> tuple[int, ...]:
+        """Return the height and width of a convolution's output."""
+        sizes = zip(self.inputs.shape[2:], self.weight.shape[2:], *self.geometry[:3], strict=True)
+        return tuple(
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in sizes
+        )
+
+    def after(self, gradient: Tensor) -> Product:
+        """Return the product with the gradient of its output."""
+        inputs = self.inputs.detach()
+        if self.geometry and inputs.dim() == self.weight.dim() - 1:  # without the batch dimension
+            inputs, gradient = inputs[None], gradient[None]
+        return replace(self, inputs=inputs, gradient=gradient)
 
     def scaled(self, exponent: int, dtype: torch.dtype) -> Product:
         """Return the product in another dtype, its part of the gradient times ``2**-exponent``.
@@ -51,6 +94,7 @@ class Product:
         Both factors are brought near 1 by powers of two, which round nothing, so that neither
         overflows where the part itself does not.
         """
+        assert self.gradient is not None
         own = exponent_of(float(self.inputs.abs().max()))
         inputs = shifted(self.inputs, -own).to(dtype)
         gradient = shifted(self.gradient, own - exponent).to(dtype)
@@ -71,41 +115,36 @@ class Product:
             out=total.view(len(rows), -1),
         )  # fmt: skip
 
-    def at(self, places: Tensor, weight: Tensor) -> Tensor:
-        """Return the part of the gradient at some places of the flat weight alone, a vector.
-
-        Of ``weight``, the shape alone matters.
-        """
+    def at(self, places: Tensor) -> Tensor:
+        """Return the part of the gradient at some places of the flat weight alone, a vector."""
         if not self._plain:
-            return self._convolved(weight).reshape(-1)[places]
+            return self._convolved(self.weight.detach()).reshape(-1)[places]
         rows, columns = self._matrices()
         return (rows[places // len(columns)] * columns[places % len(columns)]).sum(1)
 
     @property
     def _plain(self) -> bool:
         """Whether `_matrices` can state the product."""
-        if not self.kernel:
+        if not self.geometry:
             return True
-        columns = self.gradient[0, 0].numel() * self.inputs.shape[1] * math.prod(self.kernel)
-        return len(self.kernel) == 2 and self.groups == 1 and columns <= MOST_COLUMNS
+        assert self.gradient is not None
+        columns = self.gradient[0, 0].numel() * math.prod(self.weight.shape[1:])
+        return self.weight.dim() == 4 and self.geometry[-1] == 1 and columns <= MOST_COLUMNS
 
     def _matrices(self) -> tuple[Tensor, Tensor]:
         """Return gradients [outputs, positions] and inputs [weights of an output, positions]."""
-        if not self.kernel:
+        assert self.gradient is not None
+        if not self.geometry:
             return self.gradient.flatten(0, -2).t(), self.inputs.flatten(0, -2).t()
-        columns = F.unfold(
-            self.inputs, self.kernel, dilation=self.dilation, padding=self.padding,
-            stride=self.stride,
-        )  # fmt: skip
-        rows = self.gradient.flatten(2)
+        rows, columns = self.gradient.flatten(2), self._columns()
         return rows.transpose(0, 1).flatten(1), columns.transpose(0, 1).flatten(1)
 
     def _convolved(self, weight: Tensor) -> Tensor:
-        """Return the part of the gradient as torch derives any convolution."""
+        """Return the part of the gradient as torch derives any convolution, from a shape alone."""
+        stride, padding, dilation, groups = self.geometry
         found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            self.gradient, self.inputs, weight.to(self.inputs.dtype), None, self.stride,
-            self.padding, self.dilation, False, [0] * len(self.kernel), self.groups,
-            [False, True, False],
+            self.gradient, self.inputs, weight, None, stride, padding, dilation, False,
+            [0] * len(stride), groups, [False, True, False],
         )  # fmt: skip
         return found[1]
 
@@ -145,72 +184,9 @@ class _RowProduct(torch.autograd.Function):
         return gradients[0].contiguous() @ weight, None
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCall:
-    """One linear map or convolution of the forward pass.
-
-    Attributes:
-        inputs: of the layer.
-        weight: of the layer.
-        bias: of the layer, or None.
-        geometry: stride, padding, dilation and groups of a convolution.
-    """
-
-    inputs: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    geometry: tuple[Any, ...] = ()
-
-    @property
-    def small(self) -> bool:
-        """Whether the weight is large for the inputs, and the convolution a plain one of images."""
-        if self.weight.dim() != 4 or self.inputs.dim() != 4 or self.geometry[-1] != 1:
-            return False
-        positions = len(self.inputs) * math.prod(self._output_size())
-        columns = positions * self.weight[0].numel()
-        return 0 < positions <= _FEW_POSITIONS and columns <= MOST_COLUMNS
-
-    def by(self, func: Any) -> Tensor:
-        """Return the output as the network asks for it."""
-        output: Tensor = func(self.inputs, self.weight.detach(), self.bias, *self.geometry)
-        return output
-
-    def by_columns(self) -> Tensor:
-        """Return the output of a `small` convolution, as a product of matrices."""
-        stride, padding, dilation, _ = self.geometry
-        weight = self.weight.detach()
-        kernel = tuple(weight.shape[2:])
-        columns = F.unfold(self.inputs, kernel, dilation, padding, stride)
-        output: Tensor = _RowProduct.apply(columns.transpose(1, 2), weight.reshape(len(weight), -1))
-        if self.bias is not None:
-            output = output + self.bias
-        output = output.transpose(1, 2).reshape(len(output), len(weight), *self._output_size())
-        # No view: a step in place (an activation) would part it from what watches it.
-        return output.clone(memory_format=torch.contiguous_format)
-
-    def _output_size(self) -> tuple[int, ...]:
-        """Return the height and width of a convolution's output."""
-        sizes = zip(self.inputs.shape[2:], self.weight.shape[2:], *self.geometry[:3], strict=True)
-        return tuple(
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, padding, dilation in sizes
-        )
-
-    def product(self, gradient: Tensor) -> Product:
-        """Return the product, with the gradient of its output."""
-        inputs = self.inputs.detach()
-        kernel = tuple(self.weight.shape[2:])
-        if not kernel:
-            return Product(inputs, gradient)
-        if inputs.dim() == len(kernel) + 1:  # without the batch dimension
-            inputs, gradient = inputs[None], gradient[None]
-        stride, padding, dilation, groups = self.geometry
-        return Product(inputs, gradient, kernel, stride, padding, dilation, groups)
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall | None:  # noqa: A002 (torch's name)
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Product | None:  # noqa: A002 (torch's name)
     """Read a call of ``linear``."""
-    return LayerCall(input, weight, bias) if input.dim() >= 2 and weight.dim() == 2 else None
+    return Product(input, weight, bias) if input.dim() >= 2 and weight.dim() == 2 else None
 
 
 def _convolution(
@@ -221,13 +197,13 @@ def _convolution(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> LayerCall | None:
+) -> Product | None:
     """Read a call of a convolution; padding in words is left to torch."""
     if isinstance(padding, str):
         return None
     sizes = weight.dim() - 2
     geometry = (_tuple(value, sizes) for value in (stride, padding, dilation))
-    return LayerCall(input, weight, bias, (*geometry, groups))
+    return Product(input, weight, bias, (*geometry, groups))
 
 
 def _tuple(value: Any, length: int) -> tuple[int, ...]:
@@ -236,7 +212,7 @@ def _tuple(value: Any, length: int) -> tuple[int, ...]:
     return values * length if len(values) == 1 else values
 
 
-_READERS: dict[Any, Callable[..., LayerCall | None]] = {
+_READERS: dict[Any, Callable[..., Product | None]] = {
     F.linear: _linear,
     F.conv1d: _convolution,
     F.conv2d: _convolution,
@@ -244,7 +220,7 @@ _READERS: dict[Any, Callable[..., LayerCall | None]] = {
 }
 
 
-def read_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall | None:
+def read_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
     """Return the layer that a call of torch computes; None where it is no layer of a known kind."""
     reader = _READERS.get(func)
     return None if reader is None else reader(*args, **kwargs)

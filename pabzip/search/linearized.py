@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pabzip.search.isolation import NetworkCopy
-from pabzip.search.layer_products import LayerCall, Product, read_call
+from pabzip.search.layer_products import Product, read_call
 from pabzip.search.linear_forms import linear_form
 
 
@@ -66,9 +66,9 @@ class LinearizedForward(TorchFunctionMode):
                 output = func(*args, **kwargs)
         return output
 
-    def _keep(self, layer: LayerCall, gradient: Tensor) -> None:
+    def _keep(self, layer: Product, gradient: Tensor) -> None:
         """Keep a layer's product, whose gradient is known by now."""
-        self.products[self._names[id(layer.weight)]].append(layer.product(gradient))
+        self.products[self._names[id(layer.weight)]].append(layer.after(gradient))
 
     def _is_activation(self, value: object) -> bool:
         """Say whether a value depends on the input, and not through a detached tensor alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pabzip.errors import SearchError
-from pabzip.init import Selection
 from pabzip.registry import register_search
-from pabzip.search.driver import OnIteration, iterative_search, search_weights
+from pabzip.search.driver import SearchCall, SearchOptions, shares_options
 from pabzip.search.isolation import NetworkCopy
-from pabzip.search.schedule import prune_groups
 
 TEMPERATURE = 200.0
 """What GraSP divides the logits by, as in the authors' code."""
@@ -134,10 +132,9 @@ class LossNetwork(NetworkCopy):
             yield F.cross_entropy(logits, labels) * (len(labels) / self._samples)
 
 
-def _batches_of(
-    example_inputs: Tensor | Iterable[Any] | None, targets: Tensor | Iterable[Tensor] | None
-) -> list[Batch]:
-    """Return ``example_inputs`` and ``targets``, in any form that `snip` takes, as pairs."""
+def _batches_of(call: SearchCall) -> list[Batch]:
+    """Return the images and labels of a call, in any form that `snip` takes, as pairs."""
+    example_inputs, targets = call.example_inputs, call.targets
     if example_inputs is None:
         raise SearchError(
             "example_inputs: expected training images and targets= with their labels, found none; "
@@ -217,22 +214,13 @@ class SnipScorer:
 
 
 @register_search("snip", needs_data=True, rounds=1, takes=("dtype",))
+@shares_options
 def snip(
     net: nn.Module,
     keep_ratio: float,
     *,
-    input_shape: Sequence[int] | None = None,
-    example_inputs: Tensor | Iterable[Any] | None = None,
-    targets: Tensor | Iterable[Tensor] | None = None,
-    only: Selection | None = None,
-    skip: Selection | None = None,
-    weights: Mapping[str, nn.Parameter] | None = None,
-    iterations: int | None = None,
-    schedule: str = "exponential",
-    scope: str = "global",
-    seed: int | None = None,
-    on_iteration: OnIteration | None = None,
     dtype: torch.dtype = torch.float32,
+    **options: Unpack[SearchOptions],
 ) -> dict[str, Tensor]:
     """Prune the connections whose removal would change the loss least, by SNIP.
 
@@ -252,13 +240,9 @@ def snip(
     as in training, where the authors' code uses those that it was made with; ties at the threshold
     are settled by position.
     """
-    chosen = search_weights(net, only, skip, weights)
-    network = LossNetwork(net, chosen, _batches_of(example_inputs, targets), dtype)
-    return iterative_search(
-        net, chosen, SnipScorer(network), prune_groups(chosen, keep_ratio, scope),
-        network.input_shape, 1 if iterations is None else iterations, schedule=schedule,
-        on_iteration=on_iteration,
-    )  # fmt: skip
+    call = SearchCall(net, keep_ratio, **options)
+    network = LossNetwork(net, call.chosen, _batches_of(call), dtype)
+    return call.run(SnipScorer(network), network.input_shape, rounds=1)
 
 
 class GraspScorer:
@@ -289,23 +273,14 @@ class GraspScorer:
 
 
 @register_search("grasp", needs_data=True, rounds=1, takes=("dtype", "temperature"))
+@shares_options
 def grasp(
     net: nn.Module,
     keep_ratio: float,
     *,
-    input_shape: Sequence[int] | None = None,
-    example_inputs: Tensor | Iterable[Any] | None = None,
-    targets: Tensor | Iterable[Tensor] | None = None,
-    only: Selection | None = None,
-    skip: Selection | None = None,
-    weights: Mapping[str, nn.Parameter] | None = None,
-    iterations: int | None = None,
-    schedule: str = "exponential",
-    scope: str = "global",
-    seed: int | None = None,
-    on_iteration: OnIteration | None = None,
     dtype: torch.dtype = torch.float32,
     temperature: float = TEMPERATURE,
+    **options: Unpack[SearchOptions],
 ) -> dict[str, Tensor]:
     """Prune the weights whose removal hurts the gradient flow least, by GraSP.
 
@@ -321,10 +296,6 @@ def grasp(
     alone. Deviations: every layer keeps its own weights, where their code draws the classifier
     anew first; batches may be of any classes; ties at the threshold are settled by position.
     """
-    chosen = search_weights(net, only, skip, weights)
-    network = LossNetwork(net, chosen, _batches_of(example_inputs, targets), dtype, temperature)
-    return iterative_search(
-        net, chosen, GraspScorer(network), prune_groups(chosen, keep_ratio, scope),
-        network.input_shape, 1 if iterations is None else iterations, schedule=schedule,
-        on_iteration=on_iteration,
-    )  # fmt: skip
+    call = SearchCall(net, keep_ratio, **options)
+    network = LossNetwork(net, call.chosen, _batches_of(call), dtype, temperature)
+    return call.run(GraspScorer(network), network.input_shape, rounds=1)

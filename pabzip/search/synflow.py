@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
-from pabzip.init import Selection
 from pabzip.registry import register_search
-from pabzip.search.driver import (
-    OnIteration,
-    Scorer,
-    input_shape_of,
-    iterative_search,
-    search_weights,
-)
+from pabzip.search.driver import Scorer, SearchCall, SearchOptions, shares_options
 from pabzip.search.isolation import full_float32
 from pabzip.search.layer_products import Product, exponent_of, shifted
 from pabzip.search.linearized import Flow, LinearizedNetwork
-from pabzip.search.schedule import prune_groups
 
 
 class SynFlowScorer:
@@ -134,7 +127,7 @@ class FastSynFlowScorer(SynFlowScorer):
             weight = self._network.weights[name].detach()
             gradient = weight.new_zeros(len(place))
             for product in self._flow.products[name]:
-                gradient += product.at(place, weight)
+                gradient += product.at(place)
             rest = self._flow.rests[name]
             if rest is not None:
                 gradient += rest.reshape(-1)[place]
@@ -149,22 +142,13 @@ _SCORERS: dict[torch.dtype, Callable[..., Scorer]] = {
 
 
 @register_search("synflow", needs_data=False, rounds=100, takes=("dtype",))
+@shares_options
 def synflow(
     net: nn.Module,
     keep_ratio: float,
     *,
-    input_shape: Sequence[int] | None = None,
-    example_inputs: Tensor | None = None,
-    targets: object = None,
-    only: Selection | None = None,
-    skip: Selection | None = None,
-    weights: Mapping[str, nn.Parameter] | None = None,
-    iterations: int | None = None,
-    schedule: str = "exponential",
-    scope: str = "global",
-    seed: int | None = None,
-    on_iteration: OnIteration | None = None,
     dtype: torch.dtype = torch.float64,
+    **options: Unpack[SearchOptions],
 ) -> dict[str, Tensor]:
     """Find a mask by SynFlow and apply it: pruned weights become +0.0, survivors keep their bits.
 
@@ -213,16 +197,12 @@ def synflow(
     so its count may be missed; here ties are settled by position and the count is exact. Its
     networks have ReLU alone, so it needs no linear forms.
     """
-    chosen = search_weights(net, only, skip, weights)
-    shape = input_shape_of(input_shape, example_inputs)
+    call = SearchCall(net, keep_ratio, **options)
+    chosen, shape = call.chosen, call.shape
     if shape is None:
         raise SearchError(
             "synflow: expected input_shape=, such as (3, 32, 32), or example_inputs=, found neither"
         )
     if dtype not in _SCORERS:
         raise SearchError(f"dtype: expected torch.float64 or torch.float32, found {dtype}")
-    return iterative_search(
-        net, chosen, _SCORERS[dtype](net, chosen, shape), prune_groups(chosen, keep_ratio, scope),
-        shape, 100 if iterations is None else iterations, schedule=schedule,
-        on_iteration=on_iteration,
-    )  # fmt: skip
+    return call.run(_SCORERS[dtype](net, chosen, shape), shape, rounds=100)
