@@ -22,9 +22,6 @@ def refuse_collapse(
 
     A path counts if it leads from an input of ones to the outputs of the linearized network.
     Without an ``input_shape`` no empty tensor is known to be harmless.
-
-    Raises:
-        SearchError: layer collapse; the message names the layers.
     """
     empty = [name for name, mask in masks.items() if not bool(torch.any(mask))]
     if not empty:
@@ -51,9 +48,6 @@ def refuse_unscored(
 
     ``scores`` are of the first round, and ``masks`` from before it. Where something is pruned
     already, a layer may have lost its paths, so nothing is refused.
-
-    Raises:
-        SearchError: the message names the layers.
     """
     if not all(bool(mask.all()) for mask in masks.values()):
         return
@@ -78,9 +72,6 @@ def refuse_ties_at_zero(
     Zero scores are settled by position, as all ties are. In a layer that has a path that is
     harmless: its weights without one do nothing, kept or pruned. ``before`` and ``after`` are the
     masks around the round.
-
-    Raises:
-        SearchError: the message names the layers.
     """
     if all(torch.equal(before[name], after[name]) for name in after):
         return  # nothing was pruned, so nothing was chosen

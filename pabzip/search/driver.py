@@ -145,12 +145,8 @@ class SearchCall:
     ) -> dict[str, Tensor]:
         """Return what `iterative_search` finds.
 
-        Args:
-            scorer: of the method.
-            input_shape: as there.
-            rounds: the published number, used where the caller gives none; None for scores that
-                no round changes, so that one does.
-            groups: as there; those of the caller's scope where left out.
+        ``rounds`` is the published number, used where the caller gives none; None for scores that
+        no round changes, so that one does. Without ``groups``, those of the caller's scope.
         """
         if groups is None:
             groups = prune_groups(self.chosen, self.keep_ratio, self.scope)

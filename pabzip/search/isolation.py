@@ -44,10 +44,7 @@ class NetworkCopy:
     The copies are handed to the network for one call at a time (``torch.func.functional_call``),
     so its own weights, signs, buffers, gradients and dtypes are never written.
 
-    Args:
-        net: the network.
-        weights: the parameters whose copies require gradients.
-        dtype: of the copies of floating tensors.
+    Floating tensors are copied to ``dtype``, and the copies of ``weights`` require gradients.
 
     Attributes:
         weights: the copies of ``weights``, by the same names.
@@ -79,10 +76,8 @@ class NetworkCopy:
         """Set the mode of each module, with gradients on; put modes and random state back after it.
 
         Autocast and inference mode are off within the block, and float32 is float32
-        (`full_float32`). All of the caller's settings return, also on an exception.
-
-        Args:
-            training: says of a module whether it runs in training mode.
+        (`full_float32`). All of the caller's settings return, also on an exception. ``training``
+        says of a module whether it runs in training mode.
         """
         # The flag is set by hand: a module's own train() and eval() may do more than can be undone.
         modes = [(module, module.training) for module in self._net.modules()]

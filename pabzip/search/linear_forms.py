@@ -66,16 +66,9 @@ _FORMS: dict[str, Callable[..., Any]] = {}
 def linear_form(
     func: Any, args: Sequence[Any], kwargs: dict[str, Any], is_activation: IsActivation
 ) -> Any:
-    """Return what a call gives on the linearized network.
+    """Return what a call of torch with an activation gives on the linearized network.
 
-    Args:
-        func: a function or method of torch; at least one of its arguments is an activation.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        is_activation: says which arguments are activations.
-
-    Returns:
-        The result of the linear form; ``NotImplemented`` where the call is to run as it is.
+    ``NotImplemented`` where the call is to run as it is.
     """
     name: str = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")

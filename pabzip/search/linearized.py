@@ -117,10 +117,9 @@ class Flow:
 
     Attributes:
         total: R, the sum of the outputs for an input of ones.
-        products: the linear maps and convolutions of each weight, by its name.
-        rests: gradients of R by each weight through other uses than ``products``, by its name;
-            None where there are none.
-        reached: names of the weights that met an activation in the forward pass.
+        products: of each weight by name, as `LinearizedForward` keeps them.
+        rests: gradients by each weight through its other uses; None where there are none.
+        reached: names of the weights that met an activation.
         from_input: gradient of R by the input, of shape ``(1, *input_shape)``.
     """
 
@@ -137,10 +136,7 @@ class LinearizedNetwork(NetworkCopy):
     Calls run in evaluation mode. All of it is computed in float64: R is a product over the layers,
     and overflows float32 soon.
 
-    Args:
-        net: any module that maps one floating tensor to one floating tensor.
-        weights: the parameters that get gradients; pruned entries can be zeroed with `prune`.
-        input_shape: shape of one input, without the batch dimension.
+    ``input_shape`` is that of one input, without the batch dimension.
     """
 
     def __init__(
@@ -154,11 +150,7 @@ class LinearizedNetwork(NetworkCopy):
         self._input_shape = input_shape
 
     def flow(self) -> Flow:
-        """Return R and what its gradients are made of.
-
-        Raises:
-            SearchError: the network refuses the input, or does not give one floating tensor.
-        """
+        """Return R and what its gradients are made of; raises what a call of the network does."""
         with self.isolated(training=lambda _: False):
             ones = torch.ones(
                 (1, *self._input_shape), dtype=torch.float64, device=self.device,

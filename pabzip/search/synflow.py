@@ -113,14 +113,7 @@ class FastSynFlowScorer(SynFlowScorer):
 
     @torch.no_grad()
     def exact(self, places: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return some synaptic flows of the last round in float64.
-
-        Args:
-            places: positions in the flat weights, int64 vectors by name.
-
-        Returns:
-            float64 vectors by the same names.
-        """
+        """Return some synaptic flows of the last round in float64, as `ExactScorer` says."""
         assert self._flow is not None, "scores comes first"
         result = {}
         for name, place in places.items():
