@@ -129,6 +129,11 @@ class Bop(FlippingRule):
             for weight in fresh:
                 dtype = torch.promote_types(weight.dtype, torch.float32)
                 self.state[weight]["moving_average"] = torch.zeros_like(weight, dtype=dtype)
+            priced = group["flip_cost"] > 0
+            for weight in moved if priced else ():
+                if "initial_sign" not in self.state[weight]:
+                    # Of a weight that did not come with its network only those of now are known.
+                    self.state[weight]["initial_sign"] = weight.detach().sign().to(torch.int8)
             # An average that begins at the first gradient moves all the way to it.
             begin = 1.0 if group["start"] == "first-gradient" else group["lr"]
             for weights, rate in ((fresh, begin), (known, group["lr"])):
@@ -136,22 +141,12 @@ class Bop(FlippingRule):
                     weights,
                     [self.state[weight]["moving_average"] for weight in weights],
                     [weight.grad for weight in weights if weight.grad is not None],
-                    [self._initial_sign(weight) for weight in weights]
-                    if group["flip_cost"] > 0
-                    else None,
+                    [self.state[weight]["initial_sign"] for weight in weights] if priced else None,
                     rate=rate,
                     threshold=group["threshold"],
                     flip_cost=group["flip_cost"],
                 )
         self._count(counts)
-
-    def _initial_sign(self, weight: Tensor) -> Tensor:
-        """Return the signs that the seed gave, int8; where nothing is known, those of now."""
-        state = self.state[weight]
-        if "initial_sign" not in state:
-            state["initial_sign"] = weight.detach().sign().to(torch.int8)
-        signs: Tensor = state["initial_sign"]
-        return signs
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a `state_dict`; moving averages and signs come back to the bit."""

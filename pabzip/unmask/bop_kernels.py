@@ -36,21 +36,12 @@ def bop_step(
     threshold: np.float32,
     pull: np.float32,
 ) -> int:
-    """Take equations (5) and (6) for one tensor, in place.
+    """Take equations (5) and (6) for one flat tensor, in place; returns the number of flips.
 
-    Args:
-        weights: float32, flat.
-        averages: float32, of the same length.
-        gradients: likewise.
-        initial_signs: int8, of the same length, to which each weight is pulled back. None for plain
-            Bop: numba compiles that apart, without the pull.
-        keep: 1 - rate, rounded from float64.
-        rate: the adaptivity rate.
-        threshold: the least average that flips; the smallest positive number for a threshold of 0.
-        pull: half of what a flip away from the initial signs costs, in units of the loss.
-
-    Returns:
-        The number of flips.
+    ``keep`` is 1 - rate, rounded from float64; ``threshold`` the least average that flips, so the
+    smallest positive number stands for 0. Each weight is pulled back to its initial sign by
+    ``pull``, half of what a flip costs in units of the loss. For plain Bop the initial signs are
+    None: numba compiles that apart, without the pull.
     """
     flips = 0
     for at in range(weights.size):

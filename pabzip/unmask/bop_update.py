@@ -60,17 +60,11 @@ from pabzip.unmask.rule import flip, laid_out_as
 
 
 def price(flipped: Tensor, survivors: Tensor) -> Tensor:
-    """Return the bits that one more flip adds.
+    """Return the bits that one more flip adds, with n ``flipped`` of K ``survivors``.
 
     ``log2((K - n + 1/2) / (n + 1/2))``, which is finite for n = 0 and n = K; but never less than 0:
-    once half of the signs are flipped another is free.
-
-    Args:
-        flipped: n, integers of any shape, on any device.
-        survivors: K, of the same shape.
-
-    Returns:
-        float32, of the same shape, on the same device; nothing waits for it.
+    once half of the signs are flipped another is free. Counts of any shape give float32 of that
+    shape; nothing waits for their device.
     """
     others = (survivors - flipped).float()
     return torch.log2((others + 0.5) / (flipped.float() + 0.5)).clamp_(min=0)
@@ -79,11 +73,7 @@ def price(flipped: Tensor, survivors: Tensor) -> Tensor:
 def seed_signs(net: nn.Module) -> dict[str, Tensor]:
     """Return the initial signs of the weights of ``net``, whatever they are by now.
 
-    Returns:
-        int8 tensors of -1 and +1 by name, of the weights' shapes, on the CPU.
-
-    Raises:
-        SeedError: ``net`` was not drawn from a seed.
+    They are int8 tensors of -1 and +1 by name, of the weights' shapes, on the CPU.
     """
     record = seeding(net)
     parameters = dict(net.named_parameters(remove_duplicate=False))
@@ -107,17 +97,16 @@ def update(
     threshold: float,
     flip_cost: float = 0.0,
 ) -> list[Tensor]:
-    """Move the averages by equation (5), then flip the weights by equation (6).
+    """Move the averages by equation (5), then flip the weights by equation (6), in place.
 
-    Every path gives the same bits.
+    Every path gives the same bits. The tensors of one place have the same shape and device; the
+    averages of half-precision weights are float32.
 
     Args:
-        weights: floating tensors; their signs change in place, pruned ones stay +0.0.
-        averages: of the weights' shapes and devices, float32 for half-precision weights; updated
-            in place.
-        gradients: of the weights' shapes and devices.
-        initial_signs: the signs that the seed gave, int8, of the weights' shapes and devices; None
-            for plain Bop.
+        weights: floating tensors; pruned ones stay +0.0.
+        averages: the moving averages.
+        gradients: those of this step.
+        initial_signs: the signs that the seed gave, int8; None for plain Bop.
         rate: the adaptivity rate.
         threshold: tau.
         flip_cost: what a bit costs in units of the loss; needs ``initial_signs``.

@@ -98,10 +98,6 @@ def levels(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     operands of 8 bits that takes more than 1,040 terms, all of the largest magnitude. Half
     precision holds operands of 8 bits exactly too, and its products are summed up in float32.
 
-    Args:
-        values: floating tensor of any shape.
-        bits: 2 to 32; 32 returns ``values`` itself.
-
     Returns:
         Tensor of the same shape, dtype and device, detached, and its unit: a tensor without
         dimensions, of float32 or wider. Their product is what `quantize` returns, but for rounding.
@@ -119,11 +115,7 @@ def levels(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def largest_magnitude(values: Tensor) -> Tensor:
-    """Return max|values| as a scalar tensor, NaN if there is one, in a single reading pass.
-
-    Args:
-        values: floating tensor that is not empty.
-    """
+    """Return max|values| as a scalar tensor, NaN if there is one, in a single reading pass."""
     smallest, largest = torch.aminmax(values)
     return torch.maximum(smallest.neg(), largest)
 
@@ -137,10 +129,6 @@ def _whole(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     # One new tensor, then in place: fresh memory costs more than the arithmetic on it.
     scaled = values.div(step) if values.dtype == wide else values.to(wide).div_(step)
     return scaled.round_(), step
-
-
-Gradients = tuple[Tensor | None, Tensor | None]
-"""Of the input and of the weight; None where it is not wanted."""
 
 
 Geometry = tuple[Any, ...] | None
@@ -176,56 +164,56 @@ class PsgFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of input, weight and bias; None for those not asked for."""
-        of_bias = None
-        if ctx.needs_input_grad[2] and ctx.geometry is None:
+        """Return the gradients of input, weight and bias; None for those not asked for.
+
+        The operands are whole numbers, their scales multiplied afterwards (see `levels`).
+        """
+        inputs, weight = ctx.saved_tensors
+        config: PsgConfig = ctx.config
+        wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        of_input = of_weight = of_bias = None
+        if wants_input or wants_weight:
+            g, unit = levels(gradient, config.gradient_bits)
+            x, x_unit = levels(inputs, config.input_bits) if wants_weight else (inputs, unit)
+            w, w_unit = levels(weight, config.weight_bits) if wants_input else (weight, unit)
+            of_input, of_weight = _gradients(g, x, w, ctx.geometry, wants_input, wants_weight)
+        if of_input is not None:
+            of_input.mul_(unit * w_unit)
+        if of_weight is not None:
+            of_weight.mul_(unit * x_unit)
+            if config.behavior != "all":
+                of_weight = _without_small(ctx, gradient, of_weight)
+        if wants_bias and ctx.geometry is None:
             of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
-        elif ctx.needs_input_grad[2]:
+        elif wants_bias:
             of_bias = gradient.sum([0, *range(2, gradient.dim())])
-        return *_predict(ctx, gradient), of_bias, None, None
+        return of_input, of_weight, of_bias, None, None
 
 
-def _predict(ctx: Any, gradient: Tensor) -> Gradients:
-    """Return input and weight gradients from quantized operands, and treat the small ones.
-
-    The operands are whole numbers, their scales multiplied afterwards (see `levels`).
-    """
-    inputs, weight = ctx.saved_tensors
+def _without_small(ctx: Any, gradient: Tensor, of_weight: Tensor) -> Tensor:
+    """Return the weight gradient, changed in place or not, its small values removed or exact."""
     config: PsgConfig = ctx.config
-    wants_input, wants_weight = ctx.needs_input_grad[:2]
-    if not (wants_input or wants_weight):
-        return None, None
-    g, unit = levels(gradient, config.gradient_bits)
-    x, x_unit = levels(inputs, config.input_bits) if wants_weight else (inputs, unit)
-    w, w_unit = levels(weight, config.weight_bits) if wants_input else (weight, unit)
-    of_input, of_weight = _gradients(g, x, w, ctx.geometry, (wants_input, wants_weight))
-    if of_input is not None:
-        of_input.mul_(unit * w_unit)
-    if of_weight is not None:
-        of_weight.mul_(unit * x_unit)
-    if of_weight is None or config.behavior == "all":
-        return of_input, of_weight
     limit = config.threshold * largest_magnitude(of_weight) if config.adaptive else config.threshold
     size = of_weight.abs()
     if config.behavior == "remove":
         # A factor of 0 or 1 is several times faster on a CPU than filling through a mask.
-        return of_input, of_weight.mul_(size.ge_(limit))
-    _, exact = _gradients(gradient, inputs, weight, ctx.geometry, (False, True))
+        return of_weight.mul_(size.ge_(limit))
+    _, exact = _gradients(gradient, *ctx.saved_tensors, ctx.geometry, False, True)
     assert exact is not None
-    return of_input, torch.where(size < limit, exact, of_weight)
+    return torch.where(size < limit, exact, of_weight)
 
 
 def _gradients(
-    g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
-) -> Gradients:
-    """Return the gradients of a linear map or a convolution from that of its output, ``g``."""
+    g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, wants_input: bool, wants_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of input and weight from ``g``, that of the output."""
     if geometry is not None:
         of_input, of_weight, _ = torch.ops.aten.convolution_backward(
-            g, x, w, None, *geometry, (*wanted, False)
+            g, x, w, None, *geometry, (wants_input, wants_weight, False)
         )
         return of_input, of_weight
-    of_input = g @ w if wanted[0] else None
-    of_weight = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]) if wanted[1] else None
+    of_input = g @ w if wants_input else None
+    of_weight = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]) if wants_weight else None
     return of_input, of_weight
 
 

@@ -64,15 +64,9 @@ def triton_update(
 ) -> list[Tensor]:
     """Move averages and flip weights in place, to the same bits as torch's operations on lists.
 
-    The work is queued on the device's current stream; nothing is waited for.
-
-    Args:
-        weights: float32, float16 or bfloat16 tensors on one CUDA device (the CPU under Triton's
-            interpreter), in any dense layout; pruned ones stay +0.0.
-        averages: float32, of the same shapes and strides.
-        gradients: of the same shapes.
-        rate: the adaptivity rate.
-        threshold: tau.
+    The weights are float32, float16 or bfloat16, on one CUDA device (the CPU under Triton's
+    interpreter), in any dense layout; the averages float32, of the same shapes and strides. The
+    work is queued on the device's current stream; nothing is waited for.
 
     Returns:
         The number of flips of each tensor: int64 scalars on the device.
