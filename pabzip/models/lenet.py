@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -9,8 +11,28 @@ from pabzip.models.vgg import conv_stages
 from pabzip.registry import register_network
 
 
+class ThreeLinear(nn.Module):
+    """Three Linear layers ``fc1``, ``fc2``, ``fc3``, ReLU between them, behind a feature extractor.
+
+    Args:
+        features: what the images go through first.
+        sizes: units that come out of it, of both hidden layers, and of the output.
+    """
+
+    def __init__(self, features: nn.Module, *sizes: int):
+        super().__init__()
+        self.features = features
+        self.fc1, self.fc2, self.fc3 = (nn.Linear(*pair) for pair in pairwise(sizes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits ``float[N, num_classes]``."""
+        hidden = torch.relu(self.fc1(self.features(images).flatten(1)))
+        logits: torch.Tensor = self.fc3(torch.relu(self.fc2(hidden)))
+        return logits
+
+
 @register_network("lenet-300-100", options={"width": 300}, least={"width": 3})
-class LeNet300100(nn.Module):
+class LeNet300100(ThreeLinear):
     """Three Linear layers, ``inputs -> width -> width // 3 -> classes``, ReLU between them.
 
     Input ``float[N, in_channels, image_size, image_size]``, output ``float[N, num_classes]``
@@ -27,18 +49,8 @@ class LeNet300100(nn.Module):
     """
 
     def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: int):
-        super().__init__()
-        inputs, second = in_channels * image_size**2, width // 3
-        self.fc1 = nn.Linear(inputs, width)
-        self.fc2 = nn.Linear(width, second)
-        self.fc3 = nn.Linear(second, num_classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits ``float[N, num_classes]``."""
-        hidden = torch.relu(self.fc1(images.flatten(1)))
-        hidden = torch.relu(self.fc2(hidden))
-        logits: torch.Tensor = self.fc3(hidden)
-        return logits
+        inputs = in_channels * image_size**2
+        super().__init__(nn.Identity(), inputs, width, width // 3, num_classes)
 
 
 @register_network(
@@ -53,7 +65,7 @@ class LeNet300100(nn.Module):
 @register_network(
     "conv8", options={"width": 64, "batch_norm": True}, least={"image_size": 16}, blocks=4
 )
-class ConvNet(nn.Module):
+class ConvNet(ThreeLinear):
     """Blocks of two 3x3 convolutions and a 2x2 max pool, then three Linear layers.
 
     Block ``i`` has ``width * 2**i`` channels; the two hidden Linear layers have ``4 * width``
@@ -88,18 +100,8 @@ class ConvNet(nn.Module):
         width: int,
         batch_norm: bool,
     ):
-        super().__init__()
         widths = [width * 2**block for block in range(blocks)]
-        self.features = conv_stages(in_channels, widths, [2] * blocks, batch_norm=batch_norm)
-        inputs, hidden = widths[-1] * (image_size // 2**blocks) ** 2, 4 * width
-        self.fc1 = nn.Linear(inputs, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
-        self.fc3 = nn.Linear(hidden, num_classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits ``float[N, num_classes]``."""
-        hidden = self.features(images).flatten(1)
-        hidden = torch.relu(self.fc1(hidden))
-        hidden = torch.relu(self.fc2(hidden))
-        logits: torch.Tensor = self.fc3(hidden)
-        return logits
+        features, inputs = conv_stages(
+            in_channels, image_size, widths, [2] * blocks, batch_norm=batch_norm
+        )
+        super().__init__(features, inputs, 4 * width, 4 * width, num_classes)

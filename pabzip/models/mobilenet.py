@@ -41,17 +41,10 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, channels: int, stride: int, expansion: int):
         super().__init__()
         hidden = expansion * inputs
-        layers: list[nn.Module] = []
-        if expansion != 1:
-            layers += [conv(inputs, hidden, 1, 1), nn.BatchNorm2d(hidden), nn.ReLU()]
-        layers += [
-            conv(hidden, hidden, 3, stride, groups=hidden),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(),
-            conv(hidden, channels, 1, 1),
-            nn.BatchNorm2d(channels),
-        ]
-        self.layers = nn.Sequential(*layers)
+        widening = [] if expansion == 1 else active_conv(inputs, hidden, 1)
+        depthwise = active_conv(hidden, hidden, 3, stride, groups=hidden)
+        narrowing = active_conv(hidden, channels, 1)[:-1]
+        self.layers = nn.Sequential(*widening, *depthwise, *narrowing)
         self.adds = stride == 1 and inputs == channels
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -87,9 +80,9 @@ class MobileNetV2(nn.Module):
                 blocks.append(InvertedResidual(inputs, channels, stride, expansion))
                 inputs = channels
         head = _scaled(_HEAD, width)
-        self.stem = nn.Sequential(conv(in_channels, width, 3, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(*active_conv(in_channels, width, 3))
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Sequential(conv(inputs, head, 1, 1), nn.BatchNorm2d(head), nn.ReLU())
+        self.head = nn.Sequential(*active_conv(inputs, head, 1))
         self.fc = nn.Linear(head, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -97,6 +90,13 @@ class MobileNetV2(nn.Module):
         hidden = self.head(self.blocks(self.stem(images))).mean(dim=(2, 3))
         logits: torch.Tensor = self.fc(hidden)
         return logits
+
+
+def active_conv(
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Return a convolution, its batch norm and ReLU."""
+    return [conv(inputs, outputs, size, stride, groups=groups), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def _scaled(channels: int, width: int) -> int:

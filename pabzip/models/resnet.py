@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,69 +12,44 @@ from pabzip._optional import torchvision_part
 from pabzip.registry import register_network
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, and a shortcut around them.
+class ResidualBlock(nn.Module):
+    """Two or three convolutions with batch norm, and a shortcut around them.
 
-    ``float[N, inputs, H, W] -> float[N, channels, ceil(H / stride), ceil(W / stride)]``.
+    ``float[N, inputs, H, W] -> float[N, outputs, ceil(H / stride), ceil(W / stride)]``.
 
     Args:
         inputs: channels that come in.
-        channels: channels of both convolutions and of the output.
-        stride: stride of the first convolution and of the shortcut.
+        channels: of the convolutions; ``outputs`` are as many, or four times as many.
+        stride: stride of the first 3x3 convolution and of the shortcut.
+        bottleneck: a 1x1, a 3x3 and a widening 1x1 convolution, not two of 3x3.
 
-    Source: He et al. 2016, Figure 5 (left). The shortcut is the identity where the shape stays,
-    else a 1x1 convolution with batch norm (their option B).
+    Source: He et al. 2016, Figure 5. The shortcut is the identity where the shape stays, else a
+    1x1 convolution with batch norm (their option B). The stride of a bottleneck sits on its 3x3
+    convolution, as in torchvision and in the common CIFAR form, not on the first 1x1 as there.
     """
 
-    expansion = 1
-
-    def __init__(self, inputs: int, channels: int, stride: int):
+    def __init__(self, inputs: int, channels: int, stride: int, *, bottleneck: bool):
         super().__init__()
-        self.conv1 = conv(inputs, channels, 3, stride)
+        outputs = 4 * channels if bottleneck else channels
+        first, second = ((1, 1), (3, stride)) if bottleneck else ((3, stride), (3, 1))
+        self.conv1 = conv(inputs, channels, *first)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = conv(channels, channels, 3, 1)
+        self.conv2 = conv(channels, channels, *second)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = _shortcut(inputs, channels, stride)
+        self.bottleneck = bottleneck
+        if bottleneck:
+            self.conv3 = conv(channels, outputs, 1, 1)
+            self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""
         hidden = torch.relu(self.bn1(self.conv1(inputs)))
         hidden = self.bn2(self.conv2(hidden))
-        return torch.relu(hidden + self.shortcut(inputs))
-
-
-class Bottleneck(nn.Module):
-    """A 1x1, a 3x3 and a widening 1x1 convolution with batch norm, and a shortcut around them.
-
-    ``float[N, inputs, H, W] -> float[N, 4 * channels, ceil(H / stride), ceil(W / stride)]``.
-
-    Args:
-        inputs: channels that come in.
-        channels: channels of the first two convolutions.
-        stride: stride of the 3x3 convolution and of the shortcut.
-
-    Source: He et al. 2016, Figure 5 (right). The stride sits on the 3x3 convolution, as in
-    torchvision and in the common CIFAR form, not on the first 1x1 as in the paper.
-    """
-
-    expansion = 4
-
-    def __init__(self, inputs: int, channels: int, stride: int):
-        super().__init__()
-        outputs = self.expansion * channels
-        self.conv1 = conv(inputs, channels, 1, 1)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = conv(channels, channels, 3, stride)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = conv(channels, outputs, 1, 1)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.shortcut = _shortcut(inputs, outputs, stride)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the block's output."""
-        hidden = torch.relu(self.bn1(self.conv1(inputs)))
-        hidden = torch.relu(self.bn2(self.conv2(hidden)))
-        hidden = self.bn3(self.conv3(hidden))
+        if self.bottleneck:
+            hidden = self.bn3(self.conv3(torch.relu(hidden)))
         return torch.relu(hidden + self.shortcut(inputs))
 
 
@@ -89,7 +65,7 @@ class ResNet(nn.Module):
 
     Args:
         depths: blocks in each stage.
-        bottleneck: stages of `Bottleneck`, not of `BasicBlock`.
+        bottleneck: of the blocks, see `ResidualBlock`.
         num_classes: number of logits.
         in_channels: channels of the input.
         image_size: of the images that the network is made for; nothing depends on it.
@@ -113,10 +89,10 @@ class ResNet(nn.Module):
         width: int,
     ):
         super().__init__()
-        block = Bottleneck if bottleneck else BasicBlock
         self.conv1 = conv(in_channels, width, 3, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.stages, outputs = residual_stages(block, width, width, depths, block.expansion)
+        block = partial(ResidualBlock, bottleneck=bottleneck)
+        self.stages, outputs = residual_stages(block, width, width, depths, 4 if bottleneck else 1)
         self.fc = nn.Linear(outputs, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -154,13 +130,6 @@ def residual_stages(
             inputs = channels * expansion
         stages.append(nn.Sequential(*blocks))
     return nn.Sequential(*stages), inputs
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Return the identity where the shape stays, else a 1x1 convolution with batch norm."""
-    if stride == 1 and inputs == outputs:
-        return nn.Identity()
-    return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
 
 @register_network(

@@ -10,18 +10,10 @@ from torch import nn
 from pabzip.registry import register_network
 
 
-@register_network(
-    "vgg11", options={"width": 64}, least={"image_size": 32}, depths=(1, 1, 2, 2, 2), growth=8
-)
-@register_network(
-    "vgg13", options={"width": 64}, least={"image_size": 32}, depths=(2, 2, 2, 2, 2), growth=8
-)
-@register_network(
-    "vgg16", options={"width": 64}, least={"image_size": 32}, depths=(2, 2, 3, 3, 3), growth=8
-)
-@register_network(
-    "vgg19", options={"width": 64}, least={"image_size": 32}, depths=(2, 2, 4, 4, 4), growth=8
-)
+@register_network("vgg11", options={"width": 64}, least={"image_size": 32}, depths=(1, 1, 2, 2, 2))
+@register_network("vgg13", options={"width": 64}, least={"image_size": 32}, depths=(2, 2, 2, 2, 2))
+@register_network("vgg16", options={"width": 64}, least={"image_size": 32}, depths=(2, 2, 3, 3, 3))
+@register_network("vgg19", options={"width": 64}, least={"image_size": 32}, depths=(2, 2, 4, 4, 4))
 @register_network(
     "vgg-small", options={"width": 128}, least={"image_size": 8}, depths=(2, 2, 2), growth=4
 )
@@ -51,7 +43,7 @@ class VGG(nn.Module):
         self,
         *,
         depths: Sequence[int],
-        growth: int,
+        growth: int = 8,
         num_classes: int,
         in_channels: int,
         image_size: int,
@@ -59,8 +51,7 @@ class VGG(nn.Module):
     ):
         super().__init__()
         widths = [width * min(2**stage, growth) for stage in range(len(depths))]
-        self.features = conv_stages(in_channels, widths, depths)
-        inputs = widths[-1] * (image_size // 2 ** len(depths)) ** 2
+        self.features, inputs = conv_stages(in_channels, image_size, widths, depths)
         self.fc = nn.Linear(inputs, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -70,9 +61,14 @@ class VGG(nn.Module):
 
 
 def conv_stages(
-    inputs: int, widths: Sequence[int], depths: Sequence[int], *, batch_norm: bool = True
-) -> nn.Sequential:
-    """Return stages of 3x3 convolutions with ReLU, a 2x2 max pool after each stage.
+    inputs: int,
+    image_size: int,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    *,
+    batch_norm: bool = True,
+) -> tuple[nn.Sequential, int]:
+    """Return stages of 3x3 convolutions with ReLU, a 2x2 max pool each, and the values they leave.
 
     With ``batch_norm`` every convolution is followed by batch norm, and has no bias of its own.
     """
@@ -85,4 +81,4 @@ def conv_stages(
             layers.append(nn.ReLU())
             inputs = outputs
         layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers), inputs * (image_size // 2 ** len(depths)) ** 2
