@@ -192,8 +192,8 @@ class DenseTensor:
     def array(
         self, seed: int = 0, *, backend: str = "numba", threads: int | None = None
     ) -> NDArray[Any]:
-        """Return the values; bfloat16 as float32 of the same values."""
-        return bfloat16_to_float32(self.values) if self.dtype == "bfloat16" else self.values
+        """Return the values; bfloat16 as uint16 bit patterns."""
+        return self.values
 
     def elements(
         self, seed: int = 0, *, backend: str = "numba", threads: int | None = None

@@ -159,7 +159,7 @@ class StoredKind(TensorKind, Protocol):
         """Torch's name of the element type that a loader hands out."""
 
     def array(self, seed: int, *, backend: str, threads: int | None) -> NDArray[Any]:
-        """Return the tensor as an ordinary array; bfloat16 as float32 of the same values."""
+        """Return the tensor as an array of its own type; bfloat16 as uint16 bit patterns."""
 
     def elements(self, seed: int, *, backend: str, threads: int | None) -> Iterator[NDArray[Any]]:
         """Yield the elements that the digest takes: flat little-endian arrays, in order."""

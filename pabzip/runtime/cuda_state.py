@@ -59,7 +59,7 @@ def read_tensors(
 
     Tensors of the ``context`` coder travel as the file has them, in one copy, and are decoded by
     the GPU while the host reads the rest. That travels in a second copy: tensors of other coders
-    or with scales as packed codes, two bits a weight, and dense ones as they are. The device is
+    or with scales as packed codes, two bits a weight, and all others as they are. The device is
     waited for once, at the end, and only where there are context-coded tensors.
 
     Args:
@@ -121,9 +121,7 @@ def _make_rest(
 ) -> None:
     """Add the tensors to ``state`` that the host decodes."""
     arrays = [
-        _dense_values(ticket, name)
-        if ticket.kind(name) == "dense"
-        else pack_codes(ticket.codes(name))
+        pack_codes(ticket.codes(name)) if ticket.kind(name) == "seeded" else _values(ticket, name)
         for name in names
     ]
     scaled = {name: ticket.scales(name) for name in names if ticket.kind(name) == "seeded"}
@@ -146,11 +144,10 @@ def _make_rest(
             state[name] = values.view(shape).clone()
 
 
-def _dense_values(ticket: Ticket, name: str) -> NDArray[Any]:
-    """Return the values of a dense tensor, in a dtype that torch knows: bfloat16 as int16."""
-    stored = ticket.dense(name)
-    values = np.ascontiguousarray(stored.values)
-    return values.view(np.int16) if stored.dtype == "bfloat16" else values
+def _values(ticket: Ticket, name: str) -> NDArray[Any]:
+    """Return the values of a tensor, in a dtype that torch knows: bfloat16 as int16."""
+    values = np.ascontiguousarray(ticket.exact(name))
+    return values.view(np.int16) if ticket.dtype(name) == "bfloat16" else values
 
 
 def send(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+import pabzip
+from pabzip.cli.unpack import FORMATS
 from pabzip.errors import FormatError, PackError, shown
 from pabzip.formats import (
     Contents,
@@ -174,6 +176,35 @@ def test_a_new_kind_is_written_read_verified_and_reported() -> None:
     rows = breakdown(reader.header, reader.header_bytes, reader.side_stream())
     assert rows[1]["dense"] == row["bytes"]
     assert sum(sum(v for k, v in one.items() if k != "name") for one in rows) == info["bytes"]
+
+
+def test_a_ticket_hands_it_to_every_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tensors()[1].array(5)
+    file = io.BytesIO()
+    pabzip.Ticket(seed=5, tensors=tensors()).save(file)
+    data = file.getvalue()
+    found = pabzip.load_arrays(data, verify=True)
+    np.testing.assert_array_equal(found["q2"], expected)
+    with pabzip.open(data) as ticket:
+        assert (ticket.kind("q2"), ticket.tied("q2")) == ("few bits", "q")
+        assert ticket.tensor("q").levels.tolist() == tensors()[1].levels.tolist()
+        with pytest.raises(KeyError, match="q: expected a seeded tensor, found a few bits one"):
+            ticket.spec("q")
+        with pytest.raises(KeyError, match="q2: expected a dense tensor, found a few bits one"):
+            ticket.dense("q2")
+        for write in FORMATS.values():
+            write(ticket, io.BytesIO(), None, lambda _name: None)
+    torch = pytest.importorskip("torch")
+    state = pabzip.load_file(data, dtype=torch.float64)
+    np.testing.assert_array_equal(state["q"], expected)
+    pytest.importorskip("triton")
+    from pabzip.runtime import cuda_state
+
+    monkeypatch.setattr(cuda_state.cuda, "kernel_device", torch.device)
+    with pabzip.open(data) as ticket:  # by the path to a GPU; what is seeded needs a real one
+        sent = cuda_state.read_tensors(ticket, ["q2", "b", "q"], device="cpu")
+    np.testing.assert_array_equal(sent["q2"], expected)
+    assert list(sent) == ["q2", "b", "q"]
 
 
 def test_its_rules_hold_for_writer_and_reader() -> None:
