@@ -186,7 +186,7 @@ class Ticket:
         return tuple(self._entries)
 
     def kind(self, name: str) -> str:
-        """Return the kind of a tensor that it is, or is a second name of: ``"seeded"``, ``"dense"``."""
+        """Return ``"seeded"`` or ``"dense"``; of a tied tensor the kind of its target."""
         return self._entries[name].original.kind
 
     def tied(self, name: str) -> str | None:
