@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,13 @@ from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, SeedError, shown
 from pabzip.formats.dense import DenseEntry, DenseTensor
-from pabzip.formats.kind import Coding
+from pabzip.formats.kind import Coding, EntryKind, StoredKind
 from pabzip.formats.limits import as_array, check_integer, check_shape, tensor_place
 from pabzip.seeds import InitSpec, regenerate
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 
 if TYPE_CHECKING:
-    from pabzip.formats.contents import Entry, Tensor
+    from pabzip.formats.contents import Entry
 
 SCALED_DISTRIBUTION = "signed_constant"
 """The only distribution of a tensor whose rows have scales; its own scale is 1."""
@@ -28,8 +27,8 @@ _RANGE = 1 << 22  # weights regenerated at a time, so that a large tensor needs 
 
 
 @dataclass(frozen=True, slots=True)
-class SeededEntry:
-    """What a header says of a seeded tensor: a `pabzip.formats.kind.EntryKind`.
+class SeededEntry(EntryKind):
+    """What a header says of a seeded tensor.
 
     Its row is ``[name, shape, distribution, scale, stream, coder, survivors, bytes]``, with a 1
     after these where its rows have scales.
@@ -52,22 +51,6 @@ class SeededEntry:
     kind: ClassVar[str] = "seeded"
     row_lengths: ClassVar[tuple[int, ...]] = (8, 9)
     dtype: ClassVar[str] = "float32"
-    target: ClassVar[None] = None
-
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def loaded_bytes(self) -> int:
-        """Bytes of the regenerated float32 weights."""
-        return 4 * self.count
-
-    @property
-    def original(self) -> SeededEntry:
-        """The entry itself."""
-        return self
 
     @property
     def parts(self) -> tuple[DenseEntry, ...]:
@@ -140,7 +123,7 @@ def _spec(place: str, distribution: Any, scale: Any, stream: Any) -> InitSpec:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SeededTensor:
+class SeededTensor(StoredKind):
     """A weight that its seed, its init spec and one code per weight determine.
 
     Attributes:
@@ -195,13 +178,6 @@ class SeededTensor:
         """Return what a header says of the tensor."""
         survivors = int(np.count_nonzero(self.codes))
         return SeededEntry(self.name, self.shape, self.spec, survivors, self.scales is not None)
-
-    def check_values(self) -> None:
-        """Check nothing more: `tidy` has checked codes and scales."""
-
-    def resolve(self, tensors: Mapping[str, Tensor]) -> SeededTensor:
-        """Return the tensor itself."""
-        return self
 
     def array(
         self, seed: int, *, backend: str = "numba", threads: int | None = None

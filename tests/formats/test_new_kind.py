@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -35,12 +34,13 @@ from pabzip.formats import (
     contents as holding,
 )
 from pabzip.formats.contents import KINDS
+from pabzip.formats.kind import EntryKind, StoredKind
 from pabzip.formats.limits import as_array, check_integer, check_shape
 from pabzip.seeds import InitSpec
 
 
 @dataclass(frozen=True, slots=True)
-class FewBitsEntry:
+class FewBitsEntry(EntryKind):
     """``[name, shape, "few bits", bits, 0]``: integers of few bits, packed, times one scale."""
 
     name: str
@@ -51,19 +51,6 @@ class FewBitsEntry:
     row_lengths: ClassVar[tuple[int, ...]] = (5,)
     dtype: ClassVar[str] = "float32"
     survivors: ClassVar[None] = None
-    target: ClassVar[None] = None
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def loaded_bytes(self) -> int:
-        return 4 * self.count
-
-    @property
-    def original(self) -> FewBitsEntry:
-        return self
 
     @property
     def parts(self) -> Sequence[DenseEntry]:
@@ -96,7 +83,7 @@ class FewBitsEntry:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FewBits:
+class FewBits(StoredKind):
     name: str
     levels: np.ndarray
     bits: int
@@ -127,14 +114,8 @@ class FewBits:
         if (self.levels >> self.bits).any():
             raise FormatError(self.name, f"expected levels of {self.bits} bits, found a wider one")
 
-    def resolve(self, tensors: Mapping[str, Any]) -> FewBits:
-        return self
-
     def array(self, seed: int, **_: Any) -> np.ndarray:
         return self.levels.astype(np.float32) * self.scale
-
-    def elements(self, seed: int, **_: Any) -> Iterator[np.ndarray]:
-        yield self.array(seed).reshape(-1).astype("<f4")
 
 
 @pytest.fixture(autouse=True)
