@@ -210,6 +210,20 @@ class ActivePlan(NamedTuple):
         )
 
 
+class ActiveWeights(NamedTuple):
+    """The active weights of a tensor in coding order, as an encoder takes them.
+
+    Attributes:
+        plan: where they are.
+        levels: int16, of each.
+        codes: int8, of each.
+    """
+
+    plan: ActivePlan
+    levels: NDArray[np.int16]
+    codes: NDArray[np.int8]
+
+
 @compiled
 def next_piece(
     plan: ActivePlan,
@@ -255,12 +269,11 @@ def gather_active(
     stream: np.uint32,
     kind: int,
     table: NDArray[np.uint32],
-    plan: ActivePlan,
     codes: NDArray[np.int8],
-    levels: NDArray[np.int16],
-    active_codes: NDArray[np.int8],
+    weights: ActiveWeights,
 ) -> None:
-    """Write the level and the code of every active weight, in coding order."""
+    """Fill in the level and the code of every active weight, given the codes of all."""
+    plan = weights.plan
     no_row_offsets = np.zeros(len(plan.rows), dtype=np.int32)
     no_place_offsets = np.zeros(len(plan.places), dtype=np.int32)
     element = np.empty(PIECE, dtype=np.int64)
@@ -276,6 +289,6 @@ def gather_active(
             return
         picked_magnitudes(key, stream, kind, table, element[:count], words, magnitudes)
         for i in range(count):
-            levels[done + i] = level(magnitudes[i])
-            active_codes[done + i] = codes[element[i]]
+            weights.levels[done + i] = level(magnitudes[i])
+            weights.codes[done + i] = codes[element[i]]
         done += count
