@@ -158,31 +158,7 @@ _ZERO, _TWO = np.uint64(0), np.uint64(2)
 
 
 @compiled
-def _fill_magnitudes(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
-    first_block: np.uint64,
-    skip: int,
-    out: NDArray[np.uint32],
-) -> None:
-    """Write magnitudes from element ``4 * first_block + skip`` on, ``0 <= skip < 4``."""
-    places = np.arange(_BLOCKS).astype(np.uint32)
-    words = np.empty(4 * _BLOCKS, dtype=np.uint32)
-    done = 0
-    while done < len(out):
-        count = min(4 * _BLOCKS - skip, len(out) - done)
-        blocks = (skip + count + 3) // 4
-        philox_words(key, stream, first_block, places, blocks, words)
-        word_magnitudes(kind, words[skip : skip + count], table, out[done : done + count])
-        first_block += np.uint64(blocks)
-        done += count
-        skip = 0
-
-
-@compiled
-def _fill_weights(
+def _fill_drawn(
     key: tuple[np.uint32, np.uint32],
     stream: np.uint32,
     kind: int,
@@ -190,21 +166,28 @@ def _fill_weights(
     first_block: np.uint64,
     skip: int,
     factor: np.float32,
-    out: NDArray[np.float32],
+    magnitudes: NDArray[np.uint32],
+    weights: NDArray[np.float32],
 ) -> None:
-    """Write weights from element ``4 * first_block + skip`` on, ``0 <= skip < 4``."""
+    """Write magnitudes or weights from element ``4 * first_block + skip`` on, ``0 <= skip < 4``.
+
+    The one that is not wanted is empty.
+    """
     places = np.arange(_BLOCKS).astype(np.uint32)
     words = np.empty(4 * _BLOCKS, dtype=np.uint32)
-    magnitudes = np.empty(4 * _BLOCKS, dtype=np.uint32)
-    done = 0
-    while done < len(out):
-        count = min(4 * _BLOCKS - skip, len(out) - done)
+    room = np.empty(4 * _BLOCKS, dtype=np.uint32)
+    done, size = 0, max(len(magnitudes), len(weights))
+    while done < size:
+        count = min(4 * _BLOCKS - skip, size - done)
         blocks = (skip + count + 3) // 4
         philox_words(key, stream, first_block, places, blocks, words)
-        used, target = words[skip : skip + count], out[done : done + count]
-        word_magnitudes(kind, used, table, magnitudes[:count])
-        for i in range(count):
-            target[i] = one_weight(magnitudes[i], used[i], factor)
+        used = words[skip : skip + count]
+        drawn = magnitudes[done : done + count] if len(magnitudes) else room[:count]
+        word_magnitudes(kind, used, table, drawn)
+        if len(weights):
+            target = weights[done : done + count]
+            for i in range(count):
+                target[i] = one_weight(drawn[i], used[i], factor)
         first_block += np.uint64(blocks)
         done += count
         skip = 0
@@ -282,12 +265,14 @@ def generator_arguments(seed: int, spec: InitSpec) -> Generator:
 
 def fill_magnitudes(seed: int, spec: InitSpec, start: int, out: NDArray[np.uint32]) -> None:
     """Write the fixed-point magnitudes of elements ``start`` onwards to ``out``."""
-    _fill_magnitudes(*_arguments(seed, spec, start), out)
+    no_weights = np.empty(0, dtype=np.float32)
+    _fill_drawn(*_arguments(seed, spec, start), out, no_weights)
 
 
 def fill_weights(seed: int, spec: InitSpec, start: int, out: NDArray[np.float32]) -> None:
     """Write the weights of elements ``start`` onwards, each with the sign the seed gives."""
-    _fill_weights(*_arguments(seed, spec, start), spec.factor, out)
+    no_magnitudes = np.empty(0, dtype=np.uint32)
+    _fill_drawn(*_arguments(seed, spec, start), no_magnitudes, out)
 
 
 def fill_regenerated(
@@ -298,10 +283,12 @@ def fill_regenerated(
     out: NDArray[np.float32],
 ) -> bool:
     """Write the weights under ``codes``; return whether every code was 0, +1 or -1."""
-    return bool(_fill_regenerated(*_arguments(seed, spec, start), spec.factor, codes, out))
+    return bool(_fill_regenerated(*_arguments(seed, spec, start), codes, out))
 
 
-def _arguments(seed: int, spec: InitSpec, start: int) -> tuple[*Generator, np.uint64, int]:
+def _arguments(
+    seed: int, spec: InitSpec, start: int
+) -> tuple[*Generator, np.uint64, int, np.float32]:
     """Return the leading arguments of a kernel that begins with element ``start``."""
     block, skip = divmod(start, WORDS_PER_BLOCK)
-    return *generator_arguments(seed, spec), np.uint64(block), skip
+    return *generator_arguments(seed, spec), np.uint64(block), skip, spec.factor
