@@ -13,7 +13,7 @@ they compile for sm_90. They have not been run or timed on a GPU yet, so no spee
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -26,15 +26,10 @@ from pabzip.errors import FormatError, shown
 from pabzip.formats.context.decoder import FINE, PROBLEMS, ContextDecoder
 from pabzip.formats.context.geometry import FRACTIONS
 from pabzip.formats.context.model import BUCKET_OF
-from pabzip.runtime.decode_tables import (
-    CHUNK_FIELDS,
-    PIECE,
-    CodedTensor,
-    decode_tables,
-)
+from pabzip.runtime.decode_tables import CHUNK_FIELDS, PIECE, CodedTensor, decode_tables
 from pabzip.runtime.triton_decode_kernels import decode_kernel, predict_kernel, write_kernel
 from pabzip.seeds import cuda, pack_codes
-from pabzip.seeds.cuda import KINDS, as_int32, table_on
+from pabzip.seeds.cuda import as_int32, table_on
 from pabzip.seeds.philox import split_seed
 from pabzip.ticket import Ticket, naming
 
@@ -62,19 +57,9 @@ def read_tensors(
     or with scales as packed codes, two bits a weight, and all others as they are. The device is
     waited for once, at the end, and only where there are context-coded tensors.
 
-    Args:
-        ticket: opened from a file, or in memory.
-        names: of its tensors.
-        device: a CUDA device (the CPU under Triton's interpreter).
-        dtype: floating dtype of all floating tensors; None keeps each tensor's own.
-
-    Returns:
-        Tensors by name, each in memory of its own, to the bit those that the CPU makes.
-
-    Raises:
-        FormatError: the file is damaged; the message names the tensor.
-        KeyError: no tensor of a name.
-        SeedError: the device does not run Triton's kernels.
+    Arguments and errors are as for `pabzip.runtime.loaders.tensors`; ``device`` is a CUDA device
+    (the CPU under Triton's interpreter), and SeedError says that it does not run Triton's kernels.
+    Each tensor is in memory of its own, to the bit the one that the CPU makes.
     """
     target = cuda.kernel_device(device)
     names = list(names)
@@ -105,10 +90,10 @@ def _start_coded(
             continue
         if source.entry.scaled:
             continue  # scaled where the weights are float32 still
-        spec, description = source.entry.spec, source.decoder.descriptions[source.entry.name]
+        description = source.decoder.descriptions[source.entry.name]
         weights = torch.zeros(source.entry.shape, dtype=made, device=device)
-        kind, out = KINDS[spec.distribution], weights.data_ptr()
-        coded.append(CodedTensor(name, spec, kind, description, source.payload, out))
+        entry = replace(source.entry, name=name)  # not that of a tied one's target
+        coded.append(CodedTensor(entry, description, source.payload, weights.data_ptr()))
         state[name] = weights
     if not coded:
         return None
@@ -153,16 +138,9 @@ def _values(ticket: Ticket, name: str) -> NDArray[Any]:
 def send(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
     """Copy arrays to ``device`` together, by way of page-locked memory where it is a GPU.
 
-    The copy is queued on the device's current stream; nothing is waited for, and the arrays may
-    change as soon as this returns.
-
-    Args:
-        arrays: of any shapes and of dtypes that torch knows.
-        device: where to.
-
-    Returns:
-        Flat tensors on ``device``. They share one allocation, which lives as long as any of them:
-        clone what is to be kept.
+    The copy is queued on the device's current stream; nothing is waited for, and the arrays, whose
+    dtypes torch must know, may change as soon as this returns. The tensors are flat and share one
+    allocation, which lives as long as any of them: clone what is to be kept.
     """
     starts, size = [], 0
     for array in arrays:
@@ -217,17 +195,10 @@ def launch(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Launched:
-    """Queue the decoding of all tensors on the current stream of their device.
+    """Queue the decoding of one or more tensors on the current stream of their device.
 
-    Args:
-        seed: the file's seed.
-        tensors: at least one; their weights are on ``device``, all of ``dtype``.
-        device: where Triton's kernels run.
-        dtype: one of `pabzip.seeds.cuda.DTYPES`; the half-precision values are the float32 ones
-            rounded to nearest even.
-
-    Raises:
-        FormatError: a payload has not the length that the side stream says.
+    Their weights are on ``device``, all of ``dtype``, one of `pabzip.seeds.cuda.DTYPES`; the
+    half-precision values are the float32 ones rounded to nearest even.
     """
     tables = decode_tables(tensors)
     data, chunks, chunk_of, rows, places, place_offsets, chances = send(tables, device)
@@ -261,7 +232,7 @@ def launch(
                 DTYPE=_ELEMENTS[dtype], enable_fp_fusion=False,
             )  # fmt: skip
     of_chunk = tables.chunks[:, CHUNK_FIELDS.index("tensor")].tolist()
-    return Launched([tensors[number].name for number in of_chunk], statuses)
+    return Launched([tensors[number].entry.name for number in of_chunk], statuses)
 
 
 @cache
