@@ -142,9 +142,6 @@ class DenseTensor(StoredKind):
 
         Floating values are finite, variances (``running_var``) are not negative, and a value
         survives its storage type.
-
-        Raises:
-            FormatError: they are not; the message names the tensor and the count.
         """
         if not DENSE_TYPES[self.dtype].floating:
             return

@@ -3,7 +3,8 @@
 A kind of tensor is two classes in a module of its own: the tensor in memory, and its entry in a
 header, each a dataclass that has the fields and methods named here. Container, writer, reader,
 validator, digest and report ask them, and know no kind by name; `pabzip.formats.contents.KINDS`
-lists the kinds. What is the same for most kinds stands here once.
+lists the kinds. What is the same for most kinds stands here once. A rule that is broken, by a file
+or a ticket, raises `FormatError`; the message names the tensor, and counts the values at fault.
 """
 
 from __future__ import annotations
@@ -91,9 +92,6 @@ class EntryKind(Protocol):
         Args:
             place: where the tensor is, for messages.
             earlier: the entries before it, by name.
-
-        Raises:
-            FormatError: the first rule that is broken.
         """
 
     def to_row(self, coding: Coding | None) -> list[Any]:
@@ -107,9 +105,6 @@ class EntryKind(Protocol):
 
         The row has one of `row_lengths`. None says that it has not the form of this kind; `check`
         holds the rest of the rules.
-
-        Raises:
-            FormatError: the row cannot be an entry.
         """
 
     def tensor(self, codes: NDArray[np.int8] | None, parts: Sequence[DenseTensor]) -> Tensor:
@@ -118,9 +113,6 @@ class EntryKind(Protocol):
         Args:
             codes: int8, the tensor's shape, where the file has codes for it.
             parts: the tensors of `parts`; their arrays may be kept.
-
-        Raises:
-            FormatError: a value is not allowed.
         """
 
 
@@ -141,26 +133,14 @@ class TensorKind(Protocol):
         return ()
 
     def tidy(self, place: str) -> Tensor:
-        """Return the tensor with little-endian, C-contiguous arrays of the types it must have.
-
-        Raises:
-            FormatError: an array is of another type, or its values are not allowed.
-        """
+        """Return the tensor with little-endian, C-contiguous arrays of the types it must have."""
         return self  # type: ignore[return-value]  # the union of all kinds
 
     def entry(self, earlier: Mapping[str, Entry]) -> Entry:
-        """Return what a header says of the tensor, given the entries before it, by name.
-
-        Raises:
-            FormatError: the tensor does not fit those before it.
-        """
+        """Return what a header says of the tensor, given the entries before it, by name."""
 
     def check_values(self) -> None:
-        """Check values whose rules need a checked entry.
-
-        Raises:
-            FormatError: a value is not allowed; the message names the tensor and the count.
-        """
+        """Check values whose rules need a checked entry."""
         return
 
     def resolve(self, tensors: Mapping[str, Tensor]) -> StoredTensor:

@@ -197,11 +197,7 @@ class SeededTensor(StoredKind):
 
 
 def check_scales(name: str, scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return scales, float32 (rows,), each within the range of an init spec's scale.
-
-    Raises:
-        FormatError: some are not; the message names the tensor and the count.
-    """
+    """Return scales, float32 (rows,), each within the range of an init spec's scale."""
     bad = int(np.count_nonzero(~((scales >= MIN_SCALE) & (scales <= MAX_SCALE))))  # NaN, too
     if bad:
         raise FormatError(
@@ -222,24 +218,14 @@ def scale_rows(weights: NDArray[np.float32], scales: NDArray[np.float32] | None)
 def scale_range(
     weights: NDArray[np.float32], scales: NDArray[np.float32], size: int, start: int
 ) -> None:
-    """Multiply a range of weights by the scales of their rows, in place.
+    """Multiply successive weights of a tensor by the scales of their rows, in place.
 
-    Args:
-        weights: successive ones of a tensor in row-major order, flat.
-        scales: of all rows of the tensor.
-        size: weights per row.
-        start: index of the first weight in the tensor.
+    ``weights`` is flat and begins with weight ``start`` of the tensor in row-major order, whose
+    rows have ``size`` weights each; ``scales`` are those of all rows.
     """
     row, within = divmod(start, size)
-    if within:  # the rest of a row
-        head = weights[: size - within]
-        head *= scales[row]
-        weights, row = weights[len(head) :], row + 1
-    whole = len(weights) // size
-    scale_rows(weights[: whole * size].reshape(whole, size), scales[row : row + whole])
-    tail = weights[whole * size :]
-    if len(tail):
-        tail *= scales[row + whole]
+    rows = scales[row : -(-(start + len(weights)) // size)]
+    weights *= np.repeat(rows, size)[within : within + len(weights)]
 
 
 def regenerated(

@@ -81,11 +81,7 @@ class EncodedFile:
         return len(self.start) + sum(len(part) + CHECKSUM_BYTES for part in self.payloads)
 
     def write(self, stream: BinaryIO) -> None:
-        """Write the file to a binary stream, which may take it in pieces (a pipe, say).
-
-        Raises:
-            OSError: the stream cannot take all of it.
-        """
+        """Write the file to a binary stream, which may take it in pieces (a pipe, say)."""
         write_all(stream, self.start)
         for payload in self.payloads:
             write_all(stream, payload)
@@ -93,11 +89,7 @@ class EncodedFile:
 
 
 def write_all(stream: BinaryIO, data: bytes | memoryview) -> None:
-    """Write every byte; an unbuffered stream may take fewer at a time.
-
-    Raises:
-        OSError: the stream takes nothing.
-    """
+    """Write every byte; an unbuffered stream may take fewer at a time, or none (OSError)."""
     rest = memoryview(data)
     while rest:
         taken = stream.write(rest)

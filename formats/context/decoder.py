@@ -190,17 +190,9 @@ def chunk_tasks(
 ) -> list[Task]:
     """Return the work that decodes one tensor, one piece per chunk.
 
-    Args:
-        description: what the side stream says of the tensor.
-        payload: its section.
-        seed: the file's seed.
-        spec: the tensor's init spec.
-        codes: where codes go: int8, flat, all zeros; empty where they are not wanted.
-        weights: where weights go: float32, likewise.
-
-    Raises:
-        FormatError: the payload's length is not what the side stream says; the work raises it
-            where a chunk does not decode.
+    It is written to ``codes`` and ``weights``: flat, all zeros, empty where it is not wanted. A
+    payload whose length is not what the side stream says raises `FormatError` at once, and a chunk
+    that does not decode in its piece of work.
     """
     plan = ActivePlan.of(description.active)
     model = description.predictor(plan)

@@ -51,15 +51,9 @@ _LEAST_GAIN = 0.995  # coded signs must at least save this to be worth their tim
 def encode_tensors(
     seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None = None
 ) -> tuple[list[bytes], bytes]:
-    """Encode the tensors of one file.
+    """Encode the tensors of one file, in its order: one payload per tensor, and the side stream.
 
-    Args:
-        seed: the file's seed.
-        tensors: those that this coder is to hold, in the order of the file.
-        on_tensor: called with the name of each tensor that is done, from the thread that did it.
-
-    Returns:
-        One payload per tensor, and the side stream.
+    ``on_tensor`` is called with the name of each tensor that is done, from the thread that did it.
     """
     if not tensors:
         return [], b""
