@@ -12,8 +12,8 @@ they compile for sm_90. They have not been run or timed on a GPU yet, so no spee
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,10 +22,11 @@ import torch
 import triton.language as tl
 from numpy.typing import NDArray
 
-from pabzip.errors import FormatError, shown
+from pabzip.errors import FormatError
 from pabzip.formats.context.decoder import FINE, PROBLEMS, ContextDecoder
 from pabzip.formats.context.geometry import FRACTIONS
 from pabzip.formats.context.model import BUCKET_OF
+from pabzip.formats.limits import tensor_place
 from pabzip.runtime.decode_tables import CHUNK_FIELDS, PIECE, CodedTensor, decode_tables
 from pabzip.runtime.triton_decode_kernels import decode_kernel, predict_kernel, write_kernel
 from pabzip.seeds import cuda, pack_codes
@@ -65,11 +66,11 @@ def read_tensors(
     names = list(names)
     made = dtype if dtype in cuda.DTYPES else torch.float32  # float64 takes a second step
     state: State = {}
-    launched = _start_coded(ticket, names, state, target, made)
+    check = _start_coded(ticket, names, state, target, made)
     _make_rest(ticket, [name for name in names if name not in state], state, target, made)
-    if launched is not None:
+    if check is not None:
         with naming(ticket.file):
-            launched.check()
+            check()
     found = {name: state[name] for name in names}
     if dtype is None:
         return found
@@ -81,7 +82,7 @@ def read_tensors(
 
 def _start_coded(
     ticket: Ticket, names: Sequence[str], state: State, device: torch.device, made: torch.dtype
-) -> Launched | None:
+) -> Callable[[], None] | None:
     """Queue the decoding of the context-coded tensors, and add them to ``state``."""
     coded: list[CodedTensor] = []
     for name in names:
@@ -163,42 +164,18 @@ def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype=dtype)).dtype
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Launched:
-    """Decoding that is under way on a device.
-
-    Attributes:
-        names: of the tensor of each chunk.
-        statuses: int32, of each chunk, on the device.
-    """
-
-    names: Sequence[str]
-    statuses: torch.Tensor
-
-    def check(self) -> None:
-        """Wait for the device, and see that every chunk was decoded.
-
-        Raises:
-            FormatError: one was not; the message names its tensor. What was written for it must
-                not be used.
-        """
-        statuses = self.statuses.cpu().numpy()
-        wrong = np.flatnonzero(statuses != FINE)
-        if len(wrong):
-            name, status = self.names[wrong[0]], int(statuses[wrong[0]])
-            raise FormatError(f"tensor {shown(name)}", PROBLEMS[status])
-
-
 def launch(
     seed: int,
     tensors: Sequence[CodedTensor],
     device: torch.device,
     dtype: torch.dtype,
-) -> Launched:
+) -> Callable[[], None]:
     """Queue the decoding of one or more tensors on the current stream of their device.
 
     Their weights are on ``device``, all of ``dtype``, one of `pabzip.seeds.cuda.DTYPES`; the
-    half-precision values are the float32 ones rounded to nearest even.
+    half-precision values are the float32 ones rounded to nearest even. What is returned waits for
+    the device, and raises `FormatError` if it could not decode a chunk: what was written for that
+    tensor must not be used.
     """
     tables = decode_tables(tensors)
     data, chunks, chunk_of, rows, places, place_offsets, chances = send(tables, device)
@@ -232,7 +209,16 @@ def launch(
                 DTYPE=_ELEMENTS[dtype], enable_fp_fusion=False,
             )  # fmt: skip
     of_chunk = tables.chunks[:, CHUNK_FIELDS.index("tensor")].tolist()
-    return Launched([tensors[number].entry.name for number in of_chunk], statuses)
+    names = [tensors[number].entry.name for number in of_chunk]
+
+    def check() -> None:
+        """Wait for the device, and see that every chunk was decoded."""
+        found = statuses.cpu().numpy()
+        wrong = np.flatnonzero(found != FINE)
+        if len(wrong):
+            raise FormatError(tensor_place(names[wrong[0]]), PROBLEMS[int(found[wrong[0]])])
+
+    return check
 
 
 @cache
