@@ -41,7 +41,7 @@ from pabzip.formats.seeded import SeededTensor
 from pabzip.seeds import InitSpec
 from pabzip.seeds.compiled import compiled
 from pabzip.seeds.generation import thread_count
-from pabzip.seeds.kernels import generator_arguments
+from pabzip.seeds.kernels import Generator
 
 _SMALL = 100_000  # active weights: below, the coarser unit may pay
 _LOOSE = 0.25  # of the order-0 bits: a mask that costs more may fit better with softer slopes
@@ -158,7 +158,7 @@ def _under_layout(
     )
     if not count:
         return Description(active), weights, 0.0
-    gather_active(*generator_arguments(seed, spec), flat, weights)
+    gather_active(Generator.of(seed, spec), flat, weights)
     description, bits = describe(active, weights)
     for flags in (active.row_active, active.column_active):
         bits += 0 if flags.all() else len(flags)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.seeds.compiled import compiled
-from pabzip.seeds.kernels import leading_zeros, picked_magnitudes
+from pabzip.seeds.kernels import Generator, leading_zeros, picked_magnitudes
 
 STEPS = 256
 """Levels per octave."""
@@ -264,14 +264,7 @@ def next_piece(
 
 
 @compiled
-def gather_active(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
-    codes: NDArray[np.int8],
-    weights: ActiveWeights,
-) -> None:
+def gather_active(generator: Generator, codes: NDArray[np.int8], weights: ActiveWeights) -> None:
     """Fill in the level and the code of every active weight, given the codes of all."""
     plan = weights.plan
     no_row_offsets = np.zeros(len(plan.rows), dtype=np.int32)
@@ -287,7 +280,7 @@ def gather_active(
         )
         if count == 0:
             return
-        picked_magnitudes(key, stream, kind, table, element[:count], words, magnitudes)
+        picked_magnitudes(generator, element[:count], words, magnitudes)
         for i in range(count):
             weights.levels[done + i] = level(magnitudes[i])
             weights.codes[done + i] = codes[element[i]]

@@ -9,7 +9,7 @@ plain on purpose: LLVM makes vector instructions of them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -119,12 +119,34 @@ def one_weight(magnitude: np.uint32, word: np.uint32, factor: np.float32) -> np.
     return -positive if (word >> _SIGN_SHIFT) != 0 else positive
 
 
+class Generator(NamedTuple):
+    """What a tensor is drawn from, in the exact machine types that the kernels want.
+
+    Attributes:
+        key: of Philox.
+        stream: of the tensor.
+        kind: of distribution, one of `KINDS`.
+        table: of the normal distribution.
+        factor: float32, what a magnitude is multiplied by.
+    """
+
+    key: tuple[np.uint32, np.uint32]
+    stream: np.uint32
+    kind: int
+    table: NDArray[np.uint32]
+    factor: np.float32
+
+    @classmethod
+    def of(cls, seed: int, spec: InitSpec) -> Generator:
+        """Return the generator of one tensor."""
+        low, high = (np.uint32(word) for word in split_seed(seed))
+        stream, kind = np.uint32(spec.stream), KINDS[spec.distribution]
+        return cls((low, high), stream, kind, normal_table(), spec.factor)
+
+
 @compiled
 def picked_magnitudes(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
+    generator: Generator,
     elements: NDArray[np.int64],
     words: NDArray[np.uint32],
     magnitudes: NDArray[np.uint32],
@@ -147,10 +169,10 @@ def picked_magnitudes(
         last = block
         slots[i] = 4 * (blocks - 1) + (elements[i] & 3)
     drawn = np.empty(4 * blocks, dtype=np.uint32)
-    philox_words(key, stream, np.uint64(first), places, blocks, drawn)
+    philox_words(generator.key, generator.stream, np.uint64(first), places, blocks, drawn)
     for i in range(count):
         words[i] = drawn[slots[i]]
-    word_magnitudes(kind, words[:count], table, magnitudes[:count])
+    word_magnitudes(generator.kind, words[:count], generator.table, magnitudes[:count])
 
 
 _BLOCKS = 512  # Philox blocks a chunk
@@ -159,13 +181,9 @@ _ZERO, _TWO = np.uint64(0), np.uint64(2)
 
 @compiled
 def _fill_drawn(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
+    generator: Generator,
     first_block: np.uint64,
     skip: int,
-    factor: np.float32,
     magnitudes: NDArray[np.uint32],
     weights: NDArray[np.float32],
 ) -> None:
@@ -173,6 +191,7 @@ def _fill_drawn(
 
     The one that is not wanted is empty.
     """
+    key, stream, kind, table, factor = generator
     places = np.arange(_BLOCKS).astype(np.uint32)
     words = np.empty(4 * _BLOCKS, dtype=np.uint32)
     room = np.empty(4 * _BLOCKS, dtype=np.uint32)
@@ -195,13 +214,9 @@ def _fill_drawn(
 
 @compiled
 def _fill_regenerated(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
+    generator: Generator,
     first_block: np.uint64,
     skip: int,
-    factor: np.float32,
     codes: NDArray[np.int8],
     out: NDArray[np.float32],
 ) -> bool:
@@ -209,6 +224,7 @@ def _fill_regenerated(
 
     Returns whether every code was 0, +1 or -1.
     """
+    key, stream, kind, table, factor = generator
     block_codes = np.empty(_BLOCKS, dtype=np.uint32)  # four codes each
     chunk_codes = block_codes.view(np.int8)
     active = np.empty(_BLOCKS + 1, dtype=np.uint32)
@@ -252,17 +268,6 @@ def _fill_regenerated(
     return bool(highest <= 2)
 
 
-Generator = tuple[tuple[np.uint32, np.uint32], np.uint32, int, NDArray[np.uint32]]
-"""What every kernel begins with: Philox key, stream, kind of distribution, normal table."""
-
-
-def generator_arguments(seed: int, spec: InitSpec) -> Generator:
-    """Return the leading arguments of the kernels, in the exact machine types they want."""
-    low, high = split_seed(seed)
-    key = (np.uint32(low), np.uint32(high))
-    return key, np.uint32(spec.stream), KINDS[spec.distribution], normal_table()
-
-
 def fill_magnitudes(seed: int, spec: InitSpec, start: int, out: NDArray[np.uint32]) -> None:
     """Write the fixed-point magnitudes of elements ``start`` onwards to ``out``."""
     no_weights = np.empty(0, dtype=np.float32)
@@ -286,9 +291,7 @@ def fill_regenerated(
     return bool(_fill_regenerated(*_arguments(seed, spec, start), codes, out))
 
 
-def _arguments(
-    seed: int, spec: InitSpec, start: int
-) -> tuple[*Generator, np.uint64, int, np.float32]:
+def _arguments(seed: int, spec: InitSpec, start: int) -> tuple[Generator, np.uint64, int]:
     """Return the leading arguments of a kernel that begins with element ``start``."""
     block, skip = divmod(start, WORDS_PER_BLOCK)
-    return *generator_arguments(seed, spec), np.uint64(block), skip, spec.factor
+    return Generator.of(seed, spec), np.uint64(block), skip

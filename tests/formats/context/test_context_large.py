@@ -25,7 +25,7 @@ from pabzip.formats.context.geometry import (
 from pabzip.formats.context.model import MaskMode
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.seeds import InitSpec, magnitudes, weights
-from pabzip.seeds.kernels import generator_arguments, picked_magnitudes
+from pabzip.seeds.kernels import Generator, picked_magnitudes
 
 SEED = 77
 SPEC = InitSpec("normal", 0.5, 3)
@@ -66,7 +66,7 @@ def test_pieces_reach_beyond_2_to_the_32() -> None:
         if not count:
             break
         piece = element[:count].copy()
-        picked_magnitudes(*generator_arguments(SEED, SPEC), piece, words, found)
+        picked_magnitudes(Generator.of(SEED, SPEC), piece, words, found)
         np.testing.assert_array_equal(found[:count], reference(piece))
         seen += piece.tolist()
         added += offsets[:count].tolist()
