@@ -14,7 +14,7 @@ from typing import BinaryIO
 from pabzip.errors import FormatError, PackError
 from pabzip.formats.atomic import open_atomic
 from pabzip.formats.coder import AUTO, OnTensor, encode_codes
-from pabzip.formats.container import CHECKSUM_BYTES, checksum, encode_header
+from pabzip.formats.container import checksum, encode_header
 from pabzip.formats.contents import Contents, Header, StoredTensor, Tensor, gather
 from pabzip.formats.dense import rounded
 from pabzip.formats.dense_sections import encode_groups
@@ -74,11 +74,6 @@ class EncodedFile:
     header: Header
     start: bytes
     payloads: tuple[bytes, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        return len(self.start) + sum(len(part) + CHECKSUM_BYTES for part in self.payloads)
 
     def write(self, stream: BinaryIO) -> None:
         """Write the file to a binary stream, which may take it in pieces (a pipe, say)."""
