@@ -40,7 +40,7 @@ def write_safetensors(
 
     held, specs = [], {}
     for name in ticket.names:
-        values = _exact(ticket, name, threads)
+        values = ticket.exact(name, threads=threads)
         if sys.byteorder == "big":
             values = values.byteswap()
         held.append(values)
@@ -75,13 +75,12 @@ def write_pt(
 ) -> None:
     """Write a torch state dict that ``torch.load(weights_only=True)`` reads, all at once."""
     torch = require("torch", extra="torch", purpose="writing a .pt file")
+    from pabzip.runtime.loaders import to_torch
+
     state = {}
     for name in ticket.names:
-        values = _exact(ticket, name, threads)
-        if ticket.dtype(name) == "bfloat16":
-            state[name] = torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16)
-        else:
-            state[name] = torch.from_numpy(values.copy())
+        values = ticket.exact(name, threads=threads)
+        state[name] = to_torch(values.copy(), ticket.dtype(name))
         wrote(name)
     torch.save(state, file)
 
@@ -92,13 +91,6 @@ FORMATS: Mapping[str, Writer] = {
     "pt": write_pt,
 }
 """The writers by the suffix that stands for them; the first for stdout."""
-
-
-def _exact(ticket: Ticket, name: str, threads: int | None) -> np.ndarray:
-    """Return a tensor in its own dtype, C-contiguous; bfloat16 as uint16 bit patterns."""
-    if ticket.kind(name) == "dense":
-        return ticket.dense(name).values
-    return ticket.weight(name, threads=threads)
 
 
 @click.command("unpack")

@@ -89,16 +89,13 @@ class Coder(Protocol):
     stream says so: ``@register_coder("context", shares_side=True)``. Its module is imported to
     read a header, so it must be light: compiled code is imported where it is used.
 
-    A coder is given the seed and the init specs, because what they determine (the magnitudes) may
+    A payload or side stream that is damaged, or cannot hold the codes, raises `FormatError`. A
+    coder is given the seed and the init specs, because what they determine (the magnitudes) may
     predict the mask.
     """
 
     def check_length(self, entry: SeededEntry, length: int) -> None:
-        """Check that ``length`` payload bytes can hold the entry's codes.
-
-        Raises:
-            FormatError: they cannot.
-        """
+        """Check that ``length`` payload bytes can hold the entry's codes."""
 
     def encode(
         self, seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None = None
@@ -109,34 +106,21 @@ class Coder(Protocol):
         """
 
     def decoder(self, seed: int, entries: Sequence[SeededEntry], side: bytes) -> Decoder:
-        """Prepare to decode any of ``entries``: all those of the file with this coder, in order.
-
-        Raises:
-            FormatError: the side stream is damaged.
-        """
+        """Prepare to decode any of ``entries``: all those of the file with this coder, in order."""
 
     def breakdown(self, tensors: Sequence[tuple[SeededEntry, int]], side: bytes) -> list[Spent]:
         """Return what the bytes of each tensor are spent on.
 
-        Args:
-            tensors: all those of the file with this coder, in order, with the bytes of the
-                payload of each.
-            side: the side stream, whose bytes count as factors; empty for none.
-
-        Raises:
-            FormatError: the side stream is damaged.
+        ``tensors`` are all those of the file with this coder, in order, each with the bytes of its
+        payload. Those of the side stream, which is empty for none, count as factors.
         """
 
 
 def run_tasks(tasks: Sequence[Task], threads: int | None) -> None:
     """Run independent work, on up to ``threads`` threads that live for this call only.
 
-    Args:
-        tasks: what to run; the first error that one raises is raised here.
-        threads: 1 or more; None takes every CPU that the process may use.
-
-    Raises:
-        SeedError: ``threads`` is not a positive integer.
+    The first error that a task raises is raised here. None takes every CPU that the process may
+    use; SeedError says that ``threads`` is not a positive integer.
     """
     workers = min(thread_count(threads), len(tasks))
     if workers <= 1:
@@ -171,11 +155,7 @@ class CodedTensors(NamedTuple):
 
 
 def coder_named(name: object, place: str) -> Coder:
-    """Return a coder by the name that a file gives; its module is imported with its first use.
-
-    Raises:
-        FormatError: this version has no such coder.
-    """
+    """Return a coder by the name that a file gives; its module is imported with its first use."""
     check_name_of("coder", name, CODERS, place)
     return _coder(str(name))
 
@@ -197,13 +177,9 @@ def encode_codes(
     coder: str = AUTO,
     on_tensor: OnTensor | None = None,
 ) -> CodedTensors:
-    """Encode the codes of all seeded tensors of a file.
+    """Encode the codes of all seeded tensors of a file, in its order, by one coder or ``"auto"``.
 
-    Args:
-        seed: the ticket's seed.
-        tensors: the seeded tensors, in the order of the file.
-        coder: a registered name for every tensor, or ``"auto"``.
-        on_tensor: called with the name of each tensor that is done, once, from any thread.
+    ``on_tensor`` is called with the name of each tensor that is done, once, from any thread.
 
     Raises:
         PackError: no such coder.

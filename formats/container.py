@@ -1,7 +1,7 @@
 """The container: magic, version, deflated header, sections, and nothing else.
 
 Only lengths are stored, so where a section starts follows from those before it: gaps and overlaps
-cannot be expressed.
+cannot be expressed. What is not allowed raises `FormatError`, here and in what is called.
 """
 
 from __future__ import annotations
@@ -33,14 +33,7 @@ _KNOWN = (
 
 
 def check_magic(start: bytes) -> None:
-    """Refuse a file that does not start with `MAGIC`, and say what it looks like.
-
-    Args:
-        start: the first bytes of the file, at least 16 where it has them.
-
-    Raises:
-        FormatError: an empty, cut or foreign file.
-    """
+    """Refuse a file that does not start with `MAGIC`, and say what its first bytes look like."""
     if start.startswith(MAGIC):
         return
     if not start:
@@ -91,11 +84,7 @@ class Section:
 
 
 def encode_header(header: Header) -> bytes:
-    """Return everything that comes before the first section.
-
-    Raises:
-        FormatError: the header breaks a rule of the format, or is too large.
-    """
+    """Return everything that comes before the first section."""
     text = to_json(header)
     stored = deflate(text)
     if max(len(text), len(stored)) > MAX_HEADER_BYTES:
@@ -108,11 +97,7 @@ def encode_header(header: Header) -> bytes:
 
 
 def read_header(source: Source) -> tuple[Header, int]:
-    """Read and check a file's header; return it with the offset of the first section.
-
-    Raises:
-        FormatError: not a .pabz file, a newer version, or a header that is damaged or not allowed.
-    """
+    """Read and check a file's header; return it with the offset of the first section."""
     start = bytes(source.read(0, PREAMBLE_BYTES))
     check_magic(start)
     if len(start) < PREAMBLE_BYTES:
@@ -157,11 +142,7 @@ def sections(header: Header, start: int) -> Iterator[Section]:
 
 
 def check_extent(source: Source, expected: int) -> None:
-    """Check that the file ends exactly where its last section does.
-
-    Raises:
-        FormatError: it is cut short, or goes on.
-    """
+    """Check that the file ends exactly where its last section does."""
     found = source.extent(expected + 1)
     if found < expected:
         raise FormatError("file", f"expected {expected} bytes, found it cut at {found}")
@@ -172,11 +153,7 @@ def check_extent(source: Source, expected: int) -> None:
 
 
 def read_section(source: Source, section: Section) -> bytes | memoryview:
-    """Read a section's payload and check its CRC-32.
-
-    Raises:
-        FormatError: the section is cut or damaged.
-    """
+    """Read a section's payload and check its CRC-32."""
     data = source.read(section.offset, section.length + CHECKSUM_BYTES)
     if len(data) != section.length + CHECKSUM_BYTES:
         raise FormatError(

@@ -1,8 +1,9 @@
 """What a ticket and a file's header hold, and the one validator of both.
 
 The writer calls the validator before a byte is written and the reader before anything is allocated,
-so that neither can hold a ticket that the other would refuse. All arithmetic is on Python's
-integers, which do not overflow, and stays within `MAX_INTEGER`.
+so that neither can hold a ticket that the other would refuse. The first rule that is broken raises
+`FormatError`, with the tensor or section at fault. All arithmetic is on Python's integers, which do
+not overflow, and stays within `MAX_INTEGER`.
 """
 
 from __future__ import annotations
@@ -144,11 +145,7 @@ def gather(
 
 
 def check_contents(contents: Contents) -> None:
-    """Check everything about a ticket that does not depend on how it is coded.
-
-    Raises:
-        FormatError: the first rule that is broken, with the tensor at fault.
-    """
+    """Check everything about a ticket that does not depend on how it is coded."""
     try:
         check_seed(contents.seed)
     except SeedError as error:
@@ -174,11 +171,7 @@ def check_contents(contents: Contents) -> None:
 
 
 def check_header(header: Header) -> None:
-    """Check a whole header: the contents, and the sections that hold them.
-
-    Raises:
-        FormatError: the first rule that is broken, with the tensor or section at fault.
-    """
+    """Check a whole header: the contents, and the sections that hold them."""
     check_contents(header.contents)
     if not isinstance(header.sha256, str) or not re.fullmatch("[0-9a-f]{64}", header.sha256):
         raise FormatError(

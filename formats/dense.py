@@ -6,8 +6,7 @@ so that it is integer arithmetic on bit patterns.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, PackError, shown
-from pabzip.formats.kind import Coding
+from pabzip.formats.kind import Coding, EntryKind, StoredKind
 from pabzip.formats.limits import (
     DENSE_TYPES,
     HALF_TYPES,
@@ -33,8 +32,8 @@ _WIDE = ("float64", "float32")
 
 
 @dataclass(frozen=True, slots=True)
-class DenseEntry:
-    """What a header says of a dense tensor: a `pabzip.formats.kind.EntryKind`.
+class DenseEntry(EntryKind):
+    """What a header says of a dense tensor.
 
     Its row is ``[name, shape, dtype, stored]``, and leaves ``stored`` out where it equals
     ``dtype``.
@@ -54,27 +53,11 @@ class DenseEntry:
     kind: ClassVar[str] = "dense"
     row_lengths: ClassVar[tuple[int, ...]] = (3, 4)
     survivors: ClassVar[None] = None
-    target: ClassVar[None] = None
-
-    @property
-    def count(self) -> int:
-        """Number of elements; 1 for a scalar."""
-        return math.prod(self.shape)
-
-    @property
-    def loaded_bytes(self) -> int:
-        """Bytes of the tensor as a loader hands it out."""
-        return self.count * DENSE_TYPES[self.dtype].itemsize
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the elements of the tensor in a dense section, before any compression."""
         return self.count * DENSE_TYPES[self.stored].itemsize
-
-    @property
-    def original(self) -> DenseEntry:
-        """The entry itself."""
-        return self
 
     @property
     def parts(self) -> tuple[DenseEntry, ...]:
@@ -113,7 +96,7 @@ class DenseEntry:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DenseTensor:
+class DenseTensor(StoredKind):
     """A tensor that is stored as it is.
 
     Attributes:
@@ -159,9 +142,6 @@ class DenseTensor:
 
         Floating values are finite, variances (``running_var``) are not negative, and a value
         survives its storage type.
-
-        Raises:
-            FormatError: they are not; the message names the tensor and the count.
         """
         if not DENSE_TYPES[self.dtype].floating:
             return
@@ -185,21 +165,11 @@ class DenseTensor:
                     "not; round them with pabzip.formats.rounded",
                 )
 
-    def resolve(self, tensors: Mapping[str, Tensor]) -> DenseTensor:
-        """Return the tensor itself."""
-        return self
-
     def array(
         self, seed: int = 0, *, backend: str = "numba", threads: int | None = None
     ) -> NDArray[Any]:
-        """Return the values; bfloat16 as float32 of the same values."""
-        return bfloat16_to_float32(self.values) if self.dtype == "bfloat16" else self.values
-
-    def elements(
-        self, seed: int = 0, *, backend: str = "numba", threads: int | None = None
-    ) -> Iterator[NDArray[Any]]:
-        """Yield the values as the digest takes them: flat and little-endian."""
-        yield self.values.astype(DENSE_TYPES[self.dtype].numpy, copy=False).reshape(-1)
+        """Return the values; bfloat16 as uint16 bit patterns."""
+        return self.values
 
 
 def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:

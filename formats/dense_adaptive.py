@@ -142,12 +142,7 @@ _Key = tuple[str, str, bool]
 
 
 def encode_adaptive(entries: Sequence[DenseEntry], arrays: Sequence[NDArray[Any]]) -> bytes:
-    """Return the payload of a section.
-
-    Args:
-        entries: its tensors, in order.
-        arrays: their elements as stored, of any shape.
-    """
+    """Return the payload of a section, given the elements of its tensors as stored."""
     flat = [array.reshape(-1) for array in arrays]
     model = _Model(entries)
     model.note_left_out(flat)
@@ -159,11 +154,7 @@ def encode_adaptive(entries: Sequence[DenseEntry], arrays: Sequence[NDArray[Any]
 def decode_adaptive(
     entries: Sequence[DenseEntry], payload: bytes | memoryview, place: str
 ) -> list[NDArray[Any]]:
-    """Return the elements of a section's tensors, as stored, in one dimension.
-
-    Raises:
-        FormatError: the payload is not exactly one section of these tensors.
-    """
+    """Return the elements of a section's tensors, as stored, in one dimension."""
     model = _Model(entries)
     stream = BitStream(memoryview(payload)[model.read_left_out(payload, place) :])
     arrays = [np.zeros(entry.count, DENSE_TYPES[entry.stored].numpy) for entry in entries]
@@ -211,11 +202,7 @@ class _Model:
         return [kind for kind in self._kinds.values() if kind.floating]
 
     def run(self, stream: BitStream, arrays: Sequence[NDArray[Any]], place: str) -> None:
-        """Pass the elements of all tensors: write them, or fill them in.
-
-        Raises:
-            FormatError: the stream to be read holds an integer that its type does not.
-        """
+        """Pass the elements of all tensors: write them, or fill them in."""
         last = np.zeros(0, dtype=np.uint8)
         for kind, array in zip(self._kind_of, arrays, strict=True):
             same = len(last) == len(array)

@@ -42,11 +42,7 @@ class DenseGroup:
 
 
 def check_groups(dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]) -> None:
-    """Check that the dense sections take up the dense tensors exactly.
-
-    Raises:
-        FormatError: the first rule that is broken, with the section at fault.
-    """
+    """Check that the dense sections take up the dense tensors exactly."""
     for number, group in enumerate(groups):
         place = f"dense section {number}"
         check_integer(place, "number of tensors", group.count, 1, len(dense))
@@ -147,11 +143,7 @@ def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
 def decode_group(
     entries: Sequence[DenseEntry], encoding: str, payload: bytes | memoryview, place: str
 ) -> list[DenseTensor]:
-    """Return the tensors of a dense section, checked.
-
-    Raises:
-        FormatError: the payload is not exactly these tensors, or a value is not allowed.
-    """
+    """Return the tensors of a dense section, checked."""
     if encoding == "adaptive":
         from pabzip.formats.dense_adaptive import decode_adaptive
 

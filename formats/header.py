@@ -4,7 +4,7 @@ Python's own parser keeps the last of several equal keys, takes ``NaN``, and rec
 limit of ours; none of that may be left to a file.
 
 A tensor is one row, whose length tells its kind. Rows deflate to less than objects or columns do
-(ResNet-18: 1,013, 1,142 and 1,063 bytes).
+(ResNet-18: 1,013, 1,142 and 1,063 bytes). A header that breaks a rule raises `FormatError`.
 """
 
 from __future__ import annotations
@@ -88,11 +88,7 @@ _OPTIONAL = {"dense": list, "metadata": dict, "options": dict, "side": int}
 
 
 def to_json(header: Header) -> bytes:
-    """Return the header as compact UTF-8 JSON with sorted keys: equal headers give equal bytes.
-
-    Raises:
-        FormatError: the header breaks a rule of the format.
-    """
+    """Return the header as compact UTF-8 JSON with sorted keys: equal headers give equal bytes."""
     check_header(header)
     contents, codings = header.contents, header.coding_of()
     fields: dict[str, Any] = {
@@ -114,11 +110,7 @@ def to_json(header: Header) -> bytes:
 
 
 def from_json(data: bytes) -> Header:
-    """Return the header that JSON text holds, checked by the same validator as the writer's.
-
-    Raises:
-        FormatError: the text is not a header of this format version.
-    """
+    """Return the header that JSON text holds, checked by the same validator as the writer's."""
     fields = _parse_json(data)
     _check_fields(fields)
     if fields["generator"] != GENERATOR:

@@ -42,11 +42,7 @@ def encode(codes: NDArray[np.int8]) -> bytes:
 
 
 def decode(payload: bytes | memoryview, count: int, survivors: int) -> NDArray[np.int8]:
-    """Return the codes of a payload: int8, shape ``(count,)``, with ``survivors`` that are not 0.
-
-    Raises:
-        FormatError: the payload is not exactly the code of so many weights and survivors.
-    """
+    """Return the codes of a payload: int8, ``(count,)``, of which ``survivors`` are not 0."""
     from pabzip.formats.huffman_kernels import decode_words
 
     bits, length = count + survivors, huffman_bytes(count, survivors)

@@ -36,14 +36,8 @@ def encode_words(codes: NDArray[np.int8], words: NDArray[np.uint64]) -> None:
 def decode_words(words: NDArray[np.uint64], bits: int, codes: NDArray[np.int8]) -> int:
     """Write the survivors among ``codes``, which start as zeros, and return the bits they took.
 
-    Args:
-        words: at least ``bits // 64 + 1`` of them, zeros after ``bits``; one more than the bits
-            need, so that the word after any bit exists.
-        bits: how many are data.
-        codes: one place a weight.
-
-    Returns:
-        The bits that all the codes took; -1 where the data ended before the codes did.
+    That is -1 where the data ended before the codes did. ``words`` are at least ``bits // 64 + 1``,
+    zeros after ``bits``: one more than these need, so that the word after any bit exists.
     """
     bit, place, count = 0, 0, codes.size
     while place < count:

@@ -170,11 +170,7 @@ def check_shape(place: str, shape: Sequence[Any], *, lowest_rank: int) -> int:
 
 
 def as_array(place: str, array: Any, expected: np.dtype[Any]) -> NDArray[Any]:
-    """Return an array as C-contiguous and in the file's byte order; its type must be right.
-
-    Raises:
-        FormatError: not a numpy array, or of another type.
-    """
+    """Return an array as C-contiguous and in the file's byte order; its type must be right."""
     if not isinstance(array, np.ndarray) or not np.can_cast(array.dtype, expected, "equiv"):
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise FormatError(place, f"expected a numpy array of {expected.name}, found {found}")
@@ -187,19 +183,11 @@ def is_variance(name: str) -> bool:
 
 
 def check_loaded_bytes(loaded_bytes: int, max_bytes: int | None, file_bytes: int) -> None:
-    """Check the bytes of the loaded state, which sizes alone do not bound.
+    """Refuse a loaded state of more bytes than ``max_bytes``, with a LimitError.
 
     A tensor with no survivors takes next to no bytes, so that a small file may declare a huge
-    state.
-
-    Args:
-        loaded_bytes: what the header declares (see `Contents.loaded_bytes`).
-        max_bytes: the caller's limit; None for the larger of `MAX_EXPANSION` times the file and
-            `ALWAYS_ALLOWED_BYTES`.
-        file_bytes: bytes of the file.
-
-    Raises:
-        LimitError: the file declares more.
+    state. None allows `MAX_EXPANSION` times the bytes of the file, or `ALWAYS_ALLOWED_BYTES` where
+    that is more.
     """
     if max_bytes is not None and loaded_bytes > max_bytes:
         raise LimitError(
@@ -222,11 +210,7 @@ def deflate(data: bytes) -> bytes:
 
 
 def inflate(payload: bytes | memoryview, size: int, place: str) -> bytes:
-    """Return exactly ``size`` bytes from a raw deflate stream that ends with the payload.
-
-    Raises:
-        FormatError: the stream is damaged, or holds fewer or more bytes, or something follows it.
-    """
+    """Return exactly ``size`` bytes from a raw deflate stream that ends with the payload."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = stream.decompress(payload, size + 1)  # one more, to see a stream that goes on

@@ -54,7 +54,8 @@ class Reader(Mapping[str, Tensor]):
 
     Raises:
         FormatError: not a file of this format, or one that breaks its rules. Every fault that is
-            found later, while reading a tensor, raises it, too.
+            found later, while reading a tensor, raises it, too, and a name that is not there
+            KeyError.
         LimitError: the file declares more than ``max_bytes``.
     """
 
@@ -111,10 +112,6 @@ class Reader(Mapping[str, Tensor]):
 
         Returns:
             float32 arrays of the tensors' shapes, by name.
-
-        Raises:
-            FormatError: a tensor is damaged.
-            KeyError: no seeded tensor of a name.
         """
         found: dict[str, NDArray[np.float32]] = {}
         scales: dict[str, NDArray[np.float32] | None] = {}
@@ -136,31 +133,19 @@ class Reader(Mapping[str, Tensor]):
         """Read a seeded tensor's section, and what it takes to decode it, but do not decode it.
 
         Of a tied tensor this is the target's; so is the name of the entry.
-
-        Raises:
-            FormatError: the section or the side stream is damaged.
-            KeyError: no seeded tensor of this name.
         """
         entry, coder, section = self._codes[self._entries[name].original.name]
         return Coded(entry, read_section(self._source, section), self._decoder(coder))
 
     def scales(self, name: str) -> NDArray[np.float32] | None:
-        """Return the scales of a seeded tensor's rows, float32 (rows,), or None without any.
-
-        Raises:
-            FormatError: their section is damaged, or a scale out of range.
-        """
+        """Return the scales of a seeded tensor's rows, float32 (rows,), or None without any."""
         target = self._entries[name].original.name
         if target not in self._codes or target not in self._parts:
             return None
         return check_scales(name, self._read_parts(target)[0].values)
 
     def side_stream(self) -> bytes:
-        """Read what coders share between tensors; empty where the file has no side stream.
-
-        Raises:
-            FormatError: the section is damaged.
-        """
+        """Read what coders share between tensors; empty where the file has no side stream."""
         return b"" if self._side is None else bytes(read_section(self._source, self._side))
 
     def in_file(self) -> Reader:
@@ -168,11 +153,7 @@ class Reader(Mapping[str, Tensor]):
         return self
 
     def check_sha256(self, found: str) -> None:
-        """Compare the digest of the regenerated state with the file's own.
-
-        Raises:
-            FormatError: they differ.
-        """
+        """Compare the digest of the regenerated state with the file's own."""
         expected = self.header.sha256
         if found != expected:
             raise FormatError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,13 @@ from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, SeedError, shown
 from pabzip.formats.dense import DenseEntry, DenseTensor
-from pabzip.formats.kind import Coding
+from pabzip.formats.kind import Coding, EntryKind, StoredKind
 from pabzip.formats.limits import as_array, check_integer, check_shape, tensor_place
 from pabzip.seeds import InitSpec, regenerate
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 
 if TYPE_CHECKING:
-    from pabzip.formats.contents import Entry, Tensor
+    from pabzip.formats.contents import Entry
 
 SCALED_DISTRIBUTION = "signed_constant"
 """The only distribution of a tensor whose rows have scales; its own scale is 1."""
@@ -28,8 +27,8 @@ _RANGE = 1 << 22  # weights regenerated at a time, so that a large tensor needs 
 
 
 @dataclass(frozen=True, slots=True)
-class SeededEntry:
-    """What a header says of a seeded tensor: a `pabzip.formats.kind.EntryKind`.
+class SeededEntry(EntryKind):
+    """What a header says of a seeded tensor.
 
     Its row is ``[name, shape, distribution, scale, stream, coder, survivors, bytes]``, with a 1
     after these where its rows have scales.
@@ -52,22 +51,6 @@ class SeededEntry:
     kind: ClassVar[str] = "seeded"
     row_lengths: ClassVar[tuple[int, ...]] = (8, 9)
     dtype: ClassVar[str] = "float32"
-    target: ClassVar[None] = None
-
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def loaded_bytes(self) -> int:
-        """Bytes of the regenerated float32 weights."""
-        return 4 * self.count
-
-    @property
-    def original(self) -> SeededEntry:
-        """The entry itself."""
-        return self
 
     @property
     def parts(self) -> tuple[DenseEntry, ...]:
@@ -140,7 +123,7 @@ def _spec(place: str, distribution: Any, scale: Any, stream: Any) -> InitSpec:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SeededTensor:
+class SeededTensor(StoredKind):
     """A weight that its seed, its init spec and one code per weight determine.
 
     Attributes:
@@ -196,13 +179,6 @@ class SeededTensor:
         survivors = int(np.count_nonzero(self.codes))
         return SeededEntry(self.name, self.shape, self.spec, survivors, self.scales is not None)
 
-    def check_values(self) -> None:
-        """Check nothing more: `tidy` has checked codes and scales."""
-
-    def resolve(self, tensors: Mapping[str, Tensor]) -> SeededTensor:
-        """Return the tensor itself."""
-        return self
-
     def array(
         self, seed: int, *, backend: str = "numba", threads: int | None = None
     ) -> NDArray[np.float32]:
@@ -221,11 +197,7 @@ class SeededTensor:
 
 
 def check_scales(name: str, scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return scales, float32 (rows,), each within the range of an init spec's scale.
-
-    Raises:
-        FormatError: some are not; the message names the tensor and the count.
-    """
+    """Return scales, float32 (rows,), each within the range of an init spec's scale."""
     bad = int(np.count_nonzero(~((scales >= MIN_SCALE) & (scales <= MAX_SCALE))))  # NaN, too
     if bad:
         raise FormatError(
@@ -246,24 +218,14 @@ def scale_rows(weights: NDArray[np.float32], scales: NDArray[np.float32] | None)
 def scale_range(
     weights: NDArray[np.float32], scales: NDArray[np.float32], size: int, start: int
 ) -> None:
-    """Multiply a range of weights by the scales of their rows, in place.
+    """Multiply successive weights of a tensor by the scales of their rows, in place.
 
-    Args:
-        weights: successive ones of a tensor in row-major order, flat.
-        scales: of all rows of the tensor.
-        size: weights per row.
-        start: index of the first weight in the tensor.
+    ``weights`` is flat and begins with weight ``start`` of the tensor in row-major order, whose
+    rows have ``size`` weights each; ``scales`` are those of all rows.
     """
     row, within = divmod(start, size)
-    if within:  # the rest of a row
-        head = weights[: size - within]
-        head *= scales[row]
-        weights, row = weights[len(head) :], row + 1
-    whole = len(weights) // size
-    scale_rows(weights[: whole * size].reshape(whole, size), scales[row : row + whole])
-    tail = weights[whole * size :]
-    if len(tail):
-        tail *= scales[row + whole]
+    rows = scales[row : -(-(start + len(weights)) // size)]
+    weights *= np.repeat(rows, size)[within : within + len(weights)]
 
 
 def regenerated(

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError, shown
-from pabzip.formats.dense import DenseEntry, DenseTensor
-from pabzip.formats.kind import Coding
+from pabzip.formats.dense import DenseTensor
+from pabzip.formats.kind import Coding, EntryKind, TensorKind
 from pabzip.formats.limits import is_variance, tensor_place
 
 if TYPE_CHECKING:
@@ -19,22 +19,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class TiedEntry:
-    """What a header says of a tied tensor: a `pabzip.formats.kind.EntryKind`.
+class TiedEntry(EntryKind):
+    """What a header says of a tied tensor.
 
     Its row is ``[name, target]``.
 
     Attributes:
         name: the second name in the network's state.
-        original: the entry of the target, which says all else.
+        stored: the entry of the target, which says all else.
     """
 
     name: str
-    original: StoredEntry
+    stored: StoredEntry
 
     kind: ClassVar[str] = "tied"
     row_lengths: ClassVar[tuple[int, ...]] = (2,)
     survivors: ClassVar[None] = None
+
+    @property
+    def original(self) -> StoredEntry:
+        """The entry of the target."""
+        return self.stored
 
     @property
     def target(self) -> str:
@@ -50,21 +55,6 @@ class TiedEntry:
     def dtype(self) -> str:
         """The element type of both."""
         return self.original.dtype
-
-    @property
-    def count(self) -> int:
-        """Number of elements; a loader hands them out a second time."""
-        return self.original.count
-
-    @property
-    def loaded_bytes(self) -> int:
-        """Bytes of the tensor as a loader hands it out, in memory of its own."""
-        return self.original.loaded_bytes
-
-    @property
-    def parts(self) -> tuple[DenseEntry, ...]:
-        """Nothing: the target has all."""
-        return ()
 
     def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
         """Check that the target stands before the tensor, and may be its target."""
@@ -92,7 +82,7 @@ class TiedEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class TiedTensor:
+class TiedTensor(TensorKind):
     """A second name of an earlier tensor, as of a weight that two layers share.
 
     Attributes:
@@ -103,21 +93,9 @@ class TiedTensor:
     name: str
     target: str
 
-    @property
-    def parts(self) -> tuple[DenseTensor, ...]:
-        """Nothing: the target has all."""
-        return ()
-
-    def tidy(self, place: str) -> TiedTensor:
-        """Return the tensor itself, which has no array."""
-        return self
-
     def entry(self, earlier: Mapping[str, Entry]) -> TiedEntry:
         """Return what a header says of the tensor."""
         return TiedEntry(self.name, _target(self.name, self.target, earlier))
-
-    def check_values(self) -> None:
-        """Check nothing: the target has all values."""
 
     def resolve(self, tensors: Mapping[str, Tensor]) -> StoredTensor:
         """Return the target, under the tied name.

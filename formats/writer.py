@@ -14,7 +14,7 @@ from typing import BinaryIO
 from pabzip.errors import FormatError, PackError
 from pabzip.formats.atomic import open_atomic
 from pabzip.formats.coder import AUTO, OnTensor, encode_codes
-from pabzip.formats.container import CHECKSUM_BYTES, checksum, encode_header
+from pabzip.formats.container import checksum, encode_header
 from pabzip.formats.contents import Contents, Header, StoredTensor, Tensor, gather
 from pabzip.formats.dense import rounded
 from pabzip.formats.dense_sections import encode_groups
@@ -75,17 +75,8 @@ class EncodedFile:
     start: bytes
     payloads: tuple[bytes, ...]
 
-    @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        return len(self.start) + sum(len(part) + CHECKSUM_BYTES for part in self.payloads)
-
     def write(self, stream: BinaryIO) -> None:
-        """Write the file to a binary stream, which may take it in pieces (a pipe, say).
-
-        Raises:
-            OSError: the stream cannot take all of it.
-        """
+        """Write the file to a binary stream, which may take it in pieces (a pipe, say)."""
         write_all(stream, self.start)
         for payload in self.payloads:
             write_all(stream, payload)
@@ -93,11 +84,7 @@ class EncodedFile:
 
 
 def write_all(stream: BinaryIO, data: bytes | memoryview) -> None:
-    """Write every byte; an unbuffered stream may take fewer at a time.
-
-    Raises:
-        OSError: the stream takes nothing.
-    """
+    """Write every byte; an unbuffered stream may take fewer at a time, or none (OSError)."""
     rest = memoryview(data)
     while rest:
         taken = stream.write(rest)

@@ -14,11 +14,12 @@ from ._version import __version__ as __version__
 from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import FormatError, PabzError
 from .export.onnx import export_onnx, load_session
+from .formats import DenseTensor, SeededTensor, TiedTensor
 from .init import Seeding, attach_seeding, init_, seeded_parameters, seeding
 from .packing.pack import pack, save_file
 from .runtime.loaders import load, load_arrays, load_file, load_into, open  # noqa: A004
 from .seeds.spec import InitSpec
-from .ticket import DenseTensor, SeededTensor, Ticket, TicketReport, TiedTensor
+from .ticket import Ticket, TicketReport
 from .train.evaluation import Evaluation, evaluate
 
 __all__ = [

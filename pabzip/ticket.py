@@ -24,6 +24,7 @@ from pabzip.formats import (
     StoredTensor,
     Tensor,
     TiedTensor,
+    bfloat16_to_float32,
     encode_ticket,
     gather,
     open_source,
@@ -185,7 +186,7 @@ class Ticket:
         return tuple(self._entries)
 
     def kind(self, name: str) -> str:
-        """Return ``"seeded"`` or ``"dense"``."""
+        """Return ``"seeded"`` or ``"dense"``; of a tied tensor the kind of its target."""
         return self._entries[name].original.kind
 
     def tied(self, name: str) -> str | None:
@@ -205,7 +206,8 @@ class Ticket:
         entry = self._entries[name].original
         if not isinstance(entry, SeededEntry):
             raise KeyError(
-                f"{name}: expected a seeded tensor, found a dense one; read it with dense(name)"
+                f"{name}: expected a seeded tensor, found a {entry.kind} one; read it with "
+                "weight(name)"
             )
         return entry.spec
 
@@ -231,7 +233,7 @@ class Ticket:
             int8, the weight's shape: 0 pruned, +1 the seed's sign kept, -1 flipped.
         """
         self.spec(name)  # refuses a dense tensor
-        tensor = self._tensor(name)
+        tensor = self.tensor(name)
         assert isinstance(tensor, SeededTensor)
         return tensor.codes
 
@@ -275,28 +277,43 @@ class Ticket:
 
     def dense(self, name: str) -> DenseTensor:
         """Return a dense tensor; its values as `DenseTensor` carries them."""
-        tensor = self._tensor(name)
+        tensor = self.tensor(name)
         if not isinstance(tensor, DenseTensor):
-            raise KeyError(f"{name}: expected a dense tensor, found a seeded one")
+            raise KeyError(f"{name}: expected a dense tensor, found a {self.kind(name)} one")
         return tensor
+
+    def tensor(self, name: str) -> StoredTensor:
+        """Return a tensor of any kind, as the ticket holds it; of a tied one the target."""
+        with naming(self._file):
+            return resolve(self._tensors, name)
 
     def weight(
         self, name: str, *, backend: str = "numba", threads: int | None = None
     ) -> NDArray[Any]:
-        """Return any tensor as an ordinary array.
+        """Return any tensor as an ordinary array; bfloat16 as float32 of exactly the same values.
+
+        Arguments are as for `exact`, and so is what it returns otherwise.
+        """
+        values = self.exact(name, backend=backend, threads=threads)
+        return bfloat16_to_float32(values) if self.dtype(name) == "bfloat16" else values
+
+    def exact(
+        self, name: str, *, backend: str = "numba", threads: int | None = None
+    ) -> NDArray[Any]:
+        """Return any tensor as an array of its own type.
 
         Args:
-            name: of a seeded or dense tensor.
+            name: of a tensor of any kind.
             backend: of `pabzip.seeds.regenerate`; every backend gives the same bits.
             threads: likewise; None takes every CPU that the process may use.
 
         Returns:
-            A seeded tensor regenerated, float32; a dense one in its own type, bfloat16 as float32
-            of exactly the same values.
+            A seeded tensor regenerated, float32; a dense one as it is, bfloat16 as uint16 bit
+            patterns. It may be the ticket's own memory.
         """
         if backend == FUSED_BACKEND and self.kind(name) == "seeded":
             return self.weights([name], threads=threads)[name]
-        return self._tensor(name).array(self.seed, backend=backend, threads=threads)
+        return self.tensor(name).array(self.seed, backend=backend, threads=threads)
 
     def arrays(
         self, *, backend: str = "numba", threads: int | None = None
@@ -321,7 +338,7 @@ class Ticket:
 
         Source: formats/SPEC.md, section "The digest".
         """
-        tensors = (self._tensor(name) for name in self.names)
+        tensors = (self.tensor(name) for name in self.names)
         return state_sha256(self.seed, tensors, backend=backend, threads=threads)
 
     def weights(
@@ -424,11 +441,6 @@ class Ticket:
             self._contents, tensors, coder=coder, dense_dtype=dense_dtype, on_tensor=on_tensor
         )
         return save(encoded, target)
-
-    def _tensor(self, name: str) -> StoredTensor:
-        """Return a tensor, read from the file if there is one; of a tied one the target."""
-        with naming(self._file):
-            return resolve(self._tensors, name)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from pabzip.formats.context.side_information import read_descriptions
 from pabzip.formats.seeded import SeededEntry
 from pabzip.seeds import InitSpec
 from pabzip.seeds.compiled import compiled
-from pabzip.seeds.kernels import generator_arguments, picked_magnitudes
+from pabzip.seeds.kernels import Generator, picked_magnitudes
 
 FINE, WRONG_COUNT, WRONG_LENGTH, WRONG_PADDING = range(4)
 """What decoding a chunk can report."""
@@ -69,11 +69,7 @@ def _candidates(
 
 @compiled
 def decode_chunk(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
-    factor: np.float32,
+    generator: Generator,
     plan: ActivePlan,
     model: Predictor,
     data: NDArray[np.uint8],
@@ -111,7 +107,7 @@ def decode_chunk(
         if count == 0:
             break
         if draw:
-            picked_magnitudes(key, stream, kind, table, element[:count], words, magnitudes)
+            picked_magnitudes(generator, element[:count], words, magnitudes)
         if model.scored:
             for i in range(count):
                 scores[i] = level(magnitudes[i]) + offsets[i]
@@ -139,7 +135,7 @@ def decode_chunk(
             if want_codes:
                 codes[element[i]] = 1 - 2 * flipped
             if want_weights:
-                weight = np.float32(magnitudes[i]) * factor
+                weight = np.float32(magnitudes[i]) * generator.factor
                 negative = np.int64(words[i] >> np.uint32(31)) ^ flipped
                 weights[element[i]] = -weight if negative else weight
     if found != chunk.survivors:
@@ -190,25 +186,17 @@ def chunk_tasks(
 ) -> list[Task]:
     """Return the work that decodes one tensor, one piece per chunk.
 
-    Args:
-        description: what the side stream says of the tensor.
-        payload: its section.
-        seed: the file's seed.
-        spec: the tensor's init spec.
-        codes: where codes go: int8, flat, all zeros; empty where they are not wanted.
-        weights: where weights go: float32, likewise.
-
-    Raises:
-        FormatError: the payload's length is not what the side stream says; the work raises it
-            where a chunk does not decode.
+    It is written to ``codes`` and ``weights``: flat, all zeros, empty where it is not wanted. A
+    payload whose length is not what the side stream says raises `FormatError` at once, and a chunk
+    that does not decode in its piece of work.
     """
     plan = ActivePlan.of(description.active)
     model = description.predictor(plan)
     data = np.frombuffer(payload, dtype=np.uint8)
-    generator = (*generator_arguments(seed, spec), spec.factor)
+    generator = Generator.of(seed, spec)
 
     def decode(chunk: ChunkSpan) -> None:
-        status = decode_chunk(*generator, plan, model, data, chunk, codes, weights)
+        status = decode_chunk(generator, plan, model, data, chunk, codes, weights)
         if status != FINE:
             raise FormatError("codes", PROBLEMS[status])
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from pabzip.formats.context.fit import SLOPES, SOFT_SLOPES, bucket_counts, bucke
 from pabzip.formats.context.geometry import (
     ActiveBlock,
     ActivePlan,
+    ActiveWeights,
     Layout,
     find_active,
     gather_active,
@@ -41,44 +41,19 @@ from pabzip.formats.seeded import SeededTensor
 from pabzip.seeds import InitSpec
 from pabzip.seeds.compiled import compiled
 from pabzip.seeds.generation import thread_count
-from pabzip.seeds.kernels import generator_arguments
+from pabzip.seeds.kernels import Generator
 
 _SMALL = 100_000  # active weights: below, the coarser unit may pay
 _LOOSE = 0.25  # of the order-0 bits: a mask that costs more may fit better with softer slopes
 _LEAST_GAIN = 0.995  # coded signs must at least save this to be worth their time
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Candidate:
-    """One way to code a tensor: the best under one layout.
-
-    Attributes:
-        plan: its active weights.
-        levels: int16, of each.
-        codes: int8, of each.
-        description: how its codes are stored, but for the chunks.
-        bits: about how many bits the mask and all that predicts it take.
-    """
-
-    plan: ActivePlan
-    levels: NDArray[np.int16]
-    codes: NDArray[np.int8]
-    description: Description
-    bits: float
-
-
 def encode_tensors(
     seed: int, tensors: Sequence[SeededTensor], on_tensor: OnTensor | None = None
 ) -> tuple[list[bytes], bytes]:
-    """Encode the tensors of one file.
+    """Encode the tensors of one file, in its order: one payload per tensor, and the side stream.
 
-    Args:
-        seed: the file's seed.
-        tensors: those that this coder is to hold, in the order of the file.
-        on_tensor: called with the name of each tensor that is done, from the thread that did it.
-
-    Returns:
-        One payload per tensor, and the side stream.
+    ``on_tensor`` is called with the name of each tensor that is done, from the thread that did it.
     """
     if not tensors:
         return [], b""
@@ -107,34 +82,24 @@ def encode_tensor(
 ) -> tuple[Description, bytes]:
     """Encode one tensor: what the side stream must say of it, and its payload.
 
-    Args:
-        seed: the file's seed.
-        spec: the tensor's init spec.
-        codes: int8, the shape of the tensor, values 0, +1 and -1.
-        rows_before: output channels of the tensor before it in the file, if there is one.
+    ``rows_before`` is the number of output channels of the tensor before it in the file, if any.
     """
     flat = np.ascontiguousarray(codes).reshape(-1)
-    seen = layouts(codes.shape, rows_before)
-    best = min((_candidate(seed, spec, flat, one) for one in seen), key=lambda one: one.bits)
-    payload = encode_chunks(best.description, best.plan, best.levels, best.codes)
-    return best.description, payload
+    ways = (_under_layout(seed, spec, flat, one) for one in layouts(codes.shape, rows_before))
+    description, weights, _ = min(ways, key=lambda way: way[2])
+    return description, encode_chunks(description, weights)
 
 
-def encode_chunks(
-    description: Description,
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    codes: NDArray[np.int8],
-) -> bytes:
+def encode_chunks(description: Description, weights: ActiveWeights) -> bytes:
     """Return the payload of a tensor, and note the sizes of its chunks in the description.
 
-    ``levels`` and ``codes`` are those of all active weights. Every survivor must be in the
-    description's bucket ``first`` or above, every pruned weight below ``last``.
+    Every survivor must be in the description's bucket ``first`` or above, every pruned weight below
+    ``last``.
     """
-    predictor = description.predictor(plan)
+    codes, predictor = weights.codes, description.predictor(weights.plan)
     buckets = np.zeros(len(codes), dtype=np.uint8)
     if predictor.scored:
-        buckets = buckets_of(plan, levels, predictor.row_offsets, predictor.place_offsets)
+        buckets = buckets_of(weights, predictor.row_offsets, predictor.place_offsets)
     parts: list[bytes] = []
     coded_bytes, survivors, start = [], [], 0
     for count in description.active.chunk_weights().tolist():
@@ -179,19 +144,25 @@ def _encode(
     return finish(low, span, position, coded), survivors
 
 
-def _candidate(seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout) -> _Candidate:
-    """Choose how to store a tensor's codes under one layout."""
+def _under_layout(
+    seed: int, spec: InitSpec, flat: NDArray[np.int8], layout: Layout
+) -> tuple[Description, ActiveWeights, float]:
+    """Return the best way to store a tensor's codes under one layout, without the chunks.
+
+    The number is about how many bits the mask and all that predicts it take.
+    """
     active = find_active(flat, layout)
-    plan = ActivePlan.of(active)
-    levels = np.zeros(active.count(), dtype=np.int16)
-    codes = np.zeros(active.count(), dtype=np.int8)
-    if not active.count():
-        return _Candidate(plan, levels, codes, Description(active), 0.0)
-    gather_active(*generator_arguments(seed, spec), plan, flat, levels, codes)
-    description, bits = describe(active, plan, levels, codes)
+    count = active.count()
+    weights = ActiveWeights(
+        ActivePlan.of(active), np.zeros(count, dtype=np.int16), np.zeros(count, dtype=np.int8)
+    )
+    if not count:
+        return Description(active), weights, 0.0
+    gather_active(Generator.of(seed, spec), flat, weights)
+    description, bits = describe(active, weights)
     for flags in (active.row_active, active.column_active):
         bits += 0 if flags.all() else len(flags)
-    return _Candidate(plan, levels, codes, description, bits)
+    return description, weights, bits
 
 
 def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]:
@@ -213,16 +184,14 @@ def layouts(shape: tuple[int, ...], rows_before: int | None) -> Iterator[Layout]
             yield Layout(plain.rows, plain.columns, plain.positions, groups)
 
 
-def describe(
-    active: ActiveBlock, plan: ActivePlan, levels: NDArray[np.int16], codes: NDArray[np.int8]
-) -> tuple[Description, float]:
+def describe(active: ActiveBlock, weights: ActiveWeights) -> tuple[Description, float]:
     """Choose how to store the codes of an active block, in which at least one weight survives.
 
     Returns the description, but for its chunks, and about how many bits mask and factors take.
     """
     description = Description(active)
-    mask = codes != 0
-    survivors = int(np.count_nonzero(mask))
+    codes = weights.codes
+    survivors = int(np.count_nonzero(codes))
     _choose_signs(description, int(np.count_nonzero(codes < 0)), survivors)
     if survivors == len(codes):
         return description, 0.0
@@ -230,9 +199,8 @@ def describe(
     best = even
     description.mask = MaskMode.EVEN
     description.chance = min(max(round(ONE * survivors / len(codes)), 1), ONE - 1)
-    for mode, factors, extra in _predictions(active, plan, levels, mask, even):
-        counts = bucket_counts(plan, levels, mask, factors)
-        first, last, indices, bits = _table(counts)
+    for mode, factors, extra in _predictions(active, weights, even):
+        first, last, indices, bits = _table(bucket_counts(weights, factors))
         if bits + extra < best:
             best = bits + extra
             description.mask, description.factors = mode, factors
@@ -241,29 +209,25 @@ def describe(
 
 
 def _predictions(
-    active: ActiveBlock,
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    mask: NDArray[np.bool_],
-    even: float,
+    active: ActiveBlock, weights: ActiveWeights, even: float
 ) -> Iterator[tuple[MaskMode, Factors, float]]:
     """Yield ways to predict a mask, each with about the bits that its numbers take."""
-    threshold = Factors.even(active, 1, -_threshold(levels, mask))
+    threshold = Factors.even(active, 1, -_threshold(weights))
     yield MaskMode.THRESHOLD, threshold, 24
-    least = 2.0 * (len(plan.rows) + len(threshold.columns))
+    least = 2.0 * (len(active.rows) + len(threshold.columns))
     if least > even:
         return  # two bits per factor is less than any fit will need
-    for unit in UNITS if len(levels) < _SMALL else UNITS[:1]:
-        factors = fit_factors(plan, levels, mask, unit, SLOPES)
-        bits = _factor_bits(factors)
-        yield MaskMode.FACTORS, factors, bits
-        if _table(bucket_counts(plan, levels, mask, factors))[3] > _LOOSE * even:
-            factors = fit_factors(plan, levels, mask, unit, SOFT_SLOPES)
+    for unit in UNITS if len(weights.codes) < _SMALL else UNITS[:1]:
+        factors = fit_factors(weights, unit, SLOPES)
+        yield MaskMode.FACTORS, factors, _factor_bits(factors)
+        if _table(bucket_counts(weights, factors))[3] > _LOOSE * even:
+            factors = fit_factors(weights, unit, SOFT_SLOPES)
             yield MaskMode.FACTORS, factors, _factor_bits(factors)
 
 
-def _threshold(levels: NDArray[np.int16], mask: NDArray[np.bool_]) -> int:
+def _threshold(weights: ActiveWeights) -> int:
     """Return the level that splits pruned from surviving weights with the fewest mistakes."""
+    levels, mask = weights.levels, weights.codes != 0
     size = int(levels.max()) + 2
     kept = np.bincount(levels[mask], minlength=size)
     pruned = np.bincount(levels[~mask], minlength=size)

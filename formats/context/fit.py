@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.formats.context.geometry import ActivePlan
+from pabzip.formats.context.geometry import ActiveWeights
 from pabzip.formats.context.model import BUCKET_OF, COUNT, REACH, Factors
 from pabzip.seeds.compiled import compiled
 
@@ -39,26 +39,13 @@ _CURVE_END = np.float32(_CURVE_REACH)
 _SHIFTS = 9  # candidates a factor: -4 to +4 units
 
 
-def fit_factors(
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    mask: NDArray[np.bool_],
-    unit: int,
-    slopes: tuple[float, ...] = SLOPES,
-) -> Factors:
-    """Fit the factors of one tensor.
+def fit_factors(weights: ActiveWeights, unit: int, slopes: tuple[float, ...]) -> Factors:
+    """Fit factors that put the threshold of one tensor's scores at 0.
 
-    Args:
-        plan: the tensor's active weights.
-        levels: int16, the level of each active weight.
-        mask: bool, whether each active weight survives.
-        unit: levels per unit that row and column factors are rounded to.
-        slopes: of the logistic curve, one stage each.
-
-    Returns:
-        The factors; the threshold is 0.
+    Those of rows and columns are rounded to ``unit`` levels; ``slopes`` are those of the logistic
+    curve, one stage each.
     """
-    rows, columns, positions = _newton(plan, levels, mask, slopes)
+    rows, columns, positions = _newton(weights, slopes)
     factors = Factors(
         unit,
         np.round(rows / unit).astype(np.int32),
@@ -66,16 +53,13 @@ def fit_factors(
         np.round(positions).astype(np.int32),
     )
     for _ in range(_ROUNDS):
-        counts = bucket_counts(plan, levels, mask, factors)
-        _coordinate_descent(plan, levels, mask, factors, _bit_costs(counts))
+        _coordinate_descent(weights, factors, _bit_costs(bucket_counts(weights, factors)))
     return factors
 
 
-def _newton(
-    plan: ActivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_], slopes: tuple[float, ...]
-) -> tuple[NDArray[np.float64], ...]:
+def _newton(weights: ActiveWeights, slopes: tuple[float, ...]) -> tuple[NDArray[np.float64], ...]:
     """Return real-valued factors in levels, column and position factors about their medians."""
-    rows = _row_thresholds(plan, levels, mask)
+    plan, rows = weights.plan, _row_thresholds(weights)
     columns = np.zeros(int(plan.column[-1]) + 1)
     positions = np.zeros(int(plan.position.max()) + 1)
     for slope in slopes:
@@ -83,7 +67,7 @@ def _newton(
         for _ in range(_SWEEPS_A_SLOPE):
             offsets = (columns[plan.column] + positions[plan.position]).astype(np.float32)
             gradient, curvature = np.zeros(len(offsets)), np.zeros(len(offsets))
-            _sweep(plan, levels, mask, np.float32(steepness), offsets, rows, gradient, curvature)
+            _sweep(weights, np.float32(steepness), offsets, rows, gradient, curvature)
             columns += _steps(plan.column, gradient, curvature, len(columns), steepness)
             positions += _steps(plan.position, gradient, curvature, len(positions), steepness)
     shift = float(np.median(columns))
@@ -91,14 +75,13 @@ def _newton(
     return rows + (shift + twist), columns - shift, positions - twist
 
 
-def _row_thresholds(
-    plan: ActivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def _row_thresholds(weights: ActiveWeights) -> NDArray[np.float64]:
     """Return a first guess a row: minus the quantile of its levels that its mask cuts at."""
+    plan, levels, codes = weights
     begin, guesses = 0, np.zeros(len(plan.rows))
     for index, end in enumerate(plan.ends.tolist()):
         if end > begin:
-            kept = int(np.count_nonzero(mask[begin:end]))
+            kept = int(np.count_nonzero(codes[begin:end]))
             cut = min(max(end - begin - kept, 0), end - begin - 1)
             guesses[index] = -float(np.partition(levels[begin:end], cut)[cut])
         begin = end
@@ -124,9 +107,7 @@ def _steps(
 
 @compiled
 def _sweep(
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    mask: NDArray[np.bool_],
+    weights: ActiveWeights,
     steepness: np.float32,
     offsets: NDArray[np.float32],
     rows: NDArray[np.float64],
@@ -134,6 +115,7 @@ def _sweep(
     curvature: NDArray[np.float64],
 ) -> None:
     """Take a Newton step in every row; add up gradient and curvature of every place."""
+    plan, levels, codes = weights
     done = 0
     for row in range(len(rows)):
         first, last = plan.starts[plan.group[row]], plan.starts[plan.group[row] + 1]
@@ -143,7 +125,7 @@ def _sweep(
             score = steepness * (np.float32(levels[done]) + base + offsets[place])
             score = min(max(score, -_CURVE_END), _CURVE_END)
             chance = _CURVE[np.int32((score + _CURVE_END) * _CURVE_SCALE)]
-            error = np.float32(mask[done]) - chance
+            error = np.float32(codes[done] != 0) - chance
             spread = chance * (np.float32(1) - chance)
             gradient[place] += error
             curvature[place] += spread
@@ -154,22 +136,19 @@ def _sweep(
         rows[row] += min(max(step, -_LONGEST_STEP), _LONGEST_STEP)
 
 
-def bucket_counts(
-    plan: ActivePlan, levels: NDArray[np.int16], mask: NDArray[np.bool_], factors: Factors
-) -> NDArray[np.int64]:
+def bucket_counts(weights: ActiveWeights, factors: Factors) -> NDArray[np.int64]:
     """Return how many active weights fall in each bucket, (30, 2): pruned and surviving."""
-    buckets = buckets_of(plan, levels, factors.row_offsets(), factors.place_offsets(plan))
-    return np.bincount(2 * buckets + mask, minlength=2 * COUNT).reshape(COUNT, 2)
+    buckets = buckets_of(weights, factors.row_offsets(), factors.place_offsets(weights.plan))
+    kept = weights.codes != 0
+    return np.bincount(2 * buckets + kept, minlength=2 * COUNT).reshape(COUNT, 2)
 
 
 @compiled
 def buckets_of(
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    row_offsets: NDArray[np.int32],
-    place_offsets: NDArray[np.int32],
+    weights: ActiveWeights, row_offsets: NDArray[np.int32], place_offsets: NDArray[np.int32]
 ) -> NDArray[np.uint8]:
     """Return the bucket of each active weight."""
+    plan, levels, _ = weights
     buckets = np.empty(len(levels), dtype=np.uint8)
     done = 0
     for row in range(len(row_offsets)):
@@ -194,18 +173,14 @@ def _bit_costs(counts: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _coordinate_descent(
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    mask: NDArray[np.bool_],
-    factors: Factors,
-    costs: NDArray[np.float32],
+    weights: ActiveWeights, factors: Factors, costs: NDArray[np.float32]
 ) -> None:
     """Move each row's factor, then each column's, to where the file takes the fewest bits."""
     for by_row in (True, False):
         values = factors.rows if by_row else factors.columns
         cost = np.zeros((len(values), _SHIFTS), dtype=np.float32)
         _shift_costs(
-            plan, levels, mask, factors.row_offsets(), factors.place_offsets(plan),
+            weights, factors.row_offsets(), factors.place_offsets(weights.plan),
             factors.unit, costs, by_row, cost,
         )  # fmt: skip
         candidates = values[:, None] + np.arange(_SHIFTS) - _SHIFTS // 2
@@ -228,9 +203,7 @@ def _factor_costs(values: NDArray[np.int32], candidates: NDArray[np.int64]) -> N
 
 @compiled
 def _shift_costs(
-    plan: ActivePlan,
-    levels: NDArray[np.int16],
-    mask: NDArray[np.bool_],
+    weights: ActiveWeights,
     row_offsets: NDArray[np.int32],
     place_offsets: NDArray[np.int32],
     unit: int,
@@ -239,6 +212,7 @@ def _shift_costs(
     cost: NDArray[np.float32],
 ) -> None:
     """Add up, for each row or column, the bits of its mask after a shift of -4 to +4 units."""
+    plan, levels, codes = weights
     half = _SHIFTS // 2
     far = REACH + half * unit
     done = 0
@@ -247,7 +221,7 @@ def _shift_costs(
         group = plan.group[row]
         for place in range(plan.starts[group], plan.starts[group + 1]):
             score = levels[done] + base + place_offsets[place]
-            kept = np.int64(mask[done])
+            kept = np.int64(codes[done] != 0)
             done += 1
             if (score > far and kept == 1) or (score < -far and kept == 0):
                 continue

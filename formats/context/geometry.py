@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.seeds.compiled import compiled
-from pabzip.seeds.kernels import leading_zeros, picked_magnitudes
+from pabzip.seeds.kernels import Generator, leading_zeros, picked_magnitudes
 
 STEPS = 256
 """Levels per octave."""
@@ -210,6 +210,20 @@ class ActivePlan(NamedTuple):
         )
 
 
+class ActiveWeights(NamedTuple):
+    """The active weights of a tensor in coding order, as an encoder takes them.
+
+    Attributes:
+        plan: where they are.
+        levels: int16, of each.
+        codes: int8, of each.
+    """
+
+    plan: ActivePlan
+    levels: NDArray[np.int16]
+    codes: NDArray[np.int8]
+
+
 @compiled
 def next_piece(
     plan: ActivePlan,
@@ -250,17 +264,9 @@ def next_piece(
 
 
 @compiled
-def gather_active(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
-    plan: ActivePlan,
-    codes: NDArray[np.int8],
-    levels: NDArray[np.int16],
-    active_codes: NDArray[np.int8],
-) -> None:
-    """Write the level and the code of every active weight, in coding order."""
+def gather_active(generator: Generator, codes: NDArray[np.int8], weights: ActiveWeights) -> None:
+    """Fill in the level and the code of every active weight, given the codes of all."""
+    plan = weights.plan
     no_row_offsets = np.zeros(len(plan.rows), dtype=np.int32)
     no_place_offsets = np.zeros(len(plan.places), dtype=np.int32)
     element = np.empty(PIECE, dtype=np.int64)
@@ -274,8 +280,8 @@ def gather_active(
         )
         if count == 0:
             return
-        picked_magnitudes(key, stream, kind, table, element[:count], words, magnitudes)
+        picked_magnitudes(generator, element[:count], words, magnitudes)
         for i in range(count):
-            levels[done + i] = level(magnitudes[i])
-            active_codes[done + i] = codes[element[i]]
+            weights.levels[done + i] = level(magnitudes[i])
+            weights.codes[done + i] = codes[element[i]]
         done += count

@@ -209,14 +209,7 @@ class Description:
         return each * float(self.survivors.sum())
 
     def spans(self, payload_length: int) -> list[ChunkSpan]:
-        """Return where each chunk lies in a payload.
-
-        Args:
-            payload_length: bytes of the tensor's section.
-
-        Raises:
-            FormatError: the section has another length than the chunks take.
-        """
+        """Return where each chunk lies in a payload of so many bytes."""
         if payload_length != self.payload_bytes:
             raise FormatError(
                 "codes", f"expected {self.payload_bytes} bytes of chunks, found {payload_length}"

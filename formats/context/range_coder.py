@@ -240,11 +240,7 @@ class BitStream:
         return self._data[: finish(low, span, position, self._data)].tobytes()
 
     def close(self, place: str) -> None:
-        """Check that a stream was read to its end, and that its last byte was needed.
-
-        Raises:
-            FormatError: bytes are left over; ``place`` says where.
-        """
+        """Check that a stream was read to its end, and that its last byte was needed."""
         position, end = int(self.state[POSITION]), int(self.state[END])
         if position < end or (end and self._data[end - 1] == 0):
             raise FormatError(

@@ -71,13 +71,7 @@ class SideInformation:
     ) -> Description:
         """Write ``known``, or read and return the description of a tensor.
 
-        Args:
-            shape: of the tensor.
-            survivors: of the whole tensor, as the header has them.
-            known: what to write; None reads.
-
-        Raises:
-            FormatError: the stream holds a description that cannot be.
+        ``survivors`` are those of the whole tensor, as the header has them.
         """
         plain = Layout.of_shape(shape)
         layout = self._layout(plain, known.active.layout if known else plain)
@@ -284,15 +278,7 @@ def _middle(values: Integers) -> int:
 
 
 def read_descriptions(data: bytes, entries: Sequence[SeededEntry]) -> Iterator[Description]:
-    """Yield the description of each tensor of a side stream, in order, and check its end.
-
-    Args:
-        data: the side stream.
-        entries: the tensors that it describes, in order.
-
-    Raises:
-        FormatError: the stream holds what cannot be, or goes on after the last tensor.
-    """
+    """Yield the description of each tensor of a side stream, in order, and check its end."""
     information = SideInformation(data)
     for entry in entries:
         yield information.tensor(entry.shape, entry.survivors)

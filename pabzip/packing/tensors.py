@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from pabzip.errors import PackError
+from pabzip.formats import Tensor
 from pabzip.init import Seeding
 from pabzip.seeds import InitSpec, weights
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
@@ -39,7 +40,7 @@ LEAST_ROW = 16
 
 def state_tensors(
     state: Mapping[str, torch.Tensor], record: Seeding, ternary: bool
-) -> list[SeededTensor | DenseTensor | TiedTensor]:
+) -> list[Tensor]:
     """Check every tensor of a state dict, and return them as a ticket's, in the same order."""
     missing = [name for name in record.specs if name not in state]
     if missing:
@@ -47,7 +48,7 @@ def state_tensors(
             f"{missing[0]}: expected this seeded weight in the state, found "
             f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
         )
-    tensors: list[SeededTensor | DenseTensor | TiedTensor] = []
+    tensors: list[Tensor] = []
     ties, specs = find_ties(state, record.specs)
     taken = {spec.stream for spec in record.specs.values()}
     streams = (stream for stream in count() if stream not in taken)

@@ -12,8 +12,8 @@ they compile for sm_90. They have not been run or timed on a GPU yet, so no spee
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,19 +22,15 @@ import torch
 import triton.language as tl
 from numpy.typing import NDArray
 
-from pabzip.errors import FormatError, shown
+from pabzip.errors import FormatError
 from pabzip.formats.context.decoder import FINE, PROBLEMS, ContextDecoder
 from pabzip.formats.context.geometry import FRACTIONS
 from pabzip.formats.context.model import BUCKET_OF
-from pabzip.runtime.decode_tables import (
-    CHUNK_FIELDS,
-    PIECE,
-    CodedTensor,
-    decode_tables,
-)
+from pabzip.formats.limits import tensor_place
+from pabzip.runtime.decode_tables import CHUNK_FIELDS, PIECE, CodedTensor, decode_tables
 from pabzip.runtime.triton_decode_kernels import decode_kernel, predict_kernel, write_kernel
 from pabzip.seeds import cuda, pack_codes
-from pabzip.seeds.cuda import KINDS, as_int32, table_on
+from pabzip.seeds.cuda import as_int32, table_on
 from pabzip.seeds.philox import split_seed
 from pabzip.ticket import Ticket, naming
 
@@ -59,32 +55,22 @@ def read_tensors(
 
     Tensors of the ``context`` coder travel as the file has them, in one copy, and are decoded by
     the GPU while the host reads the rest. That travels in a second copy: tensors of other coders
-    or with scales as packed codes, two bits a weight, and dense ones as they are. The device is
+    or with scales as packed codes, two bits a weight, and all others as they are. The device is
     waited for once, at the end, and only where there are context-coded tensors.
 
-    Args:
-        ticket: opened from a file, or in memory.
-        names: of its tensors.
-        device: a CUDA device (the CPU under Triton's interpreter).
-        dtype: floating dtype of all floating tensors; None keeps each tensor's own.
-
-    Returns:
-        Tensors by name, each in memory of its own, to the bit those that the CPU makes.
-
-    Raises:
-        FormatError: the file is damaged; the message names the tensor.
-        KeyError: no tensor of a name.
-        SeedError: the device does not run Triton's kernels.
+    Arguments and errors are as for `pabzip.runtime.loaders.tensors`; ``device`` is a CUDA device
+    (the CPU under Triton's interpreter), and SeedError says that it does not run Triton's kernels.
+    Each tensor is in memory of its own, to the bit the one that the CPU makes.
     """
     target = cuda.kernel_device(device)
     names = list(names)
     made = dtype if dtype in cuda.DTYPES else torch.float32  # float64 takes a second step
     state: State = {}
-    launched = _start_coded(ticket, names, state, target, made)
+    check = _start_coded(ticket, names, state, target, made)
     _make_rest(ticket, [name for name in names if name not in state], state, target, made)
-    if launched is not None:
+    if check is not None:
         with naming(ticket.file):
-            launched.check()
+            check()
     found = {name: state[name] for name in names}
     if dtype is None:
         return found
@@ -96,7 +82,7 @@ def read_tensors(
 
 def _start_coded(
     ticket: Ticket, names: Sequence[str], state: State, device: torch.device, made: torch.dtype
-) -> Launched | None:
+) -> Callable[[], None] | None:
     """Queue the decoding of the context-coded tensors, and add them to ``state``."""
     coded: list[CodedTensor] = []
     for name in names:
@@ -105,10 +91,10 @@ def _start_coded(
             continue
         if source.entry.scaled:
             continue  # scaled where the weights are float32 still
-        spec, description = source.entry.spec, source.decoder.descriptions[source.entry.name]
+        description = source.decoder.descriptions[source.entry.name]
         weights = torch.zeros(source.entry.shape, dtype=made, device=device)
-        kind, out = KINDS[spec.distribution], weights.data_ptr()
-        coded.append(CodedTensor(name, spec, kind, description, source.payload, out))
+        entry = replace(source.entry, name=name)  # not that of a tied one's target
+        coded.append(CodedTensor(entry, description, source.payload, weights.data_ptr()))
         state[name] = weights
     if not coded:
         return None
@@ -121,9 +107,7 @@ def _make_rest(
 ) -> None:
     """Add the tensors to ``state`` that the host decodes."""
     arrays = [
-        _dense_values(ticket, name)
-        if ticket.kind(name) == "dense"
-        else pack_codes(ticket.codes(name))
+        pack_codes(ticket.codes(name)) if ticket.kind(name) == "seeded" else _values(ticket, name)
         for name in names
     ]
     scaled = {name: ticket.scales(name) for name in names if ticket.kind(name) == "seeded"}
@@ -146,26 +130,18 @@ def _make_rest(
             state[name] = values.view(shape).clone()
 
 
-def _dense_values(ticket: Ticket, name: str) -> NDArray[Any]:
-    """Return the values of a dense tensor, in a dtype that torch knows: bfloat16 as int16."""
-    stored = ticket.dense(name)
-    values = np.ascontiguousarray(stored.values)
-    return values.view(np.int16) if stored.dtype == "bfloat16" else values
+def _values(ticket: Ticket, name: str) -> NDArray[Any]:
+    """Return the values of a tensor, in a dtype that torch knows: bfloat16 as int16."""
+    values = np.ascontiguousarray(ticket.exact(name))
+    return values.view(np.int16) if ticket.dtype(name) == "bfloat16" else values
 
 
 def send(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
     """Copy arrays to ``device`` together, by way of page-locked memory where it is a GPU.
 
-    The copy is queued on the device's current stream; nothing is waited for, and the arrays may
-    change as soon as this returns.
-
-    Args:
-        arrays: of any shapes and of dtypes that torch knows.
-        device: where to.
-
-    Returns:
-        Flat tensors on ``device``. They share one allocation, which lives as long as any of them:
-        clone what is to be kept.
+    The copy is queued on the device's current stream; nothing is waited for, and the arrays, whose
+    dtypes torch must know, may change as soon as this returns. The tensors are flat and share one
+    allocation, which lives as long as any of them: clone what is to be kept.
     """
     starts, size = [], 0
     for array in arrays:
@@ -188,49 +164,18 @@ def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype=dtype)).dtype
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Launched:
-    """Decoding that is under way on a device.
-
-    Attributes:
-        names: of the tensor of each chunk.
-        statuses: int32, of each chunk, on the device.
-    """
-
-    names: Sequence[str]
-    statuses: torch.Tensor
-
-    def check(self) -> None:
-        """Wait for the device, and see that every chunk was decoded.
-
-        Raises:
-            FormatError: one was not; the message names its tensor. What was written for it must
-                not be used.
-        """
-        statuses = self.statuses.cpu().numpy()
-        wrong = np.flatnonzero(statuses != FINE)
-        if len(wrong):
-            name, status = self.names[wrong[0]], int(statuses[wrong[0]])
-            raise FormatError(f"tensor {shown(name)}", PROBLEMS[status])
-
-
 def launch(
     seed: int,
     tensors: Sequence[CodedTensor],
     device: torch.device,
     dtype: torch.dtype,
-) -> Launched:
-    """Queue the decoding of all tensors on the current stream of their device.
+) -> Callable[[], None]:
+    """Queue the decoding of one or more tensors on the current stream of their device.
 
-    Args:
-        seed: the file's seed.
-        tensors: at least one; their weights are on ``device``, all of ``dtype``.
-        device: where Triton's kernels run.
-        dtype: one of `pabzip.seeds.cuda.DTYPES`; the half-precision values are the float32 ones
-            rounded to nearest even.
-
-    Raises:
-        FormatError: a payload has not the length that the side stream says.
+    Their weights are on ``device``, all of ``dtype``, one of `pabzip.seeds.cuda.DTYPES`; the
+    half-precision values are the float32 ones rounded to nearest even. What is returned waits for
+    the device, and raises `FormatError` if it could not decode a chunk: what was written for that
+    tensor must not be used.
     """
     tables = decode_tables(tensors)
     data, chunks, chunk_of, rows, places, place_offsets, chances = send(tables, device)
@@ -264,7 +209,16 @@ def launch(
                 DTYPE=_ELEMENTS[dtype], enable_fp_fusion=False,
             )  # fmt: skip
     of_chunk = tables.chunks[:, CHUNK_FIELDS.index("tensor")].tolist()
-    return Launched([tensors[number].name for number in of_chunk], statuses)
+    names = [tensors[number].entry.name for number in of_chunk]
+
+    def check() -> None:
+        """Wait for the device, and see that every chunk was decoded."""
+        found = statuses.cpu().numpy()
+        wrong = np.flatnonzero(found != FINE)
+        if len(wrong):
+            raise FormatError(tensor_place(names[wrong[0]]), PROBLEMS[int(found[wrong[0]])])
+
+    return check
 
 
 @cache

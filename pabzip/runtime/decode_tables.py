@@ -8,17 +8,18 @@ of the GPU idle. So the tables run over the chunks of all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.errors import FormatError, shown
+from pabzip.errors import FormatError
 from pabzip.formats.coder import Payload
 from pabzip.formats.context.geometry import ActivePlan
 from pabzip.formats.context.model import COUNT, Description
-from pabzip.seeds import InitSpec
+from pabzip.formats.limits import tensor_place
+from pabzip.formats.seeded import SeededEntry
+from pabzip.seeds.cuda import KINDS
 
 PIECE = 1024
 """Active weights that one program of the parallel kernels handles."""
@@ -46,29 +47,24 @@ CHUNK_FIELDS = (
 """The int64 columns of `DecodeTables.chunks`."""
 
 _COUNT, _BEGIN, _END, _PIECE = map(CHUNK_FIELDS.index, ("count", "begin", "end", "piece"))
-_CODED, _PLAIN, _SURVIVORS = map(CHUNK_FIELDS.index, ("coded", "plain", "survivors"))
+_CODED, _PLAIN = map(CHUNK_FIELDS.index, ("coded", "plain"))
 
 ROW_FIELDS = 4
 """The int64 columns of `DecodeTables.rows`: the row's first element, the active weights of the
 tensor before it, its first place in `DecodeTables.places`, and the levels that it adds."""
 
 
-@dataclass(frozen=True, slots=True)
-class CodedTensor:
+class CodedTensor(NamedTuple):
     """One tensor to decode.
 
     Attributes:
-        name: for messages.
-        spec: what it is drawn from.
-        kind: how the kernels know the distribution.
+        entry: what the header says of it.
         description: what the side stream says of it.
         payload: its section of the file.
         out: address of its weights on the device, which are all zeros.
     """
 
-    name: str
-    spec: InitSpec
-    kind: int
+    entry: SeededEntry
     description: Description
     payload: Payload
     out: int
@@ -96,56 +92,47 @@ class DecodeTables(NamedTuple):
     chances: NDArray[np.int32]
 
 
-@dataclass(slots=True)
-class _Before:
-    """How much of each table the tensors before one take."""
-
-    data: int = 0
-    rows: int = 0
-    places: int = 0
-    pieces: int = 0
-
-
 def decode_tables(tensors: Sequence[CodedTensor]) -> DecodeTables:
-    """Lay out the chunks of all tensors.
-
-    Args:
-        tensors: at least one.
-
-    Raises:
-        FormatError: a payload has not the length that the side stream says.
-    """
-    before = _Before()
-    parts = [_of_tensor(number, tensor, before) for number, tensor in enumerate(tensors)]
+    """Lay out the chunks of all tensors, of which there is at least one."""
+    parts = [_of_tensor(number, tensor) for number, tensor in enumerate(tensors)]
+    data_before, rows_before, places_before, pieces_before = 0, 0, 0, 0
+    for data, chunks, rows, places, *_ in parts:
+        chunks[:, [_CODED, _PLAIN]] += data_before
+        chunks[:, [_BEGIN, _END]] += rows_before
+        chunks[:, _PIECE] += pieces_before
+        rows[:, 2] += places_before
+        data_before += len(data)
+        rows_before += len(rows)
+        places_before += len(places)
+        pieces_before += int(_pieces(chunks[:, _COUNT]).sum())
     joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
     data, chunks, rows, places, place_offsets, chances = joined
     chunk_of = np.repeat(np.arange(len(chunks), dtype=np.int32), _pieces(chunks[:, _COUNT]))
     return DecodeTables(data, chunks, chunk_of, rows, places, place_offsets, chances)
 
 
-def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArray[Any], ...]:
-    """Return one tensor's part of the tables, and count it in ``before``."""
-    description, spec = tensor.description, tensor.spec
+def _of_tensor(number: int, tensor: CodedTensor) -> tuple[NDArray[Any], ...]:
+    """Return one tensor's part of the tables, as if it were the first."""
+    description, spec = tensor.description, tensor.entry.spec
     try:
         spans = description.spans(len(tensor.payload))
     except FormatError as error:
-        raise FormatError(f"tensor {shown(tensor.name)}", error.problem) from None
+        raise FormatError(tensor_place(tensor.entry.name), error.problem) from None
     plan = ActivePlan.of(description.active)
     predictor = description.predictor(plan)
     starts = np.concatenate([np.zeros(1, np.int64), plan.ends[:-1]])[: len(plan.rows)]
-    rows = np.empty((len(plan.rows), ROW_FIELDS), dtype=np.int64)
-    rows[:, 0] = plan.rows * plan.width
-    rows[:, 1] = starts
-    rows[:, 2] = plan.starts[plan.group] + before.places
-    rows[:, 3] = predictor.row_offsets
-
+    places = plan.starts[plan.group]
+    rows = np.stack([plan.rows * plan.width, starts, places, predictor.row_offsets], axis=1)
     begin, end, coded, plain, _, survivors = np.array(spans, dtype=np.int64).reshape(-1, 6).T
     counts = plan.ends[end - 1] - starts[begin]
-    pieces = np.cumsum(_pieces(counts))
-    same = {
+    fields = {
+        "count": counts,
+        "begin": begin,
+        "end": end,
+        "piece": np.cumsum(_pieces(counts)) - _pieces(counts),
         "tensor": number,
         "stream": spec.stream,
-        "kind": tensor.kind,
+        "kind": KINDS[spec.distribution],
         "factor": int(spec.factor.view(np.int32)),
         "scored": predictor.scored,
         "first": predictor.first,
@@ -153,22 +140,14 @@ def _of_tensor(number: int, tensor: CodedTensor, before: _Before) -> tuple[NDArr
         "chances": number * COUNT,
         "signs": predictor.signs,
         "flip_chance": predictor.flip_chance,
+        "coded": coded,
+        "plain": plain,
+        "survivors": survivors,
         "out": tensor.out,
     }
-    chunks = np.empty((len(begin), len(CHUNK_FIELDS)), dtype=np.int64)
-    chunks[:] = [same.get(name, 0) for name in CHUNK_FIELDS]
-    chunks[:, _COUNT] = counts
-    chunks[:, _BEGIN] = begin + before.rows
-    chunks[:, _END] = end + before.rows
-    chunks[:, _PIECE] = pieces - _pieces(counts) + before.pieces
-    chunks[:, _CODED] = coded + before.data
-    chunks[:, _PLAIN] = plain + before.data
-    chunks[:, _SURVIVORS] = survivors
-
-    before.data += len(tensor.payload)
-    before.rows += len(rows)
-    before.places += len(plan.places)
-    before.pieces += int(pieces[-1]) if len(pieces) else 0
+    chunks = np.empty((len(spans), len(CHUNK_FIELDS)), dtype=np.int64)
+    for column, name in enumerate(CHUNK_FIELDS):
+        chunks[:, column] = fields[name]
     data = np.frombuffer(tensor.payload, dtype=np.uint8)
     chances = predictor.chances.astype(np.int32)
     return data, chunks, rows, plan.places, predictor.place_offsets, chances

@@ -210,18 +210,17 @@ def tensors(
     weights = ticket.weights(name for name in names if ticket.kind(name) == "seeded")
     found = {}
     for name in names:
-        value = torch.from_numpy(weights[name]) if name in weights else _dense(ticket, name)
+        values = weights[name] if name in weights else ticket.exact(name).copy()
+        value = to_torch(values, ticket.dtype(name))
         found[name] = value.to(device, dtype if value.is_floating_point() else None)
     return found
 
 
-def _dense(ticket: Ticket, name: str) -> torch.Tensor:
-    """Return a dense tensor in its own dtype."""
+def to_torch(values: NDArray[Any], dtype: str) -> torch.Tensor:
+    """Return a tensor of the torch dtype of this name that shares the memory of `Ticket.exact`."""
     import torch
 
-    stored = ticket.dense(name)
-    values = stored.values.copy()
-    if stored.dtype == "bfloat16":
+    if dtype == "bfloat16":
         return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(values)
 

@@ -9,7 +9,7 @@ plain on purpose: LLVM makes vector instructions of them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -119,12 +119,34 @@ def one_weight(magnitude: np.uint32, word: np.uint32, factor: np.float32) -> np.
     return -positive if (word >> _SIGN_SHIFT) != 0 else positive
 
 
+class Generator(NamedTuple):
+    """What a tensor is drawn from, in the exact machine types that the kernels want.
+
+    Attributes:
+        key: of Philox.
+        stream: of the tensor.
+        kind: of distribution, one of `KINDS`.
+        table: of the normal distribution.
+        factor: float32, what a magnitude is multiplied by.
+    """
+
+    key: tuple[np.uint32, np.uint32]
+    stream: np.uint32
+    kind: int
+    table: NDArray[np.uint32]
+    factor: np.float32
+
+    @classmethod
+    def of(cls, seed: int, spec: InitSpec) -> Generator:
+        """Return the generator of one tensor."""
+        low, high = (np.uint32(word) for word in split_seed(seed))
+        stream, kind = np.uint32(spec.stream), KINDS[spec.distribution]
+        return cls((low, high), stream, kind, normal_table(), spec.factor)
+
+
 @compiled
 def picked_magnitudes(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
+    generator: Generator,
     elements: NDArray[np.int64],
     words: NDArray[np.uint32],
     magnitudes: NDArray[np.uint32],
@@ -147,10 +169,10 @@ def picked_magnitudes(
         last = block
         slots[i] = 4 * (blocks - 1) + (elements[i] & 3)
     drawn = np.empty(4 * blocks, dtype=np.uint32)
-    philox_words(key, stream, np.uint64(first), places, blocks, drawn)
+    philox_words(generator.key, generator.stream, np.uint64(first), places, blocks, drawn)
     for i in range(count):
         words[i] = drawn[slots[i]]
-    word_magnitudes(kind, words[:count], table, magnitudes[:count])
+    word_magnitudes(generator.kind, words[:count], generator.table, magnitudes[:count])
 
 
 _BLOCKS = 512  # Philox blocks a chunk
@@ -158,53 +180,33 @@ _ZERO, _TWO = np.uint64(0), np.uint64(2)
 
 
 @compiled
-def _fill_magnitudes(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
+def _fill_drawn(
+    generator: Generator,
     first_block: np.uint64,
     skip: int,
-    out: NDArray[np.uint32],
+    magnitudes: NDArray[np.uint32],
+    weights: NDArray[np.float32],
 ) -> None:
-    """Write magnitudes from element ``4 * first_block + skip`` on, ``0 <= skip < 4``."""
+    """Write magnitudes or weights from element ``4 * first_block + skip`` on, ``0 <= skip < 4``.
+
+    The one that is not wanted is empty.
+    """
+    key, stream, kind, table, factor = generator
     places = np.arange(_BLOCKS).astype(np.uint32)
     words = np.empty(4 * _BLOCKS, dtype=np.uint32)
-    done = 0
-    while done < len(out):
-        count = min(4 * _BLOCKS - skip, len(out) - done)
+    room = np.empty(4 * _BLOCKS, dtype=np.uint32)
+    done, size = 0, max(len(magnitudes), len(weights))
+    while done < size:
+        count = min(4 * _BLOCKS - skip, size - done)
         blocks = (skip + count + 3) // 4
         philox_words(key, stream, first_block, places, blocks, words)
-        word_magnitudes(kind, words[skip : skip + count], table, out[done : done + count])
-        first_block += np.uint64(blocks)
-        done += count
-        skip = 0
-
-
-@compiled
-def _fill_weights(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
-    first_block: np.uint64,
-    skip: int,
-    factor: np.float32,
-    out: NDArray[np.float32],
-) -> None:
-    """Write weights from element ``4 * first_block + skip`` on, ``0 <= skip < 4``."""
-    places = np.arange(_BLOCKS).astype(np.uint32)
-    words = np.empty(4 * _BLOCKS, dtype=np.uint32)
-    magnitudes = np.empty(4 * _BLOCKS, dtype=np.uint32)
-    done = 0
-    while done < len(out):
-        count = min(4 * _BLOCKS - skip, len(out) - done)
-        blocks = (skip + count + 3) // 4
-        philox_words(key, stream, first_block, places, blocks, words)
-        used, target = words[skip : skip + count], out[done : done + count]
-        word_magnitudes(kind, used, table, magnitudes[:count])
-        for i in range(count):
-            target[i] = one_weight(magnitudes[i], used[i], factor)
+        used = words[skip : skip + count]
+        drawn = magnitudes[done : done + count] if len(magnitudes) else room[:count]
+        word_magnitudes(kind, used, table, drawn)
+        if len(weights):
+            target = weights[done : done + count]
+            for i in range(count):
+                target[i] = one_weight(drawn[i], used[i], factor)
         first_block += np.uint64(blocks)
         done += count
         skip = 0
@@ -212,13 +214,9 @@ def _fill_weights(
 
 @compiled
 def _fill_regenerated(
-    key: tuple[np.uint32, np.uint32],
-    stream: np.uint32,
-    kind: int,
-    table: NDArray[np.uint32],
+    generator: Generator,
     first_block: np.uint64,
     skip: int,
-    factor: np.float32,
     codes: NDArray[np.int8],
     out: NDArray[np.float32],
 ) -> bool:
@@ -226,6 +224,7 @@ def _fill_regenerated(
 
     Returns whether every code was 0, +1 or -1.
     """
+    key, stream, kind, table, factor = generator
     block_codes = np.empty(_BLOCKS, dtype=np.uint32)  # four codes each
     chunk_codes = block_codes.view(np.int8)
     active = np.empty(_BLOCKS + 1, dtype=np.uint32)
@@ -269,25 +268,16 @@ def _fill_regenerated(
     return bool(highest <= 2)
 
 
-Generator = tuple[tuple[np.uint32, np.uint32], np.uint32, int, NDArray[np.uint32]]
-"""What every kernel begins with: Philox key, stream, kind of distribution, normal table."""
-
-
-def generator_arguments(seed: int, spec: InitSpec) -> Generator:
-    """Return the leading arguments of the kernels, in the exact machine types they want."""
-    low, high = split_seed(seed)
-    key = (np.uint32(low), np.uint32(high))
-    return key, np.uint32(spec.stream), KINDS[spec.distribution], normal_table()
-
-
 def fill_magnitudes(seed: int, spec: InitSpec, start: int, out: NDArray[np.uint32]) -> None:
     """Write the fixed-point magnitudes of elements ``start`` onwards to ``out``."""
-    _fill_magnitudes(*_arguments(seed, spec, start), out)
+    no_weights = np.empty(0, dtype=np.float32)
+    _fill_drawn(*_arguments(seed, spec, start), out, no_weights)
 
 
 def fill_weights(seed: int, spec: InitSpec, start: int, out: NDArray[np.float32]) -> None:
     """Write the weights of elements ``start`` onwards, each with the sign the seed gives."""
-    _fill_weights(*_arguments(seed, spec, start), spec.factor, out)
+    no_magnitudes = np.empty(0, dtype=np.uint32)
+    _fill_drawn(*_arguments(seed, spec, start), no_magnitudes, out)
 
 
 def fill_regenerated(
@@ -298,10 +288,10 @@ def fill_regenerated(
     out: NDArray[np.float32],
 ) -> bool:
     """Write the weights under ``codes``; return whether every code was 0, +1 or -1."""
-    return bool(_fill_regenerated(*_arguments(seed, spec, start), spec.factor, codes, out))
+    return bool(_fill_regenerated(*_arguments(seed, spec, start), codes, out))
 
 
-def _arguments(seed: int, spec: InitSpec, start: int) -> tuple[*Generator, np.uint64, int]:
+def _arguments(seed: int, spec: InitSpec, start: int) -> tuple[Generator, np.uint64, int]:
     """Return the leading arguments of a kernel that begins with element ``start``."""
     block, skip = divmod(start, WORDS_PER_BLOCK)
-    return *generator_arguments(seed, spec), np.uint64(block), skip
+    return Generator.of(seed, spec), np.uint64(block), skip

@@ -54,19 +54,10 @@ def split_seed(seed: int) -> tuple[int, int]:
 
 
 def words(seed: int, stream: int, start: int, stop: int) -> NDArray[np.uint32]:
-    """Return the random words of elements ``start`` to ``stop`` of one stream.
+    """Return the random words of elements ``start`` to ``stop`` of one stream: uint32, flat.
 
     The counter of block ``b``, which serves elements ``4b`` to ``4b + 3``, is
     ``(b mod 2**32, b >> 32, stream, 0)``.
-
-    Args:
-        seed: ``0 <= seed < 2**64``.
-        stream: ``0 <= stream < 2**32``.
-        start: first element, ``0 <= start <= stop``.
-        stop: one past the last element, ``stop < 2**63``.
-
-    Returns:
-        uint32, shape ``(stop - start,)``.
     """
     first_block = start // WORDS_PER_BLOCK
     last_block = -(-stop // WORDS_PER_BLOCK)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pabzip.errors import SearchError
+from pabzip.formats import Tensor
 from pabzip.packing.pack import to_ticket
-from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
+from pabzip.ticket import SeededTensor, Ticket, TiedTensor
 
 if TYPE_CHECKING:
     from pabzip.train.config import Recipe
@@ -134,7 +135,7 @@ def _example(ticket: Ticket, survives: Mapping[str, NDArray[np.bool_]]) -> Ticke
 
     That makes the coder code signs, so that whatever it spends on doing so is measured, too.
     """
-    tensors: list[SeededTensor | DenseTensor | TiedTensor] = []
+    tensors: list[Tensor] = []
     for name in ticket.names:
         target = ticket.tied(name)
         if target is not None:
@@ -144,7 +145,7 @@ def _example(ticket: Ticket, survives: Mapping[str, NDArray[np.bool_]]) -> Ticke
             codes.reshape(-1)[np.flatnonzero(codes)[::4]] = -1
             tensors.append(SeededTensor(name, ticket.spec(name), codes))
         else:
-            tensors.append(ticket.dense(name))
+            tensors.append(ticket.tensor(name))
     return Ticket(
         seed=ticket.seed,
         tensors=tensors,
@@ -155,7 +156,7 @@ def _example(ticket: Ticket, survives: Mapping[str, NDArray[np.bool_]]) -> Ticke
 
 
 def _dense_bytes(ticket: Ticket) -> float:
-    """Return the bytes of a ticket's dense tensors as they are now."""
-    names = [name for name in ticket.names if ticket.kind(name) == "dense"]
-    dense = [ticket.dense(name) for name in names if ticket.tied(name) is None]
+    """Return the bytes of a ticket's tensors without codes as they are now."""
+    names = [name for name in ticket.names if ticket.kind(name) != "seeded"]
+    dense = [ticket.tensor(name) for name in names if ticket.tied(name) is None]
     return float(Ticket(seed=ticket.seed, tensors=dense).info()["dense_bytes"])

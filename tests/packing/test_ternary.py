@@ -66,7 +66,7 @@ def test_every_reader_gives_the_same_bits(coder: str) -> None:
         assert ticket.scales("fc.weight") is None
         found = [ticket.arrays(), ticket.arrays(backend="numpy"), pabzip.load_arrays(file)]
         found.append({name: ticket.weight(name) for name in ticket.names})
-        memory = [ticket._tensor(name) for name in ticket.names]
+        memory = [ticket.tensor(name) for name in ticket.names]
         copy = Ticket(seed=ticket.seed, tensors=memory)
         found += [copy.arrays(), copy.arrays(backend="numpy")]
         digests = {ticket.verify(), ticket.sha256(backend="numpy"), copy.sha256()}

@@ -23,7 +23,6 @@ from pabzip.formats.context.decoder import ContextDecoder
 from pabzip.runtime.cuda_state import launch, read_tensors
 from pabzip.runtime.decode_tables import CodedTensor
 from pabzip.seeds import InitSpec, magnitudes
-from pabzip.seeds.cuda import KINDS
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 
 SEED = 2**63 + 12345
@@ -180,13 +179,11 @@ def _on_cpu(name: str, coded: Coded) -> str:
 
 def _on_device(name: str, coded: Coded, device: str) -> str:
     """Return what the kernels say of a payload."""
-    spec = coded.entry.spec
     description = _decoder(coded).descriptions[name]
     out = torch.zeros(coded.entry.count, device=device)
-    kind = KINDS[spec.distribution]
-    job = CodedTensor(name, spec, kind, description, coded.payload, out.data_ptr())
+    job = CodedTensor(coded.entry, description, coded.payload, out.data_ptr())
     try:
-        launch(SEED, [job], torch.device(device), torch.float32).check()
+        launch(SEED, [job], torch.device(device), torch.float32)()
     except FormatError as error:
         return error.problem if error.place == f"tensor {name!r}" else str(error)
     return "fine"

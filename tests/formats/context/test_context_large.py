@@ -14,11 +14,18 @@ from pabzip.formats.coder import run_tasks
 from pabzip.formats.context import geometry as layouts
 from pabzip.formats.context.decoder import chunk_tasks
 from pabzip.formats.context.encoder import describe, encode_chunks
-from pabzip.formats.context.geometry import PIECE, ActiveBlock, ActivePlan, Layout, next_piece
+from pabzip.formats.context.geometry import (
+    PIECE,
+    ActiveBlock,
+    ActivePlan,
+    ActiveWeights,
+    Layout,
+    next_piece,
+)
 from pabzip.formats.context.model import MaskMode
 from pabzip.formats.context.side_information import SideInformation
 from pabzip.seeds import InitSpec, magnitudes, weights
-from pabzip.seeds.kernels import generator_arguments, picked_magnitudes
+from pabzip.seeds.kernels import Generator, picked_magnitudes
 
 SEED = 77
 SPEC = InitSpec("normal", 0.5, 3)
@@ -59,7 +66,7 @@ def test_pieces_reach_beyond_2_to_the_32() -> None:
         if not count:
             break
         piece = element[:count].copy()
-        picked_magnitudes(*generator_arguments(SEED, SPEC), piece, words, found)
+        picked_magnitudes(Generator.of(SEED, SPEC), piece, words, found)
         np.testing.assert_array_equal(found[:count], reference(piece))
         seen += piece.tolist()
         added += offsets[:count].tolist()
@@ -81,10 +88,10 @@ def test_a_chunk_beyond_2_to_the_32(
     codes = np.where(known > np.quantile(known, 0.7), 1, 0).astype(np.int8)
     codes[rng.random(len(codes)) < 0.01] = 1
     codes *= rng.choice(np.array([1, -1], np.int8), len(codes))
-    plan = ActivePlan.of(active)
-    description, _ = describe(active, plan, levels, codes)
+    active_weights = ActiveWeights(ActivePlan.of(active), levels, codes)
+    description, _ = describe(active, active_weights)
     assert description.mask is MaskMode.THRESHOLD
-    payload = encode_chunks(description, plan, levels, codes)
+    payload = encode_chunks(description, active_weights)
     survivors = int(description.survivors.sum())
     writer = SideInformation()
     writer.tensor((ROWS, WIDTH), survivors, description)
