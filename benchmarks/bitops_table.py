@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from _shared import Progress, finish, markdown, parser
-from _tickets import Network, synflow_masks
+from _tickets import SHAPE, Network, synflow_masks
 
 from pabzip.train import PsgRecipe, layer_costs, method_costs
 
-SHAPE = (3, 32, 32)
 WIDE = Network("wideresnet28", (("late_stride", True),))
 
 
@@ -85,29 +84,25 @@ def counted(row: Row, arguments: argparse.Namespace, progress: Progress) -> dict
     return {**totals, "edge-popup": popup}
 
 
-def measured(chosen: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one case a printed number."""
-    cases: list[dict[str, Any]] = []
-    with Progress(len(chosen)) as progress:
-        for row in chosen:
-            progress.step(f"{row.network}, keep {row.keep_ratio:g}")
-            ours = counted(row, arguments, progress)
-            for method, printed in row.printed.items():
-                cases.append(
-                    {
-                        "table": row.table,
-                        "network": str(row.network),
-                        "keep_ratio": row.keep_ratio,
-                        "search_iterations": row.iterations,
-                        "bits": list(row.bits),
-                        "method": method,
-                        "ours": ours[method],
-                        "paper": printed * 1e12,
-                        "ratio": ours[method] / (printed * 1e12),
-                    }
-                )
-            progress.done()
-    return cases
+def measured(row: Row, arguments: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
+    """Return one case a printed number of a row."""
+    progress.step(f"{row.network}, keep {row.keep_ratio:g}")
+    ours = counted(row, arguments, progress)
+    progress.done()
+    return [
+        {
+            "table": row.table,
+            "network": str(row.network),
+            "keep_ratio": row.keep_ratio,
+            "search_iterations": row.iterations,
+            "bits": list(row.bits),
+            "method": method,
+            "ours": ours[method],
+            "paper": printed * 1e12,
+            "ratio": ours[method] / (printed * 1e12),
+        }
+        for method, printed in row.printed.items()
+    ]
 
 
 def table(cases: Sequence[dict[str, Any]]) -> str:
@@ -143,7 +138,8 @@ def main() -> None:
     if not chosen:
         has = ", ".join(f"{row.network.arch} at {row.keep_ratio:g}" for row in every)
         raise SystemExit(f"bitops_table: no such row; the tables have {has}")
-    cases = measured(chosen, arguments)
+    with Progress(len(chosen)) as progress:
+        cases = [case for row in chosen for case in measured(row, arguments, progress)]
     title = "Bit operations of one training step of one sample"
     finish("bitops_table", arguments, title, table(cases), {"cases": cases}, "torch")
 
