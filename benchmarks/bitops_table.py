@@ -22,15 +22,10 @@ WIDE = Network("wideresnet28", (("late_stride", True),))
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One network of a table.
+    """One network of a table of the paper.
 
-    Attributes:
-        table: where the paper prints it.
-        network: what is counted.
-        keep_ratio: of its mask.
-        iterations: of SynFlow.
-        printed: operations in units of 10^12, by method.
-        bits: of inputs, weights and output gradients.
+    ``iterations`` are SynFlow's, ``printed`` are operations in units of 10^12 by method, ``bits``
+    those of inputs, weights and output gradients.
     """
 
     table: str

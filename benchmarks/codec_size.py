@@ -58,16 +58,9 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One set of masks, with signs.
+    """One set of masks, with signs, of which a share ``flips`` is flipped."""
 
-    Attributes:
-        kind: ``"SynFlow"``, ``"magnitude"`` or ``"random"``.
-        network: what the masks are of.
-        keep_ratio: fraction of the weights that survives.
-        flips: share of the survivors whose sign is flipped.
-    """
-
-    kind: str
+    kind: str  # "SynFlow", "magnitude" or "random"
     network: Network
     keep_ratio: float
     flips: float = 0.5

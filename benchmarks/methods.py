@@ -29,13 +29,7 @@ from pabzip import Ticket
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What is trained.
-
-    Attributes:
-        title: of the table.
-        flags: of `pabzip train`, for all rows.
-        rows: flags that set a row apart, by its title.
-    """
+    """What is trained: flags of `pabzip train` for all rows, and those of each row by its title."""
 
     title: str
     flags: str
@@ -132,14 +126,7 @@ def run_study(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return what became of every run of a study, by the row's title, seed after seed.
 
-    Args:
-        rows: flags of `pabzip train` that set a row apart, by its title.
-        flags: for all rows.
-        seeds: runs of each row, seeds from 0.
-        jobs: runs at a time.
-        threads: of torch, in each run.
-        folder: where the runs are kept, and gone on with if they are there; None keeps none.
-        only: rows with one of these in their title; None takes all.
+    ``rows`` and ``flags`` are as in `Study`, all else is as on the command line.
     """
     titles = [title for title in rows if only is None or any(text in title for text in only)]
     tasks = [(title, seed) for title in titles for seed in range(seeds)]
@@ -201,9 +188,7 @@ def _trained(checkpoint: Path, flags: Sequence[str], threads: int) -> dict[str, 
 def pabzip(*arguments: object, threads: int = 1) -> dict[str, Any]:
     """Run one command with ``--json`` and return the object that it prints.
 
-    Args:
-        *arguments: of the command, its verb first.
-        threads: that torch may use; the result of a training run depends on it.
+    A training run's result depends on the number of ``threads`` that torch may use.
 
     Raises:
         RuntimeError: the command failed; the message is what it wrote to stderr.

@@ -388,15 +388,9 @@ def load_cluttered_digits(name: str, *, root: Root = None, download: bool = Fals
 
 
 def paint(digits: Images, first: int, count: int) -> NDArray[np.uint8]:
-    """Paint images ``first`` to ``first + count`` of the dataset from the given digits.
+    """Paint images ``first`` to ``first + count`` of the dataset, ``uint8[count, 3, 32, 32]``.
 
-    Args:
-        digits: 8x8 images of all ten digits, values 0 to 16.
-        first: number of the first image; training images begin at 0, test images at 50,000.
-        count: number of images.
-
-    Returns:
-        ``uint8[count, 3, 32, 32]``. Image ``i`` shows a digit of label ``i % 10``.
+    ``digits`` are 8x8 images of all ten digits, values 0 to 16.
     """
     order = torch.argsort(digits.labels, stable=True)
     sizes = torch.bincount(digits.labels, minlength=_CLASSES).numpy()

@@ -97,9 +97,7 @@ def class_names(folder: Path) -> list[str]:
 def samples_of(folder: Path, classes: Sequence[str]) -> list[Sample]:
     """Return paths and labels of all images, class after class, sorted by path.
 
-    Args:
-        folder: holds the subfolders.
-        classes: names of all classes, in the order of their labels.
+    ``classes`` names all classes in the order of their labels, ``folder`` may hold fewer.
 
     Raises:
         DataError: a subfolder that is no class, or that holds no image.

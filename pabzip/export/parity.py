@@ -106,15 +106,8 @@ def check_parity(
     except where torch's own logits of the two classes are a tie: within 16 roundings of the
     precision (2**-24 or 2**-11, relative to the largest logit).
 
-    Args:
-        run: the model, from images ``(N, C, H, W)`` to logits ``(N, classes)``.
-        batches: the images.
-        expected: torch's logits of them, in order, finite.
-        tolerance: see above.
-        float16: the model computes in float16.
-
-    Returns:
-        The largest difference, relative to the largest logit.
+    ``run`` goes from images ``(N, C, H, W)`` to logits ``(N, classes)``; ``expected`` are torch's
+    of all ``batches``, finite. Returns the largest difference, relative to the largest logit.
 
     Raises:
         ExportError: they differ by more; the message names the largest difference.
