@@ -31,12 +31,7 @@ Codes = dict[str, NDArray[np.int8]]
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One of `pabzip.models.names`, for 32x32 images of 3 channels and 10 classes.
-
-    Attributes:
-        arch: its name.
-        options: those that differ from the architecture's own, as pairs.
-    """
+    """An architecture for 10 classes, with the options that differ from its own, as pairs."""
 
     arch: str
     options: tuple[tuple[str, int], ...] = ()

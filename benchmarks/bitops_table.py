@@ -61,8 +61,9 @@ def rows(*, quick: bool) -> list[Row]:
     ]
 
 
-def counted(row: Row, arguments: argparse.Namespace, progress: Progress) -> dict[str, float]:
-    """Return our operations of one row, by method."""
+def measured(row: Row, arguments: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
+    """Return one case a printed number of a row."""
+    progress.step(f"{row.network}, keep {row.keep_ratio:g}")
     found = synflow_masks(
         row.network, row.keep_ratio, arguments, progress, iterations=row.iterations
     )
@@ -71,18 +72,13 @@ def counted(row: Row, arguments: argparse.Namespace, progress: Progress) -> dict
     psg = PsgRecipe(input_bits=inputs, weight_bits=weights, gradient_bits=gradients)
     net = row.network.build()
     costs = method_costs(net, SHAPE, masks, psg=psg)
-    dense = layer_costs(net, SHAPE)
+    ours = {name: float(sum(cost.total for cost in layers)) for name, layers in costs.items()}
     # Edge-popup keeps a fraction of each layer in the forward pass; the paper counts both backward
     # products as dense.
-    popup = sum(0.1 * cost.forward + cost.input_gradient + cost.weight_gradient for cost in dense)
-    totals = {name: float(sum(cost.total for cost in layers)) for name, layers in costs.items()}
-    return {**totals, "edge-popup": popup}
-
-
-def measured(row: Row, arguments: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
-    """Return one case a printed number of a row."""
-    progress.step(f"{row.network}, keep {row.keep_ratio:g}")
-    ours = counted(row, arguments, progress)
+    ours["edge-popup"] = sum(
+        0.1 * cost.forward + cost.input_gradient + cost.weight_gradient
+        for cost in layer_costs(net, SHAPE)
+    )
     progress.done()
     return [
         {

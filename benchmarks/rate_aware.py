@@ -49,9 +49,8 @@ def curves(
         *((THRESHOLDS, "zero", threshold, 0.0) for threshold in thresholds),
         *((RATE_AWARE, "zero", at, cost) for cost in costs),
     ]
-    return [
-        dict(zip(("rule", "start", "threshold", "flip_cost"), each, strict=True)) for each in every
-    ]
+    names = ("rule", "start", "threshold", "flip_cost")
+    return [dict(zip(names, each, strict=True)) for each in every]
 
 
 # Seeds and points by network, which is trained by its own recipe.
@@ -85,22 +84,17 @@ def main() -> None:
         seeds, points = plan[arch]
         runs = _train(arch, points, seeds, flags, arguments.workers)
         found.append({**_summary(arch, points, seeds, runs), "machine": facts})
-    kept = _others(arguments.results / "rate_aware.json", chosen) if arguments.arch else []
-    found = sorted([*kept, *found], key=lambda network: network["arch"])
+    earlier = arguments.results / "rate_aware.json"
+    if arguments.arch and earlier.exists():
+        kept = json.loads(earlier.read_text(encoding="utf-8"))["networks"]
+        found += [network for network in kept if network["arch"] not in chosen]
+    found.sort(key=lambda network: network["arch"])
     result = {"tolerance": TOLERANCE, "networks": found}
     picture = arguments.picture or (None if arguments.quick else PICTURE)
     if picture is not None:
         draw(found, picture)
     title = "Bytes against accuracy on the digits"
     finish("rate_aware", arguments, title, "\n".join(map(_table, found)), result, "torch")
-
-
-def _others(file: Path, tried: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what an earlier run found of the networks that this one leaves out."""
-    if not file.exists():
-        return []
-    earlier = json.loads(file.read_text(encoding="utf-8"))["networks"]
-    return [found for found in earlier if found["arch"] not in tried]
 
 
 def _train(

@@ -45,7 +45,9 @@ def check_batches(
         images = drawn.reshape(-1, *shape)
         ends = np.cumsum(sizes)[:-1].tolist()
     else:
-        images = _as_array(samples)
+        if hasattr(samples, "detach"):  # a tensor on any device
+            samples = samples.detach().cpu().float().numpy()
+        images = np.ascontiguousarray(samples, dtype=np.float32)
         if images.shape[1:] != shape or len(images) == 0:
             raise ExportError(
                 f"samples: expected at least one image of shape {list(shape)}, found an array of "
@@ -151,10 +153,3 @@ def _way_out(float16: bool) -> str:
     if float16:
         return "; export with float16=False"
     return "; a network that branches on its batch needs dynamic_batch=False"
-
-
-def _as_array(samples: Any) -> np.ndarray:
-    """Return samples as a contiguous float32 array, from a tensor on any device or an array."""
-    if hasattr(samples, "detach"):
-        samples = samples.detach().cpu().float().numpy()
-    return np.ascontiguousarray(samples, dtype=np.float32)
