@@ -127,9 +127,9 @@ def _measure(
     columns = [*list(rows[0])[:2], *rows[0]["seconds"], *rows[0]["ratios"]]
     cells = []
     for row in rows:
-        shown = map(times, row["seconds"].values())
+        shown = [times(took) for took in row["seconds"].values()]
         if gpu is not None:
-            shown = (f"{value / 1e9:,.0f} GB/s" for value in row["bytes_per_second"].values())
+            shown = [f"{value / 1e9:,.0f} GB/s" for value in row["bytes_per_second"].values()]
         ratios = (f"{ratio:.2f}" for ratio in row["ratios"].values())
         cells.append([*map(str, list(row.values())[:2]), *shown, *ratios])
     title, result = f"Drawing {count:,} weights", {"elements": count, "rows": rows}

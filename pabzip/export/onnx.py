@@ -258,12 +258,16 @@ def export_ticket(
         MissingDependencyError: torch or a package of the extra ``onnx`` is not installed.
         OSError: a file cannot be read or written.
     """
-    if isinstance(source, str | os.PathLike) and isinstance(target, str | os.PathLike):
-        if os.path.exists(target) and os.path.samefile(source, target):
-            raise ExportError(
-                f"{os.fspath(target)}: expected a target other than the ticket, found the same "
-                f"file as {os.fspath(source)}; choose another name"
-            )
+    if (
+        isinstance(source, str | os.PathLike)
+        and isinstance(target, str | os.PathLike)
+        and os.path.exists(target)
+        and os.path.samefile(source, target)
+    ):
+        raise ExportError(
+            f"{os.fspath(target)}: expected a target other than the ticket, found the same file "
+            f"as {os.fspath(source)}; choose another name"
+        )
     return _write(_build_ticket(source, net, input_shape, max_bytes, options), target)
 
 
