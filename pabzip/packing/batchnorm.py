@@ -135,25 +135,8 @@ _SAMPLES = 64
 _BATCH = 2
 
 
-def structure(arch: str, arch_options: Mapping[str, Any]) -> nn.Module:
-    """Build the network of a checkpoint on the meta device, for its structure alone.
-
-    Raises:
-        PackError: the architecture is custom.
-    """
-    if arch == "custom":
-        raise PackError(
-            "fold_bn: expected a registered architecture, found a checkpoint of a custom one, "
-            "whose structure it does not hold; build the network, load the checkpoint with "
-            "pabzip.checkpoint.network_from_checkpoint(checkpoint, net=network), and pack that"
-        )
-    from pabzip.models import build
-
-    return build(arch, arch_options, device="meta")
-
-
 def fold_checked(
-    net: nn.Module,
+    net: nn.Module | None,
     state: State,
     arch: str,
     arch_options: Mapping[str, Any],
@@ -162,11 +145,23 @@ def fold_checked(
     """Fold a state as `fold` does, and check the outputs; of a registered ``arch`` the network's.
 
     ``dense_dtype`` is what the file will round dense tensors to, or None; the state that is
-    returned is not rounded.
+    returned is not rounded. Without ``net`` the architecture is built on the meta device, for its
+    structure alone.
 
     Raises:
-        PackError: as of `fold`; also a value overflows ``dense_dtype``, or outputs differ.
+        PackError: as of `fold`; also ``arch`` is custom and there is no ``net``, a value overflows
+            ``dense_dtype``, or outputs differ.
     """
+    if net is None:
+        if arch == "custom":
+            raise PackError(
+                "fold_bn: expected a registered architecture, found a checkpoint of a custom one, "
+                "whose structure it does not hold; build the network, load the checkpoint with "
+                "pabzip.checkpoint.network_from_checkpoint(checkpoint, net=network), and pack that"
+            )
+        from pabzip.models import build
+
+        net = build(arch, arch_options, device="meta")
     folded = fold(net, state)
     names = {f"{name}.{key}" if name else key for name in batch_norms(net) for key in _VECTORS}
     # The strict check of the folding itself is never left out.
