@@ -27,9 +27,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def parser(description: str | None, *, cache: bool = False) -> argparse.ArgumentParser:
     """Return a parser with the arguments that every benchmark takes.
 
-    Args:
-        description: of the benchmark.
-        cache: add ``--cache``: SynFlow's masks take minutes to find, so they are kept.
+    ``cache`` adds ``--cache``: SynFlow's masks take minutes to find, so they are kept.
     """
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -66,11 +64,7 @@ def clock_arguments(target: argparse.ArgumentParser) -> None:
 
 
 class Progress(tqdm):  # type: ignore[misc]
-    """A bar on stderr that says what is being done; where that is no terminal, a line per step.
-
-    Args:
-        total: number of steps.
-    """
+    """A bar on stderr that says what is being done; where that is no terminal, a line per step."""
 
     def __init__(self, total: int):
         super().__init__(total=total, unit="step", disable=None, leave=False)
@@ -106,16 +100,8 @@ def turns(
 ) -> dict[str, list[float]]:
     """Time several things in turns (A B C A B C ...), so that a slow moment hits all of them.
 
-    Each runs once untimed first: compilers and caches warm up.
-
-    Args:
-        runs: what to time, by name.
-        repeats: timed runs of each.
-        clock: wall clock by default.
-        on_turn: called after every turn, the untimed one as well.
-
-    Returns:
-        The seconds of each in the order of the turns.
+    Each runs once untimed first: compilers and caches warm up. ``on_turn`` is called after every
+    turn, the untimed one as well. The seconds of each come in the order of the turns.
     """
     clock = clock or clock_by("wall")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -139,9 +125,7 @@ def turns(
 def clock_by(name: str, wait: Callable[[], object] = lambda: None) -> Clock:
     """Return one of `CLOCKS`; what a timed call returns is let go of outside of its seconds.
 
-    Args:
-        name: as ``--clock`` has it.
-        wait: called before and at the end of the timed call, for devices that work on their own.
+    ``wait`` is called before and at the end of a timed call, for devices that work on their own.
     """
 
     def clock(run: Callable[[], object]) -> float:
@@ -172,9 +156,7 @@ def torch_threads(count: int) -> Iterator[None]:
 def machine(*packages: str, gpu: str | None = None) -> dict[str, Any]:
     """Return what is worth knowing of where a benchmark ran.
 
-    Args:
-        *packages: whose versions matter besides pabzip's, numpy's and numba's.
-        gpu: name of the GPU that was used.
+    The versions of ``packages`` matter besides pabzip's, numpy's and numba's.
     """
     wanted = ("pabzip", "numpy", "numba", *packages)
     return {
@@ -198,14 +180,7 @@ def finish(
 ) -> None:
     """Write the JSON file, with the machine in front, and print the table or the JSON.
 
-    Args:
-        name: of the benchmark.
-        arguments: as `parser` gives them. A quick run writes a file of its own.
-        title: above the table.
-        table: for people.
-        result: JSON values.
-        *packages: as for `machine`.
-        gpu: name of the GPU that was used; it becomes part of the file's name.
+    A quick run writes a file of its own, and so does each GPU. ``packages`` are as for `machine`.
     """
     facts = machine(*packages, gpu=gpu)
     device = "" if gpu is None else "-" + re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
@@ -220,9 +195,7 @@ def finish(
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, aligned so that it reads well as plain text, too.
 
-    Args:
-        columns: titles; the first column is text, the others numbers.
-        rows: cells.
+    The first column is text, the others are numbers.
     """
     widths = [max(3, *map(len, column)) for column in zip(columns, *rows, strict=True)]
 

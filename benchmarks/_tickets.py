@@ -14,9 +14,7 @@ from _shared import Progress
 from numpy.typing import NDArray
 
 import pabzip
-from pabzip import SeededTensor, Ticket
 from pabzip.init import Seeding
-from pabzip.seeds import magnitudes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,18 +22,16 @@ if TYPE_CHECKING:
 SEED = 3
 """Of every network here."""
 
+SHAPE = (3, 32, 32)
+"""Of the images that they take."""
+
 Masks = dict[str, NDArray[np.bool_]]
 Codes = dict[str, NDArray[np.int8]]
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One of `pabzip.models.names`, for 32x32 images of 3 channels and 10 classes.
-
-    Attributes:
-        arch: its name.
-        options: those that differ from the architecture's own, as pairs.
-    """
+    """An architecture for 10 classes, with the options that differ from its own, as pairs."""
 
     arch: str
     options: tuple[tuple[str, int], ...] = ()
@@ -73,12 +69,7 @@ def synflow_masks(
 ) -> Masks:
     """Return the masks that SynFlow finds, from the cache where it holds them.
 
-    Args:
-        network: whose weights to mask.
-        keep_ratio: over all seeded weights.
-        arguments: with ``--cache``. A quick run takes 5 iterations.
-        progress: shows each iteration.
-        iterations: of SynFlow.
+    ``arguments`` name the cache; a quick run takes 5 iterations.
     """
     iterations = 5 if arguments.quick else iterations
     name = f"synflow-{network}-keep{keep_ratio:g}-iterations{iterations}-seed{SEED}"
@@ -87,7 +78,7 @@ def synflow_masks(
         found = pabzip.search.synflow(
             network.build(),
             keep_ratio,
-            input_shape=(3, 32, 32),
+            input_shape=SHAPE,
             iterations=iterations,
             on_iteration=lambda at, of: progress.step(
                 f"{network}, SynFlow {keep_ratio:g}: {at} of {of}"
@@ -104,15 +95,8 @@ def synflow_masks(
 
 def magnitude_masks(network: Network, keep_ratio: float) -> Masks:
     """Return the masks that keep the largest weights of the whole network."""
-    seeding, shapes = seeding_of(network)
-    absolute = {
-        name: magnitudes(seeding.seed, spec, 0, int(np.prod(shapes[name]))) * spec.factor
-        for name, spec in seeding.specs.items()
-    }
-    together = np.concatenate(list(absolute.values()))
-    pruned = together.size - round(keep_ratio * together.size)
-    threshold = np.partition(together, pruned)[pruned]
-    return {name: (values >= threshold).reshape(shapes[name]) for name, values in absolute.items()}
+    found = pabzip.search.magnitude(network.build(), keep_ratio, input_shape=SHAPE)
+    return {name: mask.numpy() for name, mask in found.items()}
 
 
 def random_masks(network: Network, keep_ratio: float) -> Masks:
@@ -156,9 +140,3 @@ def trained(network: Network, codes: Codes) -> nn.Module:
                 for key, value in module.state_dict().items():
                     value.copy_(torch.from_numpy(draws[key](module.num_features)))
     return net.eval()
-
-
-def ticket_of(seeding: Seeding, codes: Codes) -> Ticket:
-    """Return a ticket of these codes alone, no dense tensors."""
-    tensors = [SeededTensor(name, seeding.specs[name], held) for name, held in codes.items()]
-    return Ticket(seed=seeding.seed, tensors=tensors)

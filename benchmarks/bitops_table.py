@@ -13,25 +13,19 @@ from typing import Any
 
 import torch
 from _shared import Progress, finish, markdown, parser
-from _tickets import Network, synflow_masks
+from _tickets import SHAPE, Network, synflow_masks
 
 from pabzip.train import PsgRecipe, layer_costs, method_costs
 
-SHAPE = (3, 32, 32)
 WIDE = Network("wideresnet28", (("late_stride", True),))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One network of a table.
+    """One network of a table of the paper.
 
-    Attributes:
-        table: where the paper prints it.
-        network: what is counted.
-        keep_ratio: of its mask.
-        iterations: of SynFlow.
-        printed: operations in units of 10^12, by method.
-        bits: of inputs, weights and output gradients.
+    ``iterations`` are SynFlow's, ``printed`` are operations in units of 10^12 by method, ``bits``
+    those of inputs, weights and output gradients.
     """
 
     table: str
@@ -67,8 +61,9 @@ def rows(*, quick: bool) -> list[Row]:
     ]
 
 
-def counted(row: Row, arguments: argparse.Namespace, progress: Progress) -> dict[str, float]:
-    """Return our operations of one row, by method."""
+def measured(row: Row, arguments: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
+    """Return one case a printed number of a row."""
+    progress.step(f"{row.network}, keep {row.keep_ratio:g}")
     found = synflow_masks(
         row.network, row.keep_ratio, arguments, progress, iterations=row.iterations
     )
@@ -77,37 +72,28 @@ def counted(row: Row, arguments: argparse.Namespace, progress: Progress) -> dict
     psg = PsgRecipe(input_bits=inputs, weight_bits=weights, gradient_bits=gradients)
     net = row.network.build()
     costs = method_costs(net, SHAPE, masks, psg=psg)
-    dense = layer_costs(net, SHAPE)
+    ours = {name: float(sum(cost.total for cost in layers)) for name, layers in costs.items()}
     # Edge-popup keeps a fraction of each layer in the forward pass; the paper counts both backward
     # products as dense.
-    popup = sum(0.1 * cost.forward + cost.input_gradient + cost.weight_gradient for cost in dense)
-    totals = {name: float(sum(cost.total for cost in layers)) for name, layers in costs.items()}
-    return {**totals, "edge-popup": popup}
-
-
-def measured(chosen: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one case a printed number."""
-    cases: list[dict[str, Any]] = []
-    with Progress(len(chosen)) as progress:
-        for row in chosen:
-            progress.step(f"{row.network}, keep {row.keep_ratio:g}")
-            ours = counted(row, arguments, progress)
-            for method, printed in row.printed.items():
-                cases.append(
-                    {
-                        "table": row.table,
-                        "network": str(row.network),
-                        "keep_ratio": row.keep_ratio,
-                        "search_iterations": row.iterations,
-                        "bits": list(row.bits),
-                        "method": method,
-                        "ours": ours[method],
-                        "paper": printed * 1e12,
-                        "ratio": ours[method] / (printed * 1e12),
-                    }
-                )
-            progress.done()
-    return cases
+    ours["edge-popup"] = sum(
+        0.1 * cost.forward + cost.input_gradient + cost.weight_gradient
+        for cost in layer_costs(net, SHAPE)
+    )
+    progress.done()
+    return [
+        {
+            "table": row.table,
+            "network": str(row.network),
+            "keep_ratio": row.keep_ratio,
+            "search_iterations": row.iterations,
+            "bits": list(row.bits),
+            "method": method,
+            "ours": ours[method],
+            "paper": printed * 1e12,
+            "ratio": ours[method] / (printed * 1e12),
+        }
+        for method, printed in row.printed.items()
+    ]
 
 
 def table(cases: Sequence[dict[str, Any]]) -> str:
@@ -143,7 +129,8 @@ def main() -> None:
     if not chosen:
         has = ", ".join(f"{row.network.arch} at {row.keep_ratio:g}" for row in every)
         raise SystemExit(f"bitops_table: no such row; the tables have {has}")
-    cases = measured(chosen, arguments)
+    with Progress(len(chosen)) as progress:
+        cases = [case for row in chosen for case in measured(row, arguments, progress)]
     title = "Bit operations of one training step of one sample"
     finish("bitops_table", arguments, title, table(cases), {"cases": cases}, "torch")
 

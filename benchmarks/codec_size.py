@@ -27,11 +27,11 @@ from _tickets import (
     random_masks,
     seeding_of,
     synflow_masks,
-    ticket_of,
     with_signs,
 )
 from numpy.typing import NDArray
 
+from pabzip import SeededTensor, Ticket
 from pabzip.formats import AUTO, CODERS
 from pabzip.seeds import pack_codes
 
@@ -58,16 +58,9 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One set of masks, with signs.
+    """One set of masks, with signs, of which a share ``flips`` is flipped."""
 
-    Attributes:
-        kind: ``"SynFlow"``, ``"magnitude"`` or ``"random"``.
-        network: what the masks are of.
-        keep_ratio: fraction of the weights that survives.
-        flips: share of the survivors whose sign is flipped.
-    """
-
-    kind: str
+    kind: str  # "SynFlow", "magnitude" or "random"
     network: Network
     keep_ratio: float
     flips: float = 0.5
@@ -86,7 +79,12 @@ def main() -> None:
     rows = []
     with Progress(len(cases)) as progress:
         for case in cases:
-            rows.append(_measure(case, _masks(case, arguments, progress), progress))
+            if case.kind == "SynFlow":
+                masks = synflow_masks(case.network, case.keep_ratio, arguments, progress)
+            else:
+                find = magnitude_masks if case.kind == "magnitude" else random_masks
+                masks = find(case.network, case.keep_ratio)
+            rows.append(_measure(case, masks, progress))
             progress.done()
     finish(
         "codec_size", arguments, "Bytes of the codes, in KiB", _table(rows), {"cases": rows},
@@ -107,15 +105,6 @@ def _cases(arguments: argparse.Namespace) -> Iterator[Case]:
     yield Case("magnitude", network, keep_ratio)
     for density in (DENSITIES[0], DENSITIES[-1]) if arguments.quick else DENSITIES:
         yield Case("random", network, density)
-
-
-def _masks(case: Case, arguments: argparse.Namespace, progress: Progress) -> Masks:
-    """Return a case's masks."""
-    if case.kind == "magnitude":
-        return magnitude_masks(case.network, case.keep_ratio)
-    if case.kind == "random":
-        return random_masks(case.network, case.keep_ratio)
-    return synflow_masks(case.network, case.keep_ratio, arguments, progress)
 
 
 def _measure(case: Case, masks: Masks, progress: Progress) -> dict[str, Any]:
@@ -159,8 +148,9 @@ def _measure(case: Case, masks: Masks, progress: Progress) -> dict[str, Any]:
 
 def _codes_bytes(network: Network, codes: Codes, coder: str) -> int:
     """Return what a file of these codes spends on them."""
-    info = ticket_of(seeding_of(network)[0], codes).save(io.BytesIO(), coder=coder)
-    return int(info["codes_bytes"])
+    seeding, _ = seeding_of(network)
+    tensors = [SeededTensor(name, seeding.specs[name], held) for name, held in codes.items()]
+    return Ticket(seed=seeding.seed, tensors=tensors).save(io.BytesIO(), coder=coder).codes_bytes
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -23,6 +23,7 @@ import torch
 import zstandard
 from _shared import (
     Progress,
+    clock_by,
     finish,
     interleaved,
     kibibytes,
@@ -78,7 +79,9 @@ def main() -> None:
         arguments.repeats = 1
     network, keep_ratio = Network.of(arguments), arguments.keep_ratio or 0.1
     rows = []
-    steps = len(THREADS) + 4 + torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    clock = clock_by("wall", torch.cuda.synchronize if gpu else lambda: None)
+    steps = len(THREADS) + 4 + bool(gpu)
     with tempfile.TemporaryDirectory() as folder, Progress(steps) as progress:
         masks = synflow_masks(network, keep_ratio, arguments, progress)
         progress.step("writing files")
@@ -87,13 +90,12 @@ def main() -> None:
         for what, threads, repeats, runs in _plan(files, arguments.repeats):
             progress.step(what)
             with torch_threads(threads):
-                medians = interleaved(runs, repeats)
+                medians = interleaved(runs, repeats, clock=clock)
             progress.done()
             ratios = {f"pabzip / {n}": medians["pabzip"] / s for n, s in medians.items()}
             del ratios["pabzip / pabzip"]
             rows.append({"what": what, "threads": threads, "seconds": medians, "ratios": ratios})
         sizes = files.sizes()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     result = {
         "network": str(network),
         "keep_ratio": keep_ratio,
@@ -111,15 +113,11 @@ def main() -> None:
 def _plan(files: Files, repeats: int) -> Iterator[tuple[str, int, int, Runs]]:
     """Yield what is compared: title, threads, repeats, and the runs, ours first."""
     few = max(1, repeats // 3)
-    yield (
-        "pack",
-        THREADS[-1],
-        few,
-        {
-            "pabzip": lambda: pabzip.pack(files.net, io.BytesIO()),
-            "torch.save": lambda: torch.save(files.net.state_dict(), io.BytesIO()),
-        },
-    )
+    packs: Runs = {
+        "pabzip": lambda: pabzip.pack(files.net, io.BytesIO()),
+        "torch.save": lambda: torch.save(files.net.state_dict(), io.BytesIO()),
+    }
+    yield "pack", THREADS[-1], few, packs
     for threads in THREADS:
         yield "load", threads, repeats, _loads(files, threads)
     yield "one tensor", 1, repeats, _single(files)
@@ -130,12 +128,7 @@ def _plan(files: Files, repeats: int) -> Iterator[tuple[str, int, int, Runs]]:
 
 def _loads(files: Files, threads: int) -> Runs:
     """Return every way to have the whole model in memory."""
-    parameters = pabzip.seeded_parameters(files.net).values()
-    drawn = [torch.empty(parameter.shape) for parameter in parameters]
-
-    def draw() -> None:
-        for weight in drawn:
-            nn.init.kaiming_normal_(weight)
+    drawn = _empty(files, "cpu")
 
     def decompress() -> object:
         data = zstandard.ZstdDecompressor().decompress(files.compressed.read_bytes())
@@ -143,11 +136,17 @@ def _loads(files: Files, threads: int) -> Runs:
 
     return {
         "pabzip": lambda: pabzip.load_arrays(files.packed, threads=threads),
-        "kaiming_normal_": draw,
+        "kaiming_normal_": lambda: [nn.init.kaiming_normal_(weight) for weight in drawn],
         "torch.load": lambda: torch.load(files.checkpoint, weights_only=True),
         "safetensors": lambda: safetensors.numpy.load_file(files.plain),
         "safetensors + zstd": decompress,
     }
+
+
+def _empty(files: Files, device: str) -> list[torch.Tensor]:
+    """Return tensors of the shapes of the seeded weights, to draw into."""
+    weights = pabzip.seeded_parameters(files.net).values()
+    return [torch.empty(weight.shape, device=device) for weight in weights]
 
 
 def _single(files: Files) -> Runs:
@@ -186,24 +185,12 @@ def _cold(files: Files) -> Runs:
 
 def _gpu(files: Files) -> Runs:
     """Return ways to have the whole model on the GPU."""
-
-    def waiting(load: Callable[[], object]) -> Callable[[], object]:
-        def run() -> object:
-            result = load()
-            torch.cuda.synchronize()
-            return result
-
-        return run
-
-    parameters = pabzip.seeded_parameters(files.net).values()
-    drawn = [torch.empty(parameter.shape, device="cuda") for parameter in parameters]
+    drawn = _empty(files, "cuda")
     return {
-        "pabzip": waiting(lambda: pabzip.load_file(files.packed, device="cuda")),
-        "kaiming_normal_": waiting(lambda: [nn.init.kaiming_normal_(weight) for weight in drawn]),
-        "torch.load": waiting(
-            lambda: torch.load(files.checkpoint, map_location="cuda", weights_only=True)
-        ),
-        "safetensors": waiting(lambda: safetensors.torch.load_file(files.plain, device="cuda")),
+        "pabzip": lambda: pabzip.load_file(files.packed, device="cuda"),
+        "kaiming_normal_": lambda: [nn.init.kaiming_normal_(weight) for weight in drawn],
+        "torch.load": lambda: torch.load(files.checkpoint, map_location="cuda", weights_only=True),
+        "safetensors": lambda: safetensors.torch.load_file(files.plain, device="cuda"),
     }
 
 

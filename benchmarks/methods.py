@@ -24,16 +24,12 @@ from typing import Any
 
 from _shared import Progress, finish, kibibytes, markdown, parser
 
+from pabzip import Ticket
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What is trained.
-
-    Attributes:
-        title: of the table.
-        flags: of `pabzip train`, for all rows.
-        rows: flags that set a row apart, by its title.
-    """
+    """What is trained: flags of `pabzip train` for all rows, and those of each row by its title."""
 
     title: str
     flags: str
@@ -81,36 +77,19 @@ def main() -> None:
     """Run the benchmark."""
     arguments = _arguments()
     study = STUDIES[arguments.study]
-    titles = [
-        title
-        for title in study.rows
-        if arguments.only is None or any(text in title for text in arguments.only)
-    ]
     named = {"--arch": arguments.arch, "--keep-ratio": arguments.keep_ratio}
     given = [str(part) for flag in named.items() if flag[1] is not None for part in flag]
     quick = _QUICK.split() if arguments.quick else []
     flags = [*study.flags.split(), *quick, *given, *arguments.flags]
-    tasks = [(title, seed) for title in titles for seed in range(arguments.seeds)]
-    with tempfile.TemporaryDirectory() as scratch, Progress(len(tasks)) as progress:
-        folder = arguments.folder or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def work(task: tuple[str, int]) -> dict[str, Any]:
-            title, seed = task
-            name = folder / f"{list(study.rows).index(title)}-{seed}"
-            own = [*study.rows[title].split(), "--seed", str(seed)]
-            found = _run(name, [*flags, *own], arguments.threads)
-            progress.done(f"{title}, seed {seed}: {found['accuracy']:.2%}")
-            return found
-
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            runs = list(pool.map(work, tasks))
+    shown = ("accuracy", "bytes", "bitops", "epochs", "seconds", "survivors", "weights")
     rows = []
-    for title in titles:
-        same = [run for run, task in zip(runs, tasks, strict=True) if task[0] == title]
-        keys = ("accuracy", "bytes", "bitops", "epochs", "seconds")
-        means = {key: statistics.fmean(run[key] for run in same) for key in keys}
-        rows.append({"method": title, "flags": study.rows[title].split(), **means, "runs": same})
+    for title, found in run_study(
+        study.rows, flags, arguments.seeds, jobs=arguments.jobs, threads=arguments.threads,
+        folder=arguments.folder, only=arguments.only,
+    ).items():  # fmt: skip
+        runs = [{key: run[key] for key in shown} for run in found]
+        means = {key: statistics.fmean(run[key] for run in runs) for key in shown[:5]}
+        rows.append({"method": title, "flags": study.rows[title].split(), **means, "runs": runs})
     result = {"study": arguments.study, "flags": flags, "rows": rows}
     name = "methods" if arguments.study == "digits" else f"methods-{arguments.study}"
     finish(name, arguments, study.title, _table(rows), result, "torch")
@@ -135,8 +114,40 @@ def _arguments() -> argparse.Namespace:
     return result.parse_args()
 
 
+def run_study(
+    rows: Mapping[str, str],
+    flags: Sequence[str],
+    seeds: int,
+    *,
+    jobs: int,
+    threads: int = 1,
+    folder: Path | None = None,
+    only: Sequence[str] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what became of every run of a study, by the row's title, seed after seed.
+
+    ``rows`` and ``flags`` are as in `Study`, all else is as on the command line.
+    """
+    titles = [title for title in rows if only is None or any(text in title for text in only)]
+    tasks = [(title, seed) for title in titles for seed in range(seeds)]
+    with tempfile.TemporaryDirectory() as scratch, Progress(len(tasks)) as progress:
+        kept = folder or Path(scratch)
+        kept.mkdir(parents=True, exist_ok=True)
+
+        def work(task: tuple[str, int]) -> dict[str, Any]:
+            title, seed = task
+            name = kept / f"{list(rows).index(title)}-{seed}"
+            found = _run(name, [*flags, *rows[title].split(), "--seed", str(seed)], threads)
+            progress.done(f"{title}, seed {seed}: {found['bytes']} bytes, {found['accuracy']:.2%}")
+            return found
+
+        with ThreadPoolExecutor(jobs) as pool:
+            runs = list(pool.map(work, tasks))
+    return {title: runs[at * seeds : (at + 1) * seeds] for at, title in enumerate(titles)}
+
+
 def _run(name: Path, flags: Sequence[str], threads: int) -> dict[str, Any]:
-    """Train, pack, verify and evaluate; return what a row needs."""
+    """Train, pack, verify and evaluate; return all that the commands say of the run."""
     checkpoint, ticket = name.with_suffix(".pt"), name.with_suffix(".pabz")
     trained = _trained(checkpoint, flags, threads)
     packed = pabzip("pack", checkpoint, "-o", ticket, "--force", threads=threads)
@@ -147,14 +158,15 @@ def _run(name: Path, flags: Sequence[str], threads: int) -> dict[str, Any]:
             f"{' '.join(flags)}: expected the file to be as accurate as training, "
             f"{trained['test_accuracy']}, found {tested['accuracy']}"
         )
-    kept = ("bitops", "epochs", "seconds", "survivors", "weights")
-    numbers = {key: trained[key] for key in kept}
-    return {"accuracy": tested["accuracy"], "bytes": packed["bytes"], **numbers}
+    with Ticket.open(ticket) as held:
+        signs = sum(row["signs"] for row in held.breakdown())
+    sizes = {"bytes": packed["bytes"], "sign_bytes": signs}
+    return {**trained, "accuracy": tested["accuracy"], **sizes}
 
 
 def _trained(checkpoint: Path, flags: Sequence[str], threads: int) -> dict[str, Any]:
-    """Train, or go on with what an earlier call left; return what the run says of itself."""
-    record = checkpoint.with_suffix(".json")
+    """Train, or go on with what an earlier call left; return what run and last epoch say."""
+    record, log = checkpoint.with_suffix(".json"), checkpoint.with_suffix(".jsonl")
     if record.exists():
         kept: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         if kept["flags"] != list(flags):
@@ -163,8 +175,12 @@ def _trained(checkpoint: Path, flags: Sequence[str], threads: int) -> dict[str, 
                 f"{' '.join(kept['flags'])}; name another --folder"
             )
         return kept
-    checkpoint.unlink(missing_ok=True)
-    trained = pabzip("train", *flags, "-o", checkpoint, "--resume", threads=threads)
+    trained = pabzip(
+        "train", *flags, "-o", checkpoint, "--log", log, "-f", "--resume", threads=threads
+    )
+    events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    last = next(event for event in reversed(events) if event["event"] == "epoch")
+    trained = {**last, **trained}
     record.write_text(json.dumps({**trained, "flags": list(flags)}), encoding="utf-8")
     return trained
 
@@ -172,9 +188,7 @@ def _trained(checkpoint: Path, flags: Sequence[str], threads: int) -> dict[str, 
 def pabzip(*arguments: object, threads: int = 1) -> dict[str, Any]:
     """Run one command with ``--json`` and return the object that it prints.
 
-    Args:
-        *arguments: of the command, its verb first.
-        threads: that torch may use; the result of a training run depends on it.
+    A training run's result depends on the number of ``threads`` that torch may use.
 
     Raises:
         RuntimeError: the command failed; the message is what it wrote to stderr.

@@ -9,23 +9,18 @@ With ``--arch`` the results file keeps what it has of the other networks.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import multiprocessing
 import statistics
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from _shared import Progress, finish, machine, markdown, parser
+from _shared import finish, machine, markdown, parser
+from methods import run_study
 
-import pabzip
-from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
-from pabzip.train import ExpectedBytes, default_recipe, train
+Point = dict[str, Any]
+"""A setting of Bop, and later what was measured at it: the curve it belongs to as ``rule``, the
+``start`` of its moving average, ``threshold`` (tau) and ``flip_cost`` (lambda)."""
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "rate-aware.png"
 TOLERANCE = 2.5 / 397
@@ -42,67 +37,32 @@ _STYLES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A setting of Bop.
-
-    Attributes:
-        rule: the curve that it belongs to.
-        start: what the moving average begins with.
-        threshold: tau.
-        flip_cost: lambda.
-    """
-
-    rule: str
-    start: str
-    threshold: float
-    flip_cost: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """A network and what is tried on it.
-
-    Attributes:
-        arch: of `pabzip.models.names`; its recipe is `pabzip.train.default_recipe`.
-        seeds: runs of each point.
-        points: settings of Bop.
-        epochs: None for the recipe's own; with fewer, every schedule shrinks alike.
-    """
-
-    arch: str
-    seeds: int
-    points: tuple[Point, ...]
-    epochs: int | None = None
-
-
 def curves(
     starts: Sequence[float], thresholds: Sequence[float], costs: Sequence[float], at: float
-) -> tuple[Point, ...]:
+) -> list[Point]:
     """Return the points of all curves: plain Bop's thresholds by its start, and flip costs.
 
     The flip costs are tried at one threshold, ``at``.
     """
-    return (
-        *(Point(PUBLISHED, "first-gradient", threshold) for threshold in starts),
-        *(Point(THRESHOLDS, "zero", threshold) for threshold in thresholds),
-        *(Point(RATE_AWARE, "zero", at, cost) for cost in costs),
-    )
+    every = [
+        *((PUBLISHED, "first-gradient", threshold, 0.0) for threshold in starts),
+        *((THRESHOLDS, "zero", threshold, 0.0) for threshold in thresholds),
+        *((RATE_AWARE, "zero", at, cost) for cost in costs),
+    ]
+    names = ("rule", "start", "threshold", "flip_cost")
+    return [dict(zip(names, each, strict=True)) for each in every]
 
 
-FULL = (
-    Network(
-        "lenet-300-100",
+# Seeds and points by network, which is trained by its own recipe.
+FULL = {
+    "lenet-300-100": (
         3,
         curves([1e-6, 1e-4], [1e-4, 3e-4, 1e-3, 3e-3], [3e-5, 6e-5, 1.2e-4, 2.4e-4, 4.8e-4], 1e-4),
     ),
-    Network(
-        "resnet20",
-        2,
-        curves([1e-4], [1e-4, 3e-3, 1e-2, 3e-2], [3e-5, 1e-4, 3e-4, 1e-3], 1e-2),
-    ),
-)
-QUICK = (Network("lenet-300-100", 1, curves([1e-4], [1e-3], [3e-4], 1e-4), epochs=2),)
+    "resnet20": (2, curves([1e-4], [1e-4, 3e-3, 1e-2, 3e-2], [3e-5, 1e-4, 3e-4, 1e-3], 1e-2)),
+}
+QUICK = {"lenet-300-100": (1, curves([1e-4], [1e-3], [3e-4], 1e-4))}
+QUICK_FLAGS = ("--epochs", "2", "--set", "sgd.milestones=[1]", "--set", "bop.decay_every=1")
 
 
 def main() -> None:
@@ -111,18 +71,24 @@ def main() -> None:
     target.add_argument("--workers", type=int, default=1, help="runs at a time, a thread each")
     target.add_argument("--picture", type=Path, help="PNG of the curves; not of a quick run")
     arguments = target.parse_args()
-    networks = [
-        dataclasses.replace(network, seeds=1 if arguments.quick else network.seeds)
-        for network in (QUICK if arguments.quick else FULL)
-        if arguments.arch in (None, network.arch)
-    ]
-    if not networks:
-        target.error(f"--arch: expected one of {', '.join(n.arch for n in FULL)}")
-    runs = _train_all(networks, arguments.keep_ratio, arguments.workers)
+    plan = QUICK if arguments.quick else FULL
+    chosen = [arch for arch in plan if arguments.arch in (None, arch)]
+    if not chosen:
+        target.error(f"--arch: expected one of {', '.join(FULL)}")
+    flags = ["--data", "digits", "--device", "cpu", *(QUICK_FLAGS if arguments.quick else ())]
+    if arguments.keep_ratio:
+        flags += ["--keep-ratio", str(arguments.keep_ratio)]
     facts = machine("torch")
-    found = [{**_summary(network, runs[network.arch]), "machine": facts} for network in networks]
-    kept = _others(arguments.results / "rate_aware.json", networks) if arguments.arch else []
-    found = sorted([*kept, *found], key=lambda network: network["arch"])
+    found = []
+    for arch in chosen:
+        seeds, points = plan[arch]
+        runs = _train(arch, points, seeds, flags, arguments.workers)
+        found.append({**_summary(arch, points, seeds, runs), "machine": facts})
+    earlier = arguments.results / "rate_aware.json"
+    if arguments.arch and earlier.exists():
+        kept = json.loads(earlier.read_text(encoding="utf-8"))["networks"]
+        found += [network for network in kept if network["arch"] not in chosen]
+    found.sort(key=lambda network: network["arch"])
     result = {"tolerance": TOLERANCE, "networks": found}
     picture = arguments.picture or (None if arguments.quick else PICTURE)
     if picture is not None:
@@ -131,103 +97,46 @@ def main() -> None:
     finish("rate_aware", arguments, title, "\n".join(map(_table, found)), result, "torch")
 
 
-def _others(file: Path, networks: Sequence[Network]) -> list[dict[str, Any]]:
-    """Return what an earlier run found of the networks that this one leaves out."""
-    if not file.exists():
-        return []
-    tried = {network.arch for network in networks}
-    earlier = json.loads(file.read_text(encoding="utf-8"))["networks"]
-    return [found for found in earlier if found["arch"] not in tried]
-
-
-def _train_all(
-    networks: Sequence[Network], keep_ratio: float | None, workers: int
-) -> dict[str, list[dict[str, Any]]]:
-    """Return the numbers of every run, by architecture."""
-    jobs = [
-        (network.arch, network.epochs, keep_ratio, point, seed)
-        for network in networks
-        for seed in range(network.seeds)
-        for point in network.points
+def _train(
+    arch: str, points: Sequence[Point], seeds: int, flags: Sequence[str], workers: int
+) -> list[Point]:
+    """Return the numbers of every run of a network, each beside its point."""
+    named: dict[str, Point] = {}
+    rows: dict[str, str] = {}
+    for point in points:
+        title = "{rule}, threshold {threshold:g}, flip cost {flip_cost:g}".format_map(point)
+        settings = ("start", "threshold", "flip_cost")
+        rows[f"{title}, {arch}"] = " ".join(f"--set bop.{key}={point[key]}" for key in settings)
+        named[f"{title}, {arch}"] = point
+    measured = (
+        "seed", "bytes", "sign_bytes", "expected_bytes", "flipped", "test_accuracy", "test_loss",
+        "survivors", "epochs",
+    )  # fmt: skip
+    found = run_study(rows, ["--arch", arch, *flags], seeds, jobs=workers)
+    return [
+        {**named[title], **{key: run[key] for key in measured}}
+        for title, runs in found.items()
+        for run in runs
     ]
-    found: dict[str, list[dict[str, Any]]] = {network.arch: [] for network in networks}
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool,
-        Progress(len(jobs)) as progress,
-    ):
-        waiting = {pool.submit(train_one, *job): job for job in jobs}
-        for future in as_completed(waiting):
-            arch, _, _, point, seed = waiting[future]
-            run = future.result()
-            found[arch].append(run)
-            progress.done(
-                f"{arch}, seed {seed}: {point.rule}, threshold {point.threshold:g}, flip cost "
-                f"{point.flip_cost:g}: {run['bytes']} bytes, {run['test_accuracy']:.2%}"
-            )
-    return found
 
 
-def train_one(
-    arch: str, epochs: int | None, keep_ratio: float | None, point: Point, seed: int
+def _summary(
+    arch: str, settings: Sequence[Point], seeds: int, runs: Sequence[Point]
 ) -> dict[str, Any]:
-    """Train, pack and measure one ticket."""
-    recipe = default_recipe(arch)
-    epochs = epochs or recipe.epochs
-    part = epochs / recipe.epochs
-    milestones = (max(1, round(at * part)) for at in recipe.sgd.milestones)
-    bop = recipe.bop.replace(
-        start=point.start,
-        threshold=point.threshold,
-        flip_cost=point.flip_cost,
-        decay_every=max(1, round(recipe.bop.decay_every * part)),
-    )
-    recipe = recipe.replace(
-        seed=seed,
-        epochs=epochs,
-        keep_ratio=keep_ratio or recipe.keep_ratio,
-        device="cpu",
-        bop=bop,
-        sgd=recipe.sgd.replace(milestones=tuple(sorted(set(milestones)))),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint, file = Path(folder) / "model.pt", Path(folder) / "model.pabz"
-        result = train(recipe, output=checkpoint)
-        info = pabzip.pack(checkpoint, file)
-        with pabzip.open(file) as ticket:
-            signs = sum(row["signs"] for row in ticket.breakdown())
-        net = network_from_checkpoint(load_checkpoint(checkpoint))
-    masks = {name: weight != 0 for name, weight in pabzip.seeded_parameters(net).items()}
-    return {
-        **dataclasses.asdict(point),
-        "seed": seed,
-        "bytes": info["bytes"],
-        "sign_bytes": signs,
-        "expected_bytes": ExpectedBytes(net, masks, recipe).bytes(),
-        "flipped": result.flipped,
-        "test_accuracy": result.test_accuracy,
-        "test_loss": result.test_loss,
-        "survivors": info["survivors"],
-        "epochs": epochs,
-    }
-
-
-def _summary(network: Network, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return a network's runs, their means, and what is saved at equal accuracy."""
     points = []
-    for point in network.points:
-        settings = dataclasses.asdict(point)
-        same = [run for run in runs if settings.items() <= run.items()]
+    for setting in settings:
+        same = [run for run in runs if setting.items() <= run.items()]
         measured = ("bytes", "sign_bytes", "flipped", "test_accuracy", "test_loss")
         means = {name: statistics.fmean(run[name] for run in same) for name in measured}
         spread = statistics.stdev(run["test_accuracy"] for run in same) if len(same) > 1 else 0.0
-        points.append({**settings, **means, "test_accuracy_deviation": spread})
+        points.append({**setting, **means, "test_accuracy_deviation": spread})
     plain = [point for point in points if point["rule"] != RATE_AWARE]
     best = max(plain, key=lambda point: (point["test_accuracy"], -point["bytes"]))
     least = best["test_accuracy"] - TOLERANCE
     return {
-        "arch": network.arch,
-        "seeds": network.seeds,
+        "arch": arch,
+        "seeds": seeds,
         "epochs": runs[0]["epochs"],
         "survivors": statistics.fmean(run["survivors"] for run in runs),
         "bytes_without_signs": statistics.fmean(run["bytes"] - run["sign_bytes"] for run in runs),

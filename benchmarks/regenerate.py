@@ -55,107 +55,84 @@ def main() -> None:
 
 
 def _on_cpu(arguments: argparse.Namespace) -> None:
-    """Measure and report the numba backend."""
+    """Measure the numba backend."""
     shapes = seeding_of(Network.of(arguments))[1].values()
     count = arguments.elements or sum(map(math.prod, shapes))
     codes = _codes(count, arguments.keep_ratio or 0.1)
     out, target = np.empty(count, np.float32), torch.empty(count)
-    rows: list[dict[str, Any]] = []
-    with Progress(len(THREADS) * len(DISTRIBUTIONS)) as progress:
-        for threads, distribution in itertools.product(THREADS, DISTRIBUTIONS):
-            progress.step(f"{distribution}, threads: {threads}")
-            spec = InitSpec(distribution, SCALE, 0)
-            runs: dict[str, Run] = {
-                "weights": functools.partial(
-                    weights, SEED, spec, 0, count, threads=threads, out=out
-                ),
-                "regenerate": functools.partial(
-                    regenerate, SEED, spec, codes, threads=threads, out=out
-                ),
-                "torch": _torch_draw(distribution, target),
-            }
-            with torch_threads(threads):
-                medians = interleaved(runs, arguments.repeats)
-            rows.append(
-                {
-                    "distribution": distribution,
-                    "threads": threads,
-                    "seconds": medians,
-                    "weights_per_second": {name: count / took for name, took in medians.items()},
-                    "ratios": {
-                        "weights / torch": medians["weights"] / medians["torch"],
-                        "regenerate / torch": medians["regenerate"] / medians["torch"],
-                    },
-                }
-            )
-            progress.done()
-    _report(arguments, count, rows, "threads", "seconds", times)
+
+    def runs(spec: InitSpec, threads: int) -> dict[str, Run]:
+        own: dict[str, Any] = {"threads": threads, "out": out}
+        return {
+            "weights": functools.partial(weights, SEED, spec, 0, count, **own),
+            "regenerate": functools.partial(regenerate, SEED, spec, codes, **own),
+            "torch": _torch_draw(spec, target),
+        }
+
+    _measure(arguments, count, THREADS, runs)
 
 
 def _on_cuda(arguments: argparse.Namespace) -> None:
-    """Measure and report the Triton backend."""
+    """Measure the Triton backend."""
     from pabzip.seeds import cuda
 
     count = arguments.elements or (2**22 if arguments.quick else CUDA_ELEMENTS)
     device = torch.device("cuda")
     packed = torch.from_numpy(pack_codes(_codes(count, arguments.keep_ratio or 0.1))).to(device)
-    rows: list[dict[str, Any]] = []
-    with Progress(len(DTYPES) * len(DISTRIBUTIONS)) as progress:
-        for dtype, distribution in itertools.product(DTYPES, DISTRIBUTIONS):
-            progress.step(f"{distribution}, {dtype}")
-            target = torch.empty(count, dtype=dtype, device=device)
-            spec = InitSpec(distribution, SCALE, 0)
-            runs: dict[str, Run] = {
-                "regenerate": functools.partial(
-                    cuda.regenerate, SEED, spec, packed, (count,), dtype=dtype, device=device
-                ),
-                "torch": _torch_draw(distribution, target),
-                "fill": functools.partial(target.fill_, SCALE),
-            }
-            medians = interleaved(runs, arguments.repeats, clock=_cuda_clock)
-            written = count * dtype.itemsize
-            rows.append(
-                {
-                    "distribution": distribution,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "seconds": medians,
-                    "bytes_per_second": {name: written / took for name, took in medians.items()},
-                    "ratios": {
-                        "regenerate / torch": medians["regenerate"] / medians["torch"],
-                        "of write bandwidth": medians["fill"] / medians["regenerate"],
-                    },
-                }
-            )
-            progress.done()
-    gpu = torch.cuda.get_device_name()
-    _report(
-        arguments, count, rows, "dtype", "bytes_per_second",
-        lambda value: f"{value / 1e9:,.0f} GB/s", gpu=gpu,
-    )  # fmt: skip
+
+    def runs(spec: InitSpec, dtype: torch.dtype) -> dict[str, Run]:
+        target = torch.empty(count, dtype=dtype, device=device)
+        own: dict[str, Any] = {"dtype": dtype, "device": device}
+        return {
+            "regenerate": functools.partial(cuda.regenerate, SEED, spec, packed, (count,), **own),
+            "torch": _torch_draw(spec, target),
+            "fill": functools.partial(target.fill_, SCALE),
+        }
+
+    _measure(arguments, count, DTYPES, runs, gpu=torch.cuda.get_device_name())
 
 
-def _report(
+def _measure(
     arguments: argparse.Namespace,
     count: int,
-    rows: Sequence[Mapping[str, Any]],
-    setting: str,
-    measure: str,
-    shown: Callable[[float], str],
+    settings: Sequence[Any],
+    runs: Callable[[InitSpec, Any], Mapping[str, Run]],
     *,
     gpu: str | None = None,
 ) -> None:
-    """Write the file and print the table: a row a setting, its measure by name, the ratios."""
-    columns = ["distribution", setting, *rows[0][measure], *rows[0]["ratios"]]
-    cells = [
-        [
-            row["distribution"],
-            str(row[setting]),
-            *(shown(value) for value in row[measure].values()),
-            *(f"{ratio:.2f}" for ratio in row["ratios"].values()),
-        ]
-        for row in rows
-    ]
-    title, result = f"Drawing {count:,} weights", {"elements": count, "rows": list(rows)}
+    """Time each distribution in each setting, threads or on a GPU dtypes, and report."""
+    rows: list[dict[str, Any]] = []
+    with Progress(len(settings) * len(DISTRIBUTIONS)) as progress:
+        for setting, distribution in itertools.product(settings, DISTRIBUTIONS):
+            progress.step(f"{distribution}, {setting if gpu else f'threads: {setting}'}")
+            row: dict[str, Any] = {"distribution": distribution}
+            if gpu is None:
+                row["threads"], threads, clock = setting, setting, None
+                speed, size = "weights_per_second", count
+            else:
+                row["dtype"] = str(setting).removeprefix("torch.")
+                threads, clock = torch.get_num_threads(), _cuda_clock
+                speed, size = "bytes_per_second", count * setting.itemsize
+            with torch_threads(threads):
+                each = runs(InitSpec(distribution, SCALE, 0), setting)
+                medians = interleaved(each, arguments.repeats, clock=clock)
+            own = [name for name in medians if name in ("weights", "regenerate")]
+            row["seconds"] = medians
+            row[speed] = {name: size / took for name, took in medians.items()}
+            row["ratios"] = {f"{name} / torch": medians[name] / medians["torch"] for name in own}
+            if "fill" in medians:
+                row["ratios"]["of write bandwidth"] = medians["fill"] / medians["regenerate"]
+            rows.append(row)
+            progress.done()
+    columns = [*list(rows[0])[:2], *rows[0]["seconds"], *rows[0]["ratios"]]
+    cells = []
+    for row in rows:
+        shown = [times(took) for took in row["seconds"].values()]
+        if gpu is not None:
+            shown = [f"{value / 1e9:,.0f} GB/s" for value in row["bytes_per_second"].values()]
+        ratios = (f"{ratio:.2f}" for ratio in row["ratios"].values())
+        cells.append([*map(str, list(row.values())[:2]), *shown, *ratios])
+    title, result = f"Drawing {count:,} weights", {"elements": count, "rows": rows}
     finish("regenerate", arguments, title, markdown(columns, cells), result, "torch", gpu=gpu)
 
 
@@ -173,9 +150,9 @@ def _cuda_clock(run: Run) -> float:
     return float(begin.elapsed_time(end)) / 1e3 / CUDA_CALLS
 
 
-def _torch_draw(distribution: str, target: torch.Tensor) -> Run:
+def _torch_draw(spec: InitSpec, target: torch.Tensor) -> Run:
     """Return torch's own drawing into ``target``."""
-    if distribution == "normal":
+    if spec.distribution == "normal":
         return functools.partial(target.normal_, 0, SCALE)
     return functools.partial(target.uniform_, -SCALE, SCALE)
 

@@ -24,7 +24,7 @@ from _shared import (
     torch_threads,
     turns,
 )
-from _tickets import Network
+from _tickets import SHAPE, Network
 from torch import Tensor, nn
 
 import pabzip
@@ -34,7 +34,6 @@ Masks = Mapping[str, Tensor]
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 OURS, FAST = "pabzip float64", "pabzip float32"
-INPUT_SHAPE = (3, 32, 32)
 
 
 def main() -> None:
@@ -87,7 +86,7 @@ def our_synflow(
     net: nn.Module, keep_ratio: float, iterations: int, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Search by pabzip."""
-    return synflow(net, keep_ratio, input_shape=INPUT_SHAPE, iterations=iterations, dtype=dtype)
+    return synflow(net, keep_ratio, input_shape=SHAPE, iterations=iterations, dtype=dtype)
 
 
 def published_synflow(
@@ -103,7 +102,7 @@ def published_synflow(
     weights = pabzip.seeded_parameters(net)
     net.eval().to(dtype)
     masks = {name: torch.ones_like(weight) for name, weight in weights.items()}
-    ones = torch.ones(1, *INPUT_SHAPE, dtype=dtype)
+    ones = torch.ones(1, *SHAPE, dtype=dtype)
     for iteration in range(1, iterations + 1):
         with torch.no_grad():
             for name, weight in weights.items():

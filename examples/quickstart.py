@@ -64,10 +64,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        target = Path(sys.argv[1])
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
         target.mkdir(parents=True, exist_ok=True)
         main(target)
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(Path(temporary))

@@ -102,9 +102,7 @@ class Registry:
     def check(self, name: object, *, also: str = "") -> None:
         """Refuse a name that nothing is registered under.
 
-        Args:
-            name: the name.
-            also: what else the caller would take, for the message.
+        ``also`` says what else the caller would take, for the message.
 
         Raises:
             PabzError: the registry's own error class; the message lists all names, the nearest
@@ -181,12 +179,9 @@ register_coder = CODERS.register
 
 @cache
 def constant(package: str, module: str, name: str) -> tuple[str, ...]:
-    """Return a tuple of names that a module of pabzip holds, without importing it.
+    """Return a tuple of texts, or the keys of a table, that a module holds, without importing it.
 
-    Args:
-        package: such as ``"pabzip.search"``.
-        module: in it, such as ``"schedule"``.
-        name: of a tuple of texts, or of a table whose keys are wanted, such as ``"SCHEDULES"``.
+    For example ``constant("pabzip.search", "schedule", "SCHEDULES")``.
     """
     for node in ast.parse((_folder(package) / f"{module}.py").read_text("utf-8")).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]

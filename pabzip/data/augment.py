@@ -98,12 +98,9 @@ class RandomResizedCrop:
     mirror: bool = True
 
     def box(self, width: int, height: int, words: NDArray[np.uint32]) -> tuple[int, int, int, int]:
-        """Return top, left, height and width of the part, in pixels.
+        """Return top, left, height and width of the part of an image, in pixels.
 
-        Args:
-            width: of the image in pixels.
-            height: likewise.
-            words: ``uint32[WORDS_PER_IMAGE]``, uniform 31-bit integers.
+        ``words`` are ``uint32[WORDS_PER_IMAGE]``, uniform 31-bit integers.
         """
         drawn = [int(word) / _WORD for word in words]
         low, high = (math.log(value) for value in self.ratio)

@@ -1,4 +1,9 @@
-"""cluttered-digits: color images painted from scikit-learn's digits by integer arithmetic."""
+"""cluttered-digits: color images painted from scikit-learn's digits by integer arithmetic.
+
+Integers alone, 64 bits wide, so every machine paints the same bits. Positions have 8 fractional
+bits (a pixel is 256), places in a digit 16 (a cell of its 8x8 grid is 65,536), opacities and
+weights 8 (256 is opaque). Shifts round towards minus infinity.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from pabzip.data.augment import RandomCrop
-from pabzip.data.clutter_kernels import (
-    CELLS,
-    SIZE,
-    add_texture,
-    between,
-    finish,
-    paint_digit,
-    paint_gradient,
-    paint_stroke,
-    pose,
-)
 from pabzip.data.digits import read_digits
 from pabzip.data.download import Root
 from pabzip.data.images import Images, Splits
@@ -25,6 +19,10 @@ from pabzip.registry import register_dataset
 from pabzip.seeds.compiled import compiled
 from pabzip.seeds.kernels import philox_words
 from pabzip.seeds.philox import split_seed
+
+SIZE = 32  # pixels across an image
+CELLS = 8  # cells across a digit
+_PEAK_BITS = 4  # a cell is 0 to 2**4
 
 # How hard the images are; any change makes another dataset. A pair is the least and the most of a
 # uniform draw. Turns have 12 fractional bits, lengths, shears and opacities 8; a color is 0 to 255.
@@ -52,6 +50,167 @@ _BLOCKS = _SCENE_BLOCKS + 3 * SIZE * SIZE // 4
 # Words of the scene, by what is drawn from them; so many for each piece or stroke.
 _BACKGROUND, _COARSE, _FINE, _DIGIT, _CLUTTER, _ITEM = 0, 20, 45, 126, 146, 20
 _EDGE = (SIZE - 1) << 8  # the last pixel's place
+
+
+@compiled
+def between(word: np.uint32, low: int, high: int) -> np.int64:
+    """Return an integer ``low`` to ``high``, both included, from a uniform word."""
+    return low + ((np.int64(word) * (high - low + 1)) >> 32)
+
+
+@compiled
+def paint_gradient(
+    canvas: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64],
+    toward_x: int, toward_y: int,
+) -> None:  # fmt: skip
+    """Fill ``[3, 32, 32]`` with colors that go from ``first`` to ``second``.
+
+    The direction has parts of -256 to 256; its larger one decides how fast the color turns.
+    """
+    for y in range(SIZE):
+        for x in range(SIZE):
+            along = (2 * x - SIZE + 1) * toward_x + (2 * y - SIZE + 1) * toward_y
+            weight = min(max(128 + along // (4 * SIZE), 0), 256)
+            for channel in range(3):
+                turn = (second[channel] - first[channel]) * weight
+                canvas[channel, y, x] = first[channel] + (turn >> 8)
+
+
+@compiled
+def add_texture(
+    canvas: NDArray[np.int64], words: NDArray[np.uint32], pitch: int, gains: NDArray[np.int64]
+) -> None:
+    """Add smooth noise: a grid of random bytes, one every ``pitch`` pixels, blended in between.
+
+    ``gains`` is the largest change of each channel; the grid takes ``(32 // pitch + 1)**2`` words.
+    """
+    across = SIZE // pitch + 1
+    for y in range(SIZE):
+        for x in range(SIZE):
+            corner = y // pitch * across + x // pitch
+            right, down = x % pitch, y % pitch
+            value = (pitch - down) * (
+                (pitch - right) * np.int64(words[corner] >> np.uint32(24))
+                + right * np.int64(words[corner + 1] >> np.uint32(24))
+            ) + down * (
+                (pitch - right) * np.int64(words[corner + across] >> np.uint32(24))
+                + right * np.int64(words[corner + across + 1] >> np.uint32(24))
+            )
+            centered = 2 * value // pitch**2 - 255
+            for channel in range(3):
+                canvas[channel, y, x] += (centered * gains[channel]) >> 8
+
+
+@compiled
+def pose(turn: int, shear: int, wide: int, high: int) -> tuple[int, int, int, int]:
+    """Return the matrix from pixels to cells of a digit turned, sheared and scaled.
+
+    Args:
+        turn: the tangent of half the angle, with 12 fractional bits. The rational form of a turn
+            needs no sine: ``cos = (1 - t**2) / (1 + t**2)``, ``sin = 2 t / (1 + t**2)``.
+        shear: cells to the side a cell of height, with 8 fractional bits.
+        wide: pixels of a cell's width, with 8 fractional bits.
+        high: pixels of a cell's height, likewise.
+    """
+    one = 1 << 12
+    whole = one * one + turn * turn
+    cosine = ((one * one - turn * turn) << 16) // whole
+    sine = ((2 * turn * one) << 16) // whole
+    across, along = (1 << 24) // wide, (1 << 24) // high
+    return (
+        ((cosine - ((shear * sine) >> 8)) * across) >> 16,
+        ((sine + ((shear * cosine) >> 8)) * across) >> 16,
+        (-sine * along) >> 16,
+        (cosine * along) >> 16,
+    )
+
+
+@compiled
+def paint_digit(
+    canvas: NDArray[np.int64], digit: NDArray[np.uint8], matrix: tuple[int, int, int, int],
+    center: tuple[int, int], window: tuple[int, int, int, int], color: NDArray[np.int64],
+    opacity: int,
+) -> None:  # fmt: skip
+    """Paint the part of a digit that lies in ``window``, cells blended in between.
+
+    Args:
+        canvas: ``[3, 32, 32]``.
+        digit: ``[8, 8]``, 0 to 16; outside lies 0.
+        matrix: from `pose`.
+        center: where the middle of the window goes, in pixels with 8 fractional bits.
+        window: left, top, right and bottom cell, the last two left out.
+        color: of full ink.
+        opacity: of full ink, 0 to 256.
+    """
+    left, top, right, bottom = window
+    middle_u, middle_v = (left + right - 1) << 15, (top + bottom - 1) << 15
+    for y in range(SIZE):
+        for x in range(SIZE):
+            dx, dy = (x << 8) - center[0], (y << 8) - center[1]
+            u = middle_u + ((matrix[0] * dx + matrix[1] * dy) >> 8)
+            v = middle_v + ((matrix[2] * dx + matrix[3] * dy) >> 8)
+            column, row = u >> 16, v >> 16
+            if column < left - 1 or column >= right or row < top - 1 or row >= bottom:
+                continue
+            part_u, part_v = (u >> 8) & 255, (v >> 8) & 255
+            ink = np.int64(0)
+            for below in range(2):
+                for beside in range(2):
+                    i, j = row + below, column + beside
+                    if top <= i < bottom and left <= j < right:
+                        weight = (part_v if below else 256 - part_v) * (
+                            part_u if beside else 256 - part_u
+                        )
+                        ink += weight * np.int64(digit[i, j])
+            cover = ((ink >> (8 + _PEAK_BITS)) * opacity) >> 8
+            for channel in range(3):
+                distance = color[channel] - canvas[channel, y, x]
+                canvas[channel, y, x] += (distance * cover) >> 8
+
+
+@compiled
+def paint_stroke(
+    canvas: NDArray[np.int64], ends: tuple[int, int, int, int], thickness: int,
+    color: NDArray[np.int64], opacity: int,
+) -> None:  # fmt: skip
+    """Paint a straight stroke with round ends whose edge fades over a pixel.
+
+    ``ends`` is x and y of both ends and ``thickness`` half the width, with 8 fractional bits.
+    """
+    from_x, from_y, to_x, to_y = ends
+    along_x, along_y = to_x - from_x, to_y - from_y
+    length = max(along_x * along_x + along_y * along_y, 1)
+    inner, outer = thickness * thickness, (thickness + 256) * (thickness + 256)
+    for y in range(SIZE):
+        for x in range(SIZE):
+            dx, dy = (x << 8) - from_x, (y << 8) - from_y
+            place = min(max(dx * along_x + dy * along_y, 0), length)
+            away_x, away_y = dx - along_x * place // length, dy - along_y * place // length
+            fade = ((outer - away_x * away_x - away_y * away_y) << 8) // (outer - inner)
+            cover = (min(max(fade, 0), 256) * opacity) >> 8
+            for channel in range(3):
+                distance = color[channel] - canvas[channel, y, x]
+                canvas[channel, y, x] += (distance * cover) >> 8
+
+
+@compiled
+def finish(
+    canvas: NDArray[np.int64], words: NDArray[np.uint32], strength: int, out: NDArray[np.uint8]
+) -> None:
+    """Add noise to every value of the canvas, cut to 0 to 255, and store.
+
+    The noise is the sum of the four bytes of a word, nearly normal; its standard deviation is
+    ``0.577 * strength`` gray levels.
+    """
+    place = 0
+    for channel in range(3):
+        for y in range(SIZE):
+            for x in range(SIZE):
+                word = np.int64(words[place])
+                place += 1
+                total = (word & 255) + (word >> 8 & 255) + (word >> 16 & 255) + (word >> 24)
+                noisy = canvas[channel, y, x] + (((total - 510) * strength) >> 8)
+                out[channel, y, x] = min(max(noisy, 0), 255)
 
 
 @compiled
@@ -130,22 +289,6 @@ def _paint_piece(
 
 
 @compiled
-def _paint_line(
-    canvas: NDArray[np.int64], words: NDArray[np.uint32], base: NDArray[np.int64]
-) -> None:
-    """Paint a stroke between two places anywhere."""
-    ends = (
-        between(words[1], 0, _EDGE),
-        between(words[2], 0, _EDGE),
-        between(words[3], 0, _EDGE),
-        between(words[4], 0, _EDGE),
-    )
-    thickness = between(words[5], *_THICKNESS)
-    color = _color(base, words[6:11])
-    paint_stroke(canvas, ends, thickness, color, between(words[11], *_STROKE_OPACITY))
-
-
-@compiled
 def _paint_clutter(
     canvas: NDArray[np.int64], digits: NDArray[np.uint8], words: NDArray[np.uint32],
     base: NDArray[np.int64], over: np.bool_,
@@ -161,7 +304,13 @@ def _paint_clutter(
         if item < pieces:
             _paint_piece(canvas, digits, drawn, base)
         else:
-            _paint_line(canvas, drawn, base)
+            ends = (
+                between(drawn[1], 0, _EDGE), between(drawn[2], 0, _EDGE),
+                between(drawn[3], 0, _EDGE), between(drawn[4], 0, _EDGE),
+            )  # fmt: skip
+            thickness = between(drawn[5], *_THICKNESS)
+            opacity = between(drawn[11], *_STROKE_OPACITY)
+            paint_stroke(canvas, ends, thickness, _color(base, drawn[6:11]), opacity)
 
 
 @compiled
@@ -172,13 +321,8 @@ def paint_images(
     """Paint images ``first`` onwards; the label of image ``i`` is ``i % 10``.
 
     Image ``i`` is a function of ``i``, the key and the digits alone: its words are stream ``i``.
-
-    Args:
-        key: of Philox.
-        first: number of the first image.
-        digits: ``[M, 8, 8]``, sorted by label, 0 to 16.
-        classes: ``[11]``; those of label ``l`` are ``classes[l]`` to ``classes[l + 1]``.
-        out: ``[N, 3, 32, 32]``, written whole.
+    ``digits``, ``[M, 8, 8]``, are sorted: those of label ``l`` are numbers ``classes[l]`` to
+    ``classes[l + 1]``. ``out`` is ``[N, 3, 32, 32]``.
     """
     places = np.arange(_BLOCKS).astype(np.uint32)
     words = np.empty(4 * _BLOCKS, dtype=np.uint32)
@@ -197,10 +341,7 @@ def paint_images(
         finish(canvas, words[4 * _SCENE_BLOCKS :], strength, out[index])
 
 
-TRAIN_IMAGES = 50_000
-"""Number of training images, as in CIFAR-10."""
-TEST_IMAGES = 10_000
-"""Number of test images."""
+TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000  # as in CIFAR-10
 
 _CLASSES = 10
 _SEED = 1797
@@ -247,15 +388,9 @@ def load_cluttered_digits(name: str, *, root: Root = None, download: bool = Fals
 
 
 def paint(digits: Images, first: int, count: int) -> NDArray[np.uint8]:
-    """Paint images ``first`` to ``first + count`` of the dataset from the given digits.
+    """Paint images ``first`` to ``first + count`` of the dataset, ``uint8[count, 3, 32, 32]``.
 
-    Args:
-        digits: 8x8 images of all ten digits, values 0 to 16.
-        first: number of the first image; training images begin at 0, test images at 50,000.
-        count: number of images.
-
-    Returns:
-        ``uint8[count, 3, 32, 32]``. Image ``i`` shows a digit of label ``i % 10``.
+    ``digits`` are 8x8 images of all ten digits, values 0 to 16.
     """
     order = torch.argsort(digits.labels, stable=True)
     sizes = torch.bincount(digits.labels, minlength=_CLASSES).numpy()

@@ -40,12 +40,8 @@ def check_files(
 ) -> bool:
     """Check the files of a dataset; return whether they have yet to be unpacked from archives.
 
-    Args:
-        name: of the dataset.
-        root: the folder that the caller named.
-        files: paths below ``root``, with the MD5 of each; None for a folder, or for a file that
-            only has to be there.
-        archives: paths below ``root`` of the archives that hold the files, with their MD5.
+    ``files`` and ``archives`` are paths below ``root``, with the MD5 of each; None for a folder, or
+    for a file that only has to be there.
 
     Raises:
         DataError: some files are missing or damaged, and so are the archives; names them.
@@ -80,11 +76,10 @@ def check_files(
 
 @contextlib.contextmanager
 def reading(name: str, what: str, source: str, folder: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while torchvision fetches or reads into one error.
+    """Turn whatever goes wrong while torchvision fetches or reads into one `DataError`.
 
-    Raises:
-        DataError: names the dataset, ``what`` is read (such as a file), the address ``source``, the
-            folder where it lies or is to lie, and what went wrong.
+    It names the dataset, ``what`` is read (such as a file), the address ``source``, the folder
+    where it lies or is to lie, and what went wrong.
     """
     try:
         yield

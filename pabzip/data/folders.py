@@ -27,50 +27,61 @@ _IMAGENET_CLASSES = 1000
 
 
 @register_dataset("folder", augmented=True)
+@register_dataset("imagenet", classes=1000, shape=(3, 224, 224), augmented=True)
 def load_folder(name: str, *, root: Root = None, download: bool = False) -> Splits:
-    """Load the caller's own images: ``train`` and ``test`` (or ``val``), one subfolder a class.
+    """Load the caller's own images, or ImageNet's: ``train`` and ``test``, one subfolder a class.
 
     The sorted names of ``train``'s subfolders are the classes. Files are decoded on use. Inputs are
     224x224 pixels, the middle of an image of 256 pixels in evaluation; where the shorter side of
     the first training image is less than 224, that is the size of both, so that folders of small
     images suit the networks for small images. Pixels are normalized by ImageNet's constants.
 
+    ImageNet, 1,281,167 training and 50,000 test images of 1,000 classes, has the form that
+    torchvision and most training code expect: subfolders named by their WordNet numbers. The files
+    can be had from image-net.org alone, after registration. Inputs are 224x224 pixels whatever the
+    first image. A part of ImageNet is loaded as the dataset ``"folder"``.
+
     Args:
         name: of the dataset.
-        root: the folder that holds ``train`` and ``test``.
+        root: the folder that holds ``train`` and ``test``, or ``val`` in its place, as ImageNet's
+            does.
         download: nothing can be fetched; not used.
 
     Raises:
-        DataError: a folder is missing or empty, a class holds no images, or ``test`` holds a class
-            that ``train`` does not.
+        DataError: a folder is missing or empty, a class holds no images, ``test`` holds a class
+            that ``train`` does not, or ImageNet has not 1,000 classes.
         MissingDependencyError: torchvision is missing or does not match torch.
+
+    Source: for ImageNet, Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition
+    Challenge.
     """
-    return _from_folders(name, root, "test", "val")
-
-
-@register_dataset("imagenet", classes=1000, shape=(3, 224, 224), augmented=True)
-def load_imagenet(name: str, *, root: Root = None, download: bool = False) -> Splits:
-    """Load ImageNet's 1,281,167 training and 50,000 test images of 1,000 classes.
-
-    ``root`` holds ``train`` and ``val``, each with one subfolder a class, named by its WordNet
-    number: the form that torchvision and most training code expect. The files can be had from
-    image-net.org alone, after registration. They are decoded on use. Inputs are 224x224 pixels, in
-    evaluation the middle of an image whose shorter side is 256. A part of ImageNet is loaded as the
-    dataset ``"folder"``.
-
-    Arguments and errors are those of `load_folder`; besides, another number of classes than 1,000
-    is a DataError.
-
-    Source: Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge.
-    """
-    splits = _from_folders(name, root, "val")
-    if splits.num_classes != _IMAGENET_CLASSES:
+    if root is None:
         raise DataError(
-            f"data 'imagenet': expected {_IMAGENET_CLASSES} classes in "
-            f"{dataset_root(root) / 'train'}, found {splits.num_classes}; for a part of ImageNet "
-            "use the data 'folder'"
+            f"data {name!r}: expected the folder that holds the images, found none; it is not "
+            "fetched: name it with root= (--data-root)"
         )
-    return splits
+    torchvision_datasets()  # which is to be missed before any file is
+    folder = dataset_root(root)
+    train, test = folder / "train", folder / "test"
+    if name == "imagenet" or not test.is_dir():
+        test = folder / "val"
+    classes = class_names(train)
+    learned, measured = samples_of(train, classes), samples_of(test, classes)
+    if name == "imagenet" and len(classes) != _IMAGENET_CLASSES:
+        raise DataError(
+            f"data 'imagenet': expected {_IMAGENET_CLASSES} classes in {train}, found "
+            f"{len(classes)}; for a part of ImageNet use the data 'folder'"
+        )
+    # What is called ImageNet is measured as ImageNet is, whatever its first image.
+    first = SIZE if name == "imagenet" else min(open_image(learned[0][0]).size)
+    size, resized = (SIZE, RESIZED) if first >= SIZE else (first, first)
+    return Splits(
+        name=name,
+        train=image_files(learned, size=size, resized=resized),
+        test=image_files(measured, size=size, resized=resized),
+        num_classes=len(classes),
+        augmentation=RandomResizedCrop(),
+    )
 
 
 def class_names(folder: Path) -> list[str]:
@@ -97,9 +108,7 @@ def class_names(folder: Path) -> list[str]:
 def samples_of(folder: Path, classes: Sequence[str]) -> list[Sample]:
     """Return paths and labels of all images, class after class, sorted by path.
 
-    Args:
-        folder: holds the subfolders.
-        classes: names of all classes, in the order of their labels.
+    ``classes`` names all classes in the order of their labels, ``folder`` may hold fewer.
 
     Raises:
         DataError: a subfolder that is no class, or that holds no image.
@@ -135,30 +144,4 @@ def image_files(
         labels=torch.tensor([label for _, label in samples], dtype=torch.int64),
         size=size,
         resized=resized,
-    )
-
-
-def _from_folders(name: str, root: Root, *tests: str) -> Splits:
-    """Return ``train`` and the first of the folders ``tests`` that is there, by train's classes."""
-    if root is None:
-        raise DataError(
-            f"data {name!r}: expected the folder that holds the images, found none; it is not "
-            "fetched: name it with root= (--data-root)"
-        )
-    torchvision_datasets()  # which is to be missed before any file is
-    folder = dataset_root(root)
-    there = [folder / test for test in tests if (folder / test).is_dir()]
-    train, test = folder / "train", (there or [folder / tests[-1]])[0]
-    classes = class_names(train)
-    learned, measured = samples_of(train, classes), samples_of(test, classes)
-    # What is called ImageNet is measured as ImageNet is, whatever its first image; one's own
-    # folder may hold small images for small networks.
-    first = SIZE if name == "imagenet" else min(open_image(learned[0][0]).size)
-    size, resized = (SIZE, RESIZED) if first >= SIZE else (first, first)
-    return Splits(
-        name=name,
-        train=image_files(learned, size=size, resized=resized),
-        test=image_files(measured, size=size, resized=resized),
-        num_classes=len(classes),
-        augmentation=RandomResizedCrop(),
     )

@@ -90,19 +90,11 @@ class Images:
         words: Words | None,
         device: torch.device,
     ) -> Iterator[Batch]:
-        """Yield pixels and labels for places of an order; see `pabzip.data.batches`.
+        """Yield ``uint8[B, C, H, W]`` and ``int64[B]`` on ``device``; see `pabzip.data.batches`.
 
-        Order and random words cross to the device once a pass and not once a batch.
-
-        Args:
-            order: numbers of images.
-            bounds: first place in ``order`` and one past the last, for each batch.
-            augmentation: put over the pixels on ``device``, or None.
-            words: what the augmentation draws from, one word a place in ``order``.
-            device: where the batches go.
-
-        Yields:
-            ``uint8[B, C, H, W]`` and ``int64[B]``.
+        ``bounds`` are the first place in ``order`` and one past the last, for each batch; ``words``
+        is what the augmentation draws from, one word a place in ``order``. Order and random words
+        cross to the device once a pass and not once a batch.
         """
         chosen = torch.from_numpy(order).to(self.device)
         drawn = None

@@ -21,19 +21,10 @@ _MOST_EPOCHS = 2**30
 
 
 def random_words(seed: int, stream: int, start: int, stop: int) -> npt.NDArray[np.uint32]:
-    """Return elements ``start`` to ``stop`` of a stream as uniform 31-bit integers.
-
-    Args:
-        seed: Philox key, ``0 <= seed < 2**64``.
-        stream: ``0 <= stream < 2**32``.
-        start: first element.
-        stop: one past the last element.
-
-    Returns:
-        ``uint32[stop - start]``, each below 2**31.
+    """Return elements ``start`` to ``stop`` of a stream as uniform 31-bit integers, in uint32.
 
     Raises:
-        SeedError: seed or stream out of range.
+        SeedError: not ``0 <= seed < 2**64``, the Philox key, or ``0 <= stream < 2**32``.
 
     Source: Philox4x32-10, Salmon et al. 2011; the integers are the magnitude bits (all but the
     sign bit) of the words that `pabzip.seeds` draws weights from.

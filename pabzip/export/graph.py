@@ -61,6 +61,7 @@ def trace(
     for module in ("onnx", "onnx_ir", "onnxscript"):
         require(module, extra="onnx", purpose="exporting to ONNX")
     import torch
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     images = torch.zeros(
         (_TRACED_BATCH if dynamic_batch else 1, *input_shape), dtype=torch.float32, device="cpu"
@@ -100,7 +101,11 @@ def trace(
             "len(images) in its forward does; images.shape[0] does not); export with "
             "dynamic_batch=False"
         )
-    _forget_source(model)
+    ClearMetadataAndDocStringPass()(model)
+    graph = model.graph
+    results = [value for node in graph for value in node.outputs]
+    for value in (*graph.inputs, *graph.initializers.values(), *results):
+        value.metadata_props.clear()
     return model
 
 
@@ -128,17 +133,6 @@ def serialize(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
         f"expected a model of at most {MAX_MODEL_BYTES:,} bytes, the limit of one ONNX file, found "
         f"{weights:,} bytes of weights; export with float16=True, or ship the .pabz file"
     )
-
-
-def _forget_source(model: ir.Model) -> None:
-    """Remove what the exporter noted of modules, stack traces and files."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    ClearMetadataAndDocStringPass()(model)
-    graph = model.graph
-    results = [value for node in graph for value in node.outputs]
-    for value in (*graph.inputs, *graph.initializers.values(), *results):
-        value.metadata_props.clear()
 
 
 def _cause(error: BaseException) -> str:

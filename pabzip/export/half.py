@@ -27,10 +27,6 @@ def check_range(model: bytes, batches: Sequence[np.ndarray]) -> None:
     ONNX Runtime computes much of a float16 graph in float32 on the CPU, and so gets right logits
     where a GPU would get infinity. Made an output, each value is rounded to float16 and shows.
 
-    Args:
-        model: a serialized float16 model, as `to_float16` makes it.
-        batches: float32 images ``(N, C, H, W)`` to run it on.
-
     Raises:
         ExportError: a value is infinite or NaN; the message names the first one.
     """
@@ -55,14 +51,11 @@ def check_range(model: bytes, batches: Sequence[np.ndarray]) -> None:
 
 
 def to_float16(model: ir.Model) -> None:
-    """Make a traced graph compute in float16, in place.
+    """Make a traced float32 graph without subgraphs compute in float16, in place.
 
     Every float32 constant is rounded to nearest even, every float32 value in between becomes
     float16. A cast follows each input and precedes each output; an operator's input that the ONNX
     standard fixes to float32 (such as the scales of ``Resize``) keeps float32.
-
-    Args:
-        model: a float32 graph without subgraphs, as `pabzip.export.graph.trace` gives it.
 
     Raises:
         ExportError: a constant overflows float16, or an operator cannot be converted.

@@ -258,8 +258,16 @@ def export_ticket(
         MissingDependencyError: torch or a package of the extra ``onnx`` is not installed.
         OSError: a file cannot be read or written.
     """
-    if isinstance(source, str | os.PathLike) and isinstance(target, str | os.PathLike):
-        _refuse_same(source, target)
+    if (
+        isinstance(source, str | os.PathLike)
+        and isinstance(target, str | os.PathLike)
+        and os.path.exists(target)
+        and os.path.samefile(source, target)
+    ):
+        raise ExportError(
+            f"{os.fspath(target)}: expected a target other than the ticket, found the same file "
+            f"as {os.fspath(source)}; choose another name"
+        )
     return _write(_build_ticket(source, net, input_shape, max_bytes, options), target)
 
 
@@ -355,12 +363,3 @@ def _write(built: BuiltModel, target: Target) -> ExportReport:
     else:
         target.write(built.data)
     return built.report
-
-
-def _refuse_same(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Refuse to write a model over the ticket that it comes from, by any of its names."""
-    if os.path.exists(target) and os.path.samefile(source, target):
-        raise ExportError(
-            f"{os.fspath(target)}: expected a target other than the ticket, found the same file "
-            f"as {os.fspath(source)}; choose another name"
-        )

@@ -45,7 +45,9 @@ def check_batches(
         images = drawn.reshape(-1, *shape)
         ends = np.cumsum(sizes)[:-1].tolist()
     else:
-        images = _as_array(samples)
+        if hasattr(samples, "detach"):  # a tensor on any device
+            samples = samples.detach().cpu().float().numpy()
+        images = np.ascontiguousarray(samples, dtype=np.float32)
         if images.shape[1:] != shape or len(images) == 0:
             raise ExportError(
                 f"samples: expected at least one image of shape {list(shape)}, found an array of "
@@ -106,15 +108,8 @@ def check_parity(
     except where torch's own logits of the two classes are a tie: within 16 roundings of the
     precision (2**-24 or 2**-11, relative to the largest logit).
 
-    Args:
-        run: the model, from images ``(N, C, H, W)`` to logits ``(N, classes)``.
-        batches: the images.
-        expected: torch's logits of them, in order, finite.
-        tolerance: see above.
-        float16: the model computes in float16.
-
-    Returns:
-        The largest difference, relative to the largest logit.
+    ``run`` goes from images ``(N, C, H, W)`` to logits ``(N, classes)``; ``expected`` are torch's
+    of all ``batches``, finite. Returns the largest difference, relative to the largest logit.
 
     Raises:
         ExportError: they differ by more; the message names the largest difference.
@@ -158,10 +153,3 @@ def _way_out(float16: bool) -> str:
     if float16:
         return "; export with float16=False"
     return "; a network that branches on its batch needs dynamic_batch=False"
-
-
-def _as_array(samples: Any) -> np.ndarray:
-    """Return samples as a contiguous float32 array, from a tensor on any device or an array."""
-    if hasattr(samples, "detach"):
-        samples = samples.detach().cpu().float().numpy()
-    return np.ascontiguousarray(samples, dtype=np.float32)

@@ -48,7 +48,7 @@ def batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def fold(net: nn.Module, state: State) -> dict[str, torch.Tensor]:
-    """Fold every batch norm of a state.
+    """Fold every batch norm of a state; return it with their tensors replaced.
 
     Per channel, in float64 and rounded once to each tensor's own dtype::
 
@@ -56,14 +56,8 @@ def fold(net: nn.Module, state: State) -> dict[str, torch.Tensor]:
         bias, weight = bias - running_mean * scale, scale * sqrt(1 + eps)
         running_mean, running_var, num_batches_tracked = 0, 1, 0
 
-    so that batch norm with its own ``eps`` computes ``scale * x + bias``.
-
-    Args:
-        net: gives the structure alone (it may be on the meta device); it is not changed.
-        state: its ``state_dict``; not changed either.
-
-    Returns:
-        The state with the tensors of batch norms replaced, in the same order.
+    so that batch norm with its own ``eps`` computes ``scale * x + bias``. ``net`` gives the
+    structure alone and may be on the meta device.
 
     Raises:
         PackError: there is no batch norm to fold, one has channels without a finite map, or one
@@ -141,55 +135,41 @@ _SAMPLES = 64
 _BATCH = 2
 
 
-def structure(arch: str, arch_options: Mapping[str, Any]) -> nn.Module:
-    """Build the network of a checkpoint on the meta device, for its structure alone.
-
-    Raises:
-        PackError: the architecture is custom.
-    """
-    if arch == "custom":
-        raise PackError(
-            "fold_bn: expected a registered architecture, found a checkpoint of a custom one, "
-            "whose structure it does not hold; build the network, load the checkpoint with "
-            "pabzip.checkpoint.network_from_checkpoint(checkpoint, net=network), and pack that"
-        )
-    from pabzip.models import build
-
-    return build(arch, arch_options, device="meta")
-
-
 def fold_checked(
-    net: nn.Module,
+    net: nn.Module | None,
     state: State,
     arch: str,
     arch_options: Mapping[str, Any],
     dense_dtype: str | None,
 ) -> dict[str, torch.Tensor]:
-    """Fold a state as `fold` does, and check the outputs.
+    """Fold a state as `fold` does, and check the outputs; of a registered ``arch`` the network's.
 
-    Args:
-        net: as for `fold`.
-        state: its ``state_dict``.
-        arch: of a registered architecture the whole network is compared, too.
-        arch_options: its options.
-        dense_dtype: what the file will round dense tensors to, or None.
-
-    Returns:
-        The folded state, not rounded.
+    ``dense_dtype`` is what the file will round dense tensors to, or None; the state that is
+    returned is not rounded. Without ``net`` the architecture is built on the meta device, for its
+    structure alone.
 
     Raises:
-        PackError: as of `fold`; also a value overflows ``dense_dtype``, or outputs differ.
+        PackError: as of `fold`; also ``arch`` is custom and there is no ``net``, a value overflows
+            ``dense_dtype``, or outputs differ.
     """
+    if net is None:
+        if arch == "custom":
+            raise PackError(
+                "fold_bn: expected a registered architecture, found a checkpoint of a custom one, "
+                "whose structure it does not hold; build the network, load the checkpoint with "
+                "pabzip.checkpoint.network_from_checkpoint(checkpoint, net=network), and pack that"
+            )
+        from pabzip.models import build
+
+        net = build(arch, arch_options, device="meta")
     folded = fold(net, state)
     names = {f"{name}.{key}" if name else key for name in batch_norms(net) for key in _VECTORS}
-    loaded = {
-        name: _rounded(name, value, dense_dtype) if name in names else value
-        for name, value in folded.items()
-    }
-    steps: list[tuple[State, str | None]] = [(folded, None)]
-    if dense_dtype is not None:  # the strict check of the folding itself is never left out
-        steps.append((loaded, dense_dtype))
-    for found, rounded_to in steps:
+    # The strict check of the folding itself is never left out.
+    for rounded_to in dict.fromkeys((None, dense_dtype)):
+        found = {
+            name: _rounded(name, value, rounded_to) if rounded_to and name in names else value
+            for name, value in folded.items()
+        }
         check_batch_norms(net, state, found, rounded_to)
         if arch != "custom":
             check_network(arch, arch_options, state, found, rounded_to)

@@ -158,9 +158,8 @@ def to_ticket(
             state, record, arch, options = source, Seeding(0, {}), "custom", {}
     metadata = {**own, **(metadata or {})}
     if fold_bn:
-        from pabzip.packing.batchnorm import fold_checked, structure
+        from pabzip.packing.batchnorm import fold_checked
 
-        net = net or structure(arch, options)
         state = fold_checked(net, state, arch, options, dense_dtype)
         metadata = {**metadata, "folded": True}
     return Ticket(

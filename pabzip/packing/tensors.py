@@ -124,15 +124,11 @@ def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
 
 
 def ternary_scales(values: NDArray[Any]) -> NDArray[np.float32] | None:
-    """Return the scales of a tensor whose values are all 0 or plus or minus its scale.
+    """Return the scales of a tensor (rows, ...) whose values are all 0 or plus or minus its scale.
 
-    Args:
-        values: (rows, ...), of any shape of at least two dimensions.
-
-    Returns:
-        float32: of no dimension if one scale is enough; (rows,) if each row has its own, 1 for a
-        row of zeros, which needs rows of at least `LEAST_ROW` weights; None if the tensor is not
-        ternary, not float32, all zeros, or a scale is out of an init spec's range.
+    They are float32: of no dimension if one is enough; (rows,) if each row has its own, 1 for a row
+    of zeros, which needs rows of at least `LEAST_ROW` weights; None if the tensor is not ternary,
+    not float32, all zeros, or a scale is out of an init spec's range.
     """
     if values.dtype != np.float32 or values.ndim < 2 or values.size == 0:
         return None
@@ -153,11 +149,7 @@ def ternary_scales(values: NDArray[Any]) -> NDArray[np.float32] | None:
 def ternary_tensor(name: str, values: NDArray[Any], seed: int, stream: int) -> SeededTensor | None:
     """Return a ternary tensor with the codes that give it; None if it is not ternary.
 
-    Args:
-        name: the tensor's name.
-        values: as for `ternary_scales`; -0.0 counts as 0, and loads as +0.0.
-        seed: the ticket's seed, whose signs the codes are relative to.
-        stream: of the tensor's init spec.
+    ``values`` are as for `ternary_scales`; -0.0 counts as 0, and loads as +0.0.
     """
     scales = ternary_scales(values)
     if scales is None:
@@ -176,14 +168,9 @@ def find_ties(
     Two weights that are seeded by different specs are no tie, even if they are equal now (both
     pruned to nothing, say): training on tells them apart.
 
-    Args:
-        state: tensors by name, of any dtypes, on any devices; other values are passed over.
-        specs: init specs of the seeded weights, by name.
-
-    Returns:
-        Of each second name, the first name, which is no second name itself; and the init specs of
-        the others. Where a first name has none and a second has one, it passes to the first: an
-        embedding that shares the weight of a seeded Linear after it.
+    Returns of each second name the first name, which is no second name itself; and the init specs
+    of the others. Where a first name has none and a second has one, it passes to the first: an
+    embedding that shares the weight of a seeded Linear after it.
     """
     targets: dict[str, str] = {}
     found = dict(specs)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pabzip import data
-from pabzip.data import clutter_kernels as kernels
+from pabzip.data import cluttered_digits as kernels
 from pabzip.data.cluttered_digits import paint
 from pabzip.data.digits import read_digits
 
