@@ -65,10 +65,8 @@ def settings_options(
 ) -> Callable[[Command], Command]:
     """Return a decorator that adds the flags of settings, ``--set`` and ``--import``.
 
-    The command receives what was typed, which `given` reads.
-
-    Args:
-        used: whether the command heeds the setting of a dotted key.
+    The command receives what was typed, which `given` reads. ``used`` says whether the command
+    heeds the setting of a dotted key.
     """
 
     def add(command: Command) -> Command:
@@ -115,10 +113,6 @@ def given(typed: Mapping[str, Any], assignments: Sequence[str]) -> tuple[dict[st
     Args:
         typed: texts by parameter of the flag; others are ignored.
         assignments: of ``--set``; the last one of a setting wins.
-
-    Raises:
-        click.UsageError: an assignment without ``=``, or a setting by flag and ``--set`` both.
-        RecipeError: an unknown setting; the message gives the nearest one.
     """
     table: dict[str, Any] = {}
     flagged: set[str] = set()
@@ -184,11 +178,7 @@ def _help(setting: Setting) -> str:
 
 
 def import_packages(names: Iterable[str]) -> None:
-    """Import packages of the user's, from the Python path or else the current folder.
-
-    Raises:
-        RecipeError: there is no such package, or it raises an error.
-    """
+    """Import packages of the user's, from the Python path or else the current folder."""
     for name in names:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
