@@ -287,12 +287,8 @@ def method_of(recipe: Recipe) -> Method:
 def unused(recipe: Recipe, keys: Iterable[str]) -> dict[str, str]:
     """Return those of some settings that a recipe has no use for, and what has none.
 
-    Args:
-        recipe: its method and its search decide.
-        keys: dotted, such as ``"bop.threshold"``.
-
-    Returns:
-        By key, in the order given: ``"method sgd"``, say, or ``"search synflow"``.
+    Keys are dotted, such as ``"bop.threshold"``, in the order given; what has none is
+    ``"method sgd"``, say, or ``"search synflow"``.
     """
     methods = [Method(name, **METHODS.facts(name)) for name in METHODS]
     particular = frozenset[str]().union(*(method.reads for method in methods))
@@ -418,11 +414,7 @@ def from_dict(values: Table, *, allow_import: bool = False) -> Recipe:
 
 
 def refuse_import(values: Table) -> None:
-    """Refuse an architecture that would have to be imported.
-
-    Raises:
-        RecipeError: there is one.
-    """
+    """Refuse an architecture that would have to be imported."""
     arch = values.get("arch")
     if isinstance(arch, str) and ":" in arch:
         raise RecipeError(
@@ -434,11 +426,8 @@ def refuse_import(values: Table) -> None:
 def comparable(recipe: Recipe | Table) -> dict[str, Any]:
     """Return what a recipe does, without where it does it, for comparing two.
 
-    Args:
-        recipe: a recipe, or its plain values from `to_dict`, which a file may have held.
-
-    Returns:
-        Plain values by dotted key; a number of iterations left out is the published one.
+    These are plain values by dotted key; a number of iterations left out is the published one. The
+    values of `to_dict`, which a file may have held, serve as well as the recipe.
     """
     values = dict(to_dict(recipe) if isinstance(recipe, Recipe) else recipe)
     search = values.get("search")

@@ -7,7 +7,6 @@ a checkpoint (``--search-only``), which `apply_ticket` applies in another run (`
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import os
@@ -30,7 +29,7 @@ from pabzip.search import apply_masks
 from pabzip.train.build import build_network, isolated, pick_device
 from pabzip.train.config import Recipe, comparable, flat, method_of, to_dict
 from pabzip.train.cost import method_costs, step_costs
-from pabzip.train.results import LayerCost
+from pabzip.train.results import LayerCost, Results
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.
 _SAMPLE_EPOCH = 2**30 - 1
@@ -58,15 +57,10 @@ AT_ONCE = PlannedSearch(0)
 
 
 def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
-    """Return the searches of a run, in order.
+    """Return the searches of a run, in order; none for a method that keeps the network dense.
 
-    Args:
-        recipe: ``method``, ``search.epoch`` and ``search.shots`` matter.
-
-    Returns:
-        ``search.shots`` searches, spread evenly over the epochs from 0 to ``search.epoch``, after
-        which the pruned fraction has risen evenly; a single search happens after
-        ``search.epoch``. None for a method that keeps the network dense.
+    They are spread evenly over the epochs from 0 to ``search.epoch``, and the pruned fraction rises
+    evenly with them; a single one happens after ``search.epoch``.
 
     Source: Peek-a-Boo, Appendix C (Figure 5 for the epoch, Table 4 for several shots).
     """
@@ -104,12 +98,6 @@ def search_masks(
 
     Returns:
         The masks by name: bool, of the weight's shape, on its device.
-
-    Raises:
-        SearchError: no usable mask was found; the message names the layer.
-        RecipeError: more samples asked for than the data has, or ratios for weights that the
-            network has not.
-        SeedError: ``net`` was not drawn from a seed.
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
     own: dict[str, Any] = {}
@@ -160,7 +148,7 @@ def _ratios(net: nn.Module, recipe: Recipe) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchResult:
+class SearchResult(Results):
     """What a search without training found: the keys of ``pabzip train --search-only --json``.
 
     Attributes that `pabzip.train.TrainResult` has too are what they are there.
@@ -183,10 +171,6 @@ class SearchResult:
     seed: int
     output: str
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the results by name."""
-        return dataclasses.asdict(self)
 
 
 def find_ticket(

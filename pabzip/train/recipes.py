@@ -62,11 +62,7 @@ def published_recipes() -> list[PublishedRecipe]:
 def find_recipe(given: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """Return the path of the recipe that ``--recipe`` names, as `read_recipe` takes it.
 
-    Args:
-        given: a path, which wins where it exists, or a name from `published_recipes`.
-
-    Raises:
-        RecipeError: there is neither; the message gives the nearest published names.
+    ``given`` is a path, which wins where it exists, or a name from `published_recipes`.
     """
     name = os.fspath(given)
     # What looks like a path is one, even where nothing is: opening it says so.

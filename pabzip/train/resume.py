@@ -80,11 +80,7 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], place: str) -> None:
-        """Restore a `state_dict`, to the bit; ``place`` is the file's name, for messages.
-
-        Raises:
-            CheckpointError: it is not the state of such a run; this one is then undefined.
-        """
+        """Restore a `state_dict`, to the bit; ``place`` is the file's name, for messages."""
         try:
             _copy(state["tensors"], dict(self.tensors()))
             _copy(state["masks"], self.masks)
@@ -147,11 +143,7 @@ class RunStateFile:
         self._follows: str | None = None
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace what is saved by ``state``: nested plain values and tensors, these go to the CPU.
-
-        Raises:
-            OSError: the file cannot be written; the old one is as it was.
-        """
+        """Replace what is saved by ``state``: nested plain values and tensors."""
         plain = _on_cpu(dict(state))
         whole = {"format": FORMAT, "version": VERSION, "sha256": digest(plain), "content": plain}
         with open_atomic(self.path) as file:
@@ -159,12 +151,7 @@ class RunStateFile:
         self._follows = _stage(state)
 
     def read(self) -> dict[str, Any] | None:
-        """Return the state, tensors on the CPU; None where there is no unfinished run.
-
-        Raises:
-            CheckpointError: the file is damaged, is something else, or is newer than this pabzip.
-            OSError: it cannot be opened.
-        """
+        """Return the state, tensors on the CPU; None where there is no unfinished run."""
         if not os.path.lexists(self.path):
             return None
         with open(self.path, "rb") as file:
@@ -265,11 +252,7 @@ class SaveEvery(Settings, table="save_every"):
 
 
 class SaveSchedule:
-    """Says when a save is due.
-
-    Args:
-        every: how often; None: never.
-    """
+    """Says when a save is due: never, where ``every`` is None."""
 
     def __init__(self, every: SaveEvery | None):
         self._every = every
@@ -318,14 +301,7 @@ def check_resume(
 ) -> None:
     """Refuse to continue with another recipe; warn of another torch, thread count or device.
 
-    Args:
-        saved: the state from `RunStateFile.read`, with its `origin`.
-        recipe: the present one.
-        device: the present one.
-        place: the file's name, for messages.
-
-    Raises:
-        RecipeError: the recipes differ; the message shows each difference.
+    ``saved`` is from `RunStateFile.read`, and ``place`` is the file's name, for messages.
     """
     before, now = comparable(saved["recipe"]), comparable(recipe)
     differences = [
