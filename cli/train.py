@@ -191,7 +191,7 @@ def command(
         return
     if save_every is None:
         save_every = "never" if is_stream(target) else _SAVE_EVERY
-    from pabzip.train.trainer import train
+    from pabzip.train.run import train
 
     with _remarks(target, reporter):
         result = train(
@@ -282,7 +282,7 @@ def _remarks(target: str, reporter: Reporter) -> Iterator[None]:
 
 def _search(recipe: Recipe, target: str, download: bool, reporter: Reporter) -> None:
     """Find a ticket and write it, untrained."""
-    from pabzip.train.pruning import find_ticket
+    from pabzip.train.run import find_ticket
 
     with search_bar(reporter) as on_iteration:
         found = find_ticket(recipe, output=target, download=download, on_iteration=on_iteration)

@@ -172,3 +172,29 @@ class TrainResult(Results):
         values = self.to_dict()
         del values["output"], values["seconds"]
         return values
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult(Results):
+    """What a search without training found: the keys of ``pabzip train --search-only --json``.
+
+    Attributes that `TrainResult` has too are what they are there.
+
+    Attributes:
+        search: the recipe's ``search.method``.
+        epochs: 0, since nothing was trained.
+        seconds: wall-clock time of the search.
+    """
+
+    arch: str
+    data: str
+    search: str
+    keep_ratio: float
+    epochs: int
+    weights: int
+    survivors: int
+    bitops: float
+    layer_bitops: dict[str, float]
+    seed: int
+    output: str
+    seconds: float
