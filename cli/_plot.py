@@ -31,10 +31,8 @@ FRAMING = "header, checksums"
 class Bar:
     """One bar: a seeded weight with the dense tensors that follow it, or several such.
 
-    Attributes:
-        label: what it holds.
-        parts: bytes here, by part.
-        paper: bytes by part in the paper's Huffman code, dense tensors and header as they are.
+    Bytes by part count ``parts`` here, and ``paper`` in the paper's Huffman code, where dense
+    tensors and header are as they are.
     """
 
     label: str
@@ -53,12 +51,9 @@ class Bar:
 
 
 def bars(info: Mapping[str, Any]) -> list[Bar]:
-    """Return the bars of a file, in its order.
+    """Return the bars of a file, in its order, from the values of ``pabzip info --json``.
 
     Batch norm and biases come right after the weight that they belong to, so they join its bar.
-
-    Args:
-        info: the values of ``pabzip info --json``.
     """
     groups: list[list[Bar]] = []
     after_seeded = False
@@ -153,14 +148,7 @@ _LABEL_LIMIT = 44
 
 
 def draw(info: Mapping[str, Any]) -> Figure:
-    """Draw a file.
-
-    Args:
-        info: the values of ``pabzip info --json``.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
+    """Draw a file from the values of ``pabzip info --json``."""
     require("matplotlib", extra="train", purpose="drawing a picture")
     from matplotlib.figure import Figure
 
@@ -220,11 +208,8 @@ def _title(figure: Figure, info: Mapping[str, Any], height: float) -> None:
     if info["huffman_bytes"] > info["codes_bytes"]:
         times = ratio(info["huffman_bytes"], info["codes_bytes"])
         line += f", {times} smaller than by the paper's Huffman"
-    for text, down, font in (
-        (head, 0.36, {"size": 16, "weight": "bold"}),
-        (line, 0.6, {"size": 9.5}),
-    ):
-        figure.text(0.025, 1 - down / height, text, color=_INK, **font)
+    figure.text(0.025, 1 - 0.36 / height, head, color=_INK, size=16, weight="bold")
+    figure.text(0.025, 1 - 0.6 / height, line, color=_INK, size=9.5)
 
 
 def _draw_legend(figure: Figure, whole: Bar, left: float, top: float) -> None:

@@ -12,7 +12,7 @@ import click
 
 from pabzip.cli._output import Reporter, one_line, plain_table, write_text
 from pabzip.errors import PabzError, RecipeError
-from pabzip.train.config import Recipe, all_settings, to_dict, unused
+from pabzip.train.config import Recipe, all_settings, to_dict
 from pabzip.train.settings import Setting, unknown
 
 if TYPE_CHECKING:
@@ -115,15 +115,12 @@ def given(typed: Mapping[str, Any], assignments: Sequence[str]) -> tuple[dict[st
         assignments: of ``--set``; the last one of a setting wins.
     """
     table: dict[str, Any] = {}
-    flagged: set[str] = set()
-    keys: dict[str, None] = {}
     declared = {setting.key: setting for setting in all_settings()}
-    for setting in declared.values():
-        text = typed.get(_parameter(setting))
-        if text is not None:
-            _put(table, setting.key.split("."), setting.parse(text))
-            flagged.add(setting.key)
-            keys[setting.key] = None
+    texts = {key: typed.get(_parameter(setting)) for key, setting in declared.items()}
+    flagged = [key for key, text in texts.items() if text is not None]
+    for key in flagged:
+        _put(table, key.split("."), declared[key].parse(texts[key]))
+    keys = dict.fromkeys(flagged)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         name = name.strip()
@@ -196,12 +193,6 @@ def import_packages(names: Iterable[str]) -> None:
                 f"--import {name}: expected a package that can be imported, found "
                 f"{type(error).__name__}: {error}"
             ) from error
-
-
-def remark_unused(reporter: Reporter, recipe: Recipe, keys: Iterable[str]) -> None:
-    """Say which of the settings that were given the recipe's method or search does not use."""
-    for key, what in unused(recipe, keys).items():
-        remark(reporter, f"{key}: {what} has no use for it")
 
 
 def show_settings(reporter: Reporter, recipe: Recipe) -> None:

@@ -25,13 +25,12 @@ from pabzip.cli._settings import (
     import_packages,
     recipe_option,
     remark,
-    remark_unused,
     settings_options,
     show_settings,
 )
 from pabzip.registry import CALLBACKS
 from pabzip.train.callbacks import Callback, build_callback, parse_callback
-from pabzip.train.config import to_dict
+from pabzip.train.config import to_dict, unused
 from pabzip.train.recipes import find_recipe, published_recipes, read_recipe, recipe_file
 
 if TYPE_CHECKING:
@@ -183,7 +182,8 @@ def command(
     if ticket is not None:
         inputs.append(ticket)
     _check_outputs(target, callbacks, inputs, resume=resume, force=force)
-    remark_unused(reporter, recipe, keys)
+    for key, what in unused(recipe, keys).items():
+        remark(reporter, f"{key}: {what} has no use for it")
     reporter.detail(f"recipe: {to_json(to_dict(recipe))}")
     if search_only:
         with _remarks(target, reporter):

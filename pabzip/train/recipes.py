@@ -84,12 +84,10 @@ def default_recipe(
 
 @dataclass(frozen=True, slots=True)
 class PublishedRecipe:
-    """One recipe that comes with pabzip.
+    """One recipe that comes with pabzip: its name, as ``--recipe`` takes it, and its ``path``.
 
-    Attributes:
-        name: as ``pabzip train --recipe`` takes it, such as ``table1-resnet18-pab-bop-psg``.
-        about: one line: table, row, and what the paper reports for it.
-        path: the file and the row in it, as `read_recipe` takes them.
+    That is the file and the row in it, as `read_recipe` takes them. ``about`` is one line: table,
+    row, and what the paper reports for it.
     """
 
     name: str

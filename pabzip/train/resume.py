@@ -30,17 +30,11 @@ class RunState:
     """All that changes during a run. What it draws at random depends on this alone.
 
     Attributes:
-        net: the network.
         masks: bool tensors by name of the seeded weight, True for a survivor; all True before the
             first search.
-        optimizers: with their schedules.
-        precision: with its loss scale.
-        metrics: of the epoch that is under way.
         begun: when the run began, by ``perf_counter``; a pause before a resume does not count.
-        epoch_begun: when the epoch that is under way began.
         history: the finished epochs.
         step: steps done in the epoch after them, dropped ones included.
-        searches: searches done.
     """
 
     net: nn.Module
@@ -275,14 +269,10 @@ class SaveSchedule:
 
     def _due(self) -> bool:
         """Say whether enough of anything has gone by since the last save."""
-        every = self._every
-        if every is None:
-            return False
-        return (
-            (every.steps is not None and self._steps >= every.steps)
-            or (every.epochs is not None and self._epochs >= every.epochs)
-            or (every.minutes is not None and monotonic() - self._saved >= 60 * every.minutes)
-        )
+        minutes = (monotonic() - self._saved) / 60
+        done = {"steps": self._steps, "epochs": self._epochs, "minutes": minutes}
+        limits = dict(self._every or ())
+        return any(limit is not None and done[unit] >= limit for unit, limit in limits.items())
 
 
 def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
