@@ -116,7 +116,9 @@ def given(typed: Mapping[str, Any], assignments: Sequence[str]) -> tuple[dict[st
     """
     table: dict[str, Any] = {}
     declared = {setting.key: setting for setting in all_settings()}
-    texts = {key: typed.get(_parameter(setting)) for key, setting in declared.items()}
+    texts: dict[str, Any] = {
+        key: typed.get(_parameter(setting)) for key, setting in declared.items()
+    }
     flagged = [key for key, text in texts.items() if text is not None]
     for key in flagged:
         _put(table, key.split("."), declared[key].parse(texts[key]))
