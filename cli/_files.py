@@ -34,8 +34,7 @@ def default_output(source: str, suffix: str) -> str:
 def format_of(target: str, formats: Iterable[str], hint: str = "") -> str:
     """Return the format that an output's suffix stands for; the first of them for stdout.
 
-    Raises:
-        click.UsageError: another suffix; ``hint`` ends the message.
+    ``hint`` ends the message of the error for another suffix.
     """
     formats = list(formats)
     if target == STANDARD:
@@ -56,11 +55,6 @@ def check_output(target: str, *, force: bool, inputs: Iterable[str] = ()) -> Non
         target: a path, or ``-`` for stdout.
         force: an existing file may be replaced.
         inputs: files that the command reads; the output must be none of them, under any name.
-
-    Raises:
-        OSError: the target is an input, exists already, is a directory, or lies in a folder that
-            is missing or cannot be written; the error carries the name and says the way out.
-        click.UsageError: stdout is a terminal.
     """
     if target == STANDARD:
         if sys.stdout.isatty():
@@ -111,9 +105,6 @@ def open_output(target: str) -> Iterator[BinaryIO]:
 
     A file appears whole or not at all. What goes to stdout, a device or a pipe is held back until
     it is complete, so that a failure leaves nothing there either.
-
-    Raises:
-        OSError: writing failed; the error carries the output's name.
     """
     if not is_stream(target):
         from pabzip.formats.atomic import open_atomic
@@ -158,10 +149,6 @@ def read_source(source: str, *, max_bytes: int | None = None) -> str | bytes:
         source: a path, or ``-`` for stdin.
         max_bytes: the caller's limit on regenerated tensors. No file is much longer than what it
             regenerates to, so reading from stdin stops a header's length beyond it.
-
-    Raises:
-        OSError: the source cannot be read, or stdin is longer than that.
-        click.UsageError: stdin is a terminal.
     """
     if source != STANDARD:
         return Path(source).read_bytes() if is_stream(source) else source
@@ -180,12 +167,7 @@ def read_source(source: str, *, max_bytes: int | None = None) -> str | bytes:
 
 @contextmanager
 def open_ticket(source: str, *, max_bytes: int | None = None) -> Iterator[Ticket]:
-    """Open a ticket for a command; every error of its format names the file.
-
-    Raises:
-        FormatError: the file is damaged or no ticket, now or when a tensor is read from it.
-        OSError: the source cannot be read.
-    """
+    """Open a ticket for a command; errors of its format, later ones too, name the file."""
     from pabzip.ticket import Ticket
 
     data = read_source(source, max_bytes=max_bytes)

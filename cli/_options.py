@@ -26,11 +26,7 @@ for _power, _letter in enumerate("kmgtp", start=1):
 
 
 def byte_size(text: str) -> int:
-    """Read a number of bytes: ``4096``, ``500MB`` (10^6 each), ``2GiB`` or ``2G`` (2^30 each).
-
-    Raises:
-        click.BadParameter: it is none.
-    """
+    """Read a number of bytes: ``4096``, ``500MB`` (10^6 each), ``2GiB`` or ``2G`` (2^30 each)."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in _UNITS:
         raise click.BadParameter(f"{text!r} is not a size; expected such as 4096, 500MB or 2GiB")
@@ -56,12 +52,7 @@ def reporting(command: Command) -> Command:
 
 
 def output_option(default: str, *, stdout: bool = True) -> Callable[[Command], Command]:
-    """Add ``-o/--output`` and ``-f/--force``.
-
-    Args:
-        default: what the help says about the name taken without ``-o``.
-        stdout: the command takes ``-`` for stdout.
-    """
+    """Add ``-o/--output`` and ``-f/--force``; the help says which name is the default."""
     where = "Where to write; '-' is stdout." if stdout else "Where to write."
 
     def add(command: Command) -> Command:
@@ -86,30 +77,53 @@ threads_option = click.option(
     help="Threads to regenerate with. [the processors this process may use]",
 )
 
-arch_option = click.option(
-    "--arch",
-    metavar="MODULE:CALLABLE",
-    help="Build the network of a custom architecture with your own class or function.",
-)
-
-arch_options_option = click.option(
-    "--arch-option",
-    "arch_options",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="An argument of the architecture, such as width=32; may be repeated.",
-)
-
-
 OptionValue = bool | int | float | str
 
+OwnNetwork = Callable[[], "nn.Module | None"]
+"""Builds the network that ``--arch`` names; returns None without it."""
 
-def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
-    """Read ``key=value`` pairs; values are as those of ``--set``, numbers, true or false, or text.
 
-    Raises:
-        click.BadParameter: a pair without ``=``, with an empty or malformed key, or a key twice.
-    """
+def network_options(command: Command) -> Command:
+    """Add ``--arch`` and ``--arch-option``; the command gets an `OwnNetwork`, ``own_network``."""
+
+    @click.option(
+        "--arch",
+        metavar="MODULE:CALLABLE",
+        help="Build the network of a custom architecture with your own class or function.",
+    )
+    @click.option(
+        "--arch-option",
+        "pairs",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="An argument of the architecture, such as width=32; may be repeated.",
+    )
+    @functools.wraps(command)
+    def wrapped(arch: str | None, pairs: tuple[str, ...], **others: Any) -> Any:
+        return command(own_network=functools.partial(_network, arch, pairs), **others)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _network(arch: str | None, pairs: Sequence[str]) -> nn.Module | None:
+    """Build a registered architecture, or import the user's own ``module:callable``."""
+    if arch is None:
+        if pairs:
+            raise click.UsageError(
+                "--arch-option needs --arch, the architecture that it belongs to"
+            )
+        return None
+    from pabzip._optional import require
+
+    require("torch", extra="torch", purpose="building a network")
+    from pabzip import models
+
+    options = _arguments(pairs)
+    return models.resolve(arch, options) if ":" in arch else models.build(arch, options)
+
+
+def _arguments(pairs: Sequence[str]) -> dict[str, OptionValue]:
+    """Read ``key=value`` pairs, whose values are as those of ``--set``."""
     from pabzip.train.settings import parse_value
 
     options: dict[str, OptionValue] = {}
@@ -124,32 +138,6 @@ def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
         value = parse_value(text)
         options[key] = value if isinstance(value, OptionValue) else text
     return options
-
-
-def named_network(arch: str | None, pairs: Sequence[str]) -> nn.Module | None:
-    """Build a registered architecture, or import the user's own ``module:callable``.
-
-    Returns:
-        The network; None where ``arch`` is None.
-
-    Raises:
-        click.UsageError: ``--arch-option`` without ``--arch``, which would be ignored.
-        ArchitectureError: unknown, or its options do not fit.
-        MissingDependencyError: torch is not installed.
-    """
-    if arch is None:
-        if pairs:
-            raise click.UsageError(
-                "--arch-option needs --arch, the architecture that it belongs to"
-            )
-        return None
-    from pabzip._optional import require
-
-    require("torch", extra="torch", purpose="building a network")
-    from pabzip import models
-
-    options = parse_options(pairs)
-    return models.resolve(arch, options) if ":" in arch else models.build(arch, options)
 
 
 @contextmanager

@@ -49,11 +49,7 @@ class Reporter:
         return not self.quiet and sys.stderr.isatty()
 
     def for_output(self, target: str) -> Reporter:
-        """Return a reporter for a command that writes ``target``, which may be ``-`` for stdout.
-
-        Raises:
-            click.UsageError: both the file and the JSON object would go to stdout.
-        """
+        """Return a reporter for a command that writes ``target``, which may be ``-`` for stdout."""
         if target != STANDARD:
             return self
         if self.json:
@@ -68,9 +64,6 @@ class Reporter:
         Args:
             values: the result by name, printed with ``--json``.
             *parts: the same for people: lines of text, rich tables.
-
-        Raises:
-            OSError: stdout cannot be written; it carries the name ``<stdout>``.
         """
         if self.json:
             write_text(to_json(values) + "\n")
@@ -108,11 +101,7 @@ def one_line(text: str) -> str:
 
 
 def write_text(text: str, *, to_stderr: bool = False) -> None:
-    """Write and flush; a failure names the stream.
-
-    Raises:
-        OSError: the stream cannot be written.
-    """
+    """Write and flush; a failure names the stream."""
     try:
         click.echo(text, nl=False, err=to_stderr)
     except OSError as error:

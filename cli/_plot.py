@@ -31,10 +31,8 @@ FRAMING = "header, checksums"
 class Bar:
     """One bar: a seeded weight with the dense tensors that follow it, or several such.
 
-    Attributes:
-        label: what it holds.
-        parts: bytes here, by part.
-        paper: bytes by part in the paper's Huffman code, dense tensors and header as they are.
+    Bytes by part count ``parts`` here, and ``paper`` in the paper's Huffman code, where dense
+    tensors and header are as they are.
     """
 
     label: str
@@ -53,12 +51,9 @@ class Bar:
 
 
 def bars(info: Mapping[str, Any]) -> list[Bar]:
-    """Return the bars of a file, in its order.
+    """Return the bars of a file, in its order, from the values of ``pabzip info --json``.
 
     Batch norm and biases come right after the weight that they belong to, so they join its bar.
-
-    Args:
-        info: the values of ``pabzip info --json``.
     """
     groups: list[list[Bar]] = []
     after_seeded = False
@@ -71,17 +66,24 @@ def bars(info: Mapping[str, Any]) -> list[Bar]:
         else:
             groups.append([_tensor_bar(tensor, row)])
         after_seeded = after_seeded or seeded
-    layers = [
-        group[0] if len(group) == 1 else _sum(f"{group[0].label} +{len(group) - 1} dense", group)
-        for group in groups
-    ]
+    layers = [_joined(group, "+{} dense") for group in groups]
     framing = _parts(info["breakdown"][-1])
-    return [*_joined(layers), Bar(FRAMING, framing, framing)]
+    return [*_few(layers), Bar(FRAMING, framing, framing)]
 
 
-def total(shown: Sequence[Bar]) -> Bar:
-    """Return all bars as one."""
-    return _sum("all", shown)
+def total(shown: Sequence[Bar], label: str = "all") -> Bar:
+    """Return several bars as one."""
+    return Bar(
+        label,
+        {part: sum(bar.parts[part] for bar in shown) for part in PARTS},
+        {part: sum(bar.paper[part] for bar in shown) for part in PARTS},
+    )
+
+
+def _joined(run: Sequence[Bar], others: str) -> Bar:
+    """Return neighbors as one bar under the first one's name; ``others`` words how many follow."""
+    name = run[0].label
+    return total(run, name if len(run) == 1 else f"{name} {others.format(len(run) - 1)}")
 
 
 def _tensor_bar(tensor: Mapping[str, Any], row: Mapping[str, Any]) -> Bar:
@@ -96,7 +98,7 @@ def _tensor_bar(tensor: Mapping[str, Any], row: Mapping[str, Any]) -> Bar:
     return Bar(tensor["name"], parts, paper)
 
 
-def _joined(layers: Sequence[Bar]) -> list[Bar]:
+def _few(layers: Sequence[Bar]) -> list[Bar]:
     """Join small neighbors, up to the smallest size that leaves at most `MOST_BARS`."""
     if len(layers) <= MOST_BARS:
         return list(layers)
@@ -107,10 +109,7 @@ def _joined(layers: Sequence[Bar]) -> list[Bar]:
             high = middle
         else:
             low = middle + 1
-    return [
-        run[0] if len(run) == 1 else _sum(f"{run[0].label} and {len(run) - 1} more", run)
-        for run in _runs(layers, low)
-    ]
+    return [_joined(run, "and {} more") for run in _runs(layers, low)]
 
 
 def _runs(layers: Sequence[Bar], limit: int) -> list[list[Bar]]:
@@ -125,15 +124,6 @@ def _runs(layers: Sequence[Bar], limit: int) -> list[list[Bar]]:
             runs.append([layer])
             held = layer.total
     return runs
-
-
-def _sum(label: str, together: Sequence[Bar]) -> Bar:
-    """Return the sum of several bars."""
-    return Bar(
-        label,
-        {part: sum(bar.parts[part] for bar in together) for part in PARTS},
-        {part: sum(bar.paper[part] for bar in together) for part in PARTS},
-    )
 
 
 def _parts(row: Mapping[str, Any]) -> dict[str, int]:
@@ -158,14 +148,7 @@ _LABEL_LIMIT = 44
 
 
 def draw(info: Mapping[str, Any]) -> Figure:
-    """Draw a file.
-
-    Args:
-        info: the values of ``pabzip info --json``.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
+    """Draw a file from the values of ``pabzip info --json``."""
     require("matplotlib", extra="train", purpose="drawing a picture")
     from matplotlib.figure import Figure
 
@@ -185,8 +168,19 @@ def draw(info: Mapping[str, Any]) -> Figure:
     _title(figure, info, height)
     _draw_totals(panel(left, _RIGHT, height - _TITLE - _TOTALS, _TOTALS), whole)
     _draw_legend(figure, whole, left, 1 - (_TITLE + _TOTALS) / height)
-    _draw_layers(panel(left, middle - 0.02, _AXIS, tall), shown)
-    _draw_paper(panel(middle + 0.02, _RIGHT, _AXIS, tall), shown)
+    here = panel(left, middle - 0.02, _AXIS, tall)
+    sizes = [size(bar.total) for bar in shown]
+    _draw_layers(here, [bar.parts for bar in shown], sizes, gap=0.01, room=1.14)
+    _plain_axes(here, [_short(bar.label) for bar in shown], range(len(shown)))
+    here.set_title("this file, layer by layer", loc="left", fontsize=9.5, color=_INK)
+    paper = panel(middle + 0.02, _RIGHT, _AXIS, tall)
+    ratios = [
+        "" if bar.paper_total == bar.total else ratio(bar.paper_total, bar.total) for bar in shown
+    ]
+    remark = ", on a scale of its own"
+    _draw_layers(paper, [bar.paper for bar in shown], ratios, gap=0.02, room=1.25, remark=remark)
+    _plain_axes(paper, [], [])
+    paper.set_title("paper's Huffman (times this file)", loc="left", fontsize=9.5, color=_INK)
     return figure
 
 
@@ -214,11 +208,8 @@ def _title(figure: Figure, info: Mapping[str, Any], height: float) -> None:
     if info["huffman_bytes"] > info["codes_bytes"]:
         times = ratio(info["huffman_bytes"], info["codes_bytes"])
         line += f", {times} smaller than by the paper's Huffman"
-    for text, down, font in (
-        (head, 0.36, {"size": 16, "weight": "bold"}),
-        (line, 0.6, {"size": 9.5}),
-    ):
-        figure.text(0.025, 1 - down / height, text, color=_INK, **font)
+    figure.text(0.025, 1 - 0.36 / height, head, color=_INK, size=16, weight="bold")
+    figure.text(0.025, 1 - 0.6 / height, line, color=_INK, size=9.5)
 
 
 def _draw_legend(figure: Figure, whole: Bar, left: float, top: float) -> None:
@@ -258,26 +249,7 @@ def _draw_totals(axes: Axes, whole: Bar) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def _draw_layers(axes: Axes, shown: Sequence[Bar]) -> None:
-    """Draw the layers of this file, with their sizes."""
-    sizes = [size(bar.total) for bar in shown]
-    _bars(axes, [bar.parts for bar in shown], sizes, gap=0.01, room=1.14)
-    _plain_axes(axes, [_short(bar.label) for bar in shown], range(len(shown)))
-    axes.set_title("this file, layer by layer", loc="left", fontsize=9.5, color=_INK)
-
-
-def _draw_paper(axes: Axes, shown: Sequence[Bar]) -> None:
-    """Draw the same layers in the paper's code, with how many times as much they take."""
-    ratios = [
-        "" if bar.paper_total == bar.total else ratio(bar.paper_total, bar.total) for bar in shown
-    ]
-    remark = ", on a scale of its own"
-    _bars(axes, [bar.paper for bar in shown], ratios, gap=0.02, room=1.25, remark=remark)
-    _plain_axes(axes, [], [])
-    axes.set_title("paper's Huffman (times this file)", loc="left", fontsize=9.5, color=_INK)
-
-
-def _bars(
+def _draw_layers(
     axes: Axes,
     held: Sequence[Mapping[str, int]],
     texts: Sequence[str],
@@ -286,17 +258,27 @@ def _bars(
     room: float,
     remark: str = "",
 ) -> None:
-    """Draw bars from top to bottom, a text after each, and the axis below them.
+    """Draw bars from top to bottom, a text after each, over an axis in bytes or KiB.
 
     ``gap`` and ``room`` count in lengths of the longest bar.
     """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     lengths = [sum(parts.values()) for parts in held]
     longest = max(lengths) or 1
     _stack(axes, range(len(held)), held)
     for y, (length, text) in enumerate(zip(lengths, texts, strict=True)):
         axes.text(length + gap * longest, y, text, va="center", fontsize=7.5, color=_INK)
     axes.set_ylim(len(held) - 0.5, -0.5)
-    _byte_axis(axes, room * longest, remark)
+    end = room * longest
+    axes.set_xlim(0, end)
+    unit, unit_name = (1024, "KiB") if end > 2048 else (1, "bytes")
+    steps = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(0, end / unit)
+    axes.set_xticks([step * unit for step in steps if step * unit <= end])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:,.0f}"))
+    axes.set_xlabel(unit_name + remark, fontsize=8, color=_INK)
+    axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def _stack(
@@ -320,21 +302,6 @@ def _plain_axes(axes: Axes, labels: Sequence[str], places: Sequence[int]) -> Non
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_FAINT)
-
-
-def _byte_axis(axes: Axes, end: float, remark: str = "") -> None:
-    """Scale the axis in bytes or KiB, with faint lines to read the bars by."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    kibi = end > 2048
-    axes.set_xlim(0, end)
-    unit = 1024 if kibi else 1
-    steps = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(0, end / unit)
-    axes.set_xticks([step * unit for step in steps if step * unit <= end])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:,.0f}"))
-    axes.set_xlabel(("KiB" if kibi else "bytes") + remark, fontsize=8, color=_INK)
-    axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _short(label: str) -> str:

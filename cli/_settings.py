@@ -12,7 +12,7 @@ import click
 
 from pabzip.cli._output import Reporter, one_line, plain_table, write_text
 from pabzip.errors import PabzError, RecipeError
-from pabzip.train.config import Recipe, all_settings, to_dict, unused
+from pabzip.train.config import Recipe, all_settings, to_dict
 from pabzip.train.settings import Setting, unknown
 
 if TYPE_CHECKING:
@@ -65,10 +65,8 @@ def settings_options(
 ) -> Callable[[Command], Command]:
     """Return a decorator that adds the flags of settings, ``--set`` and ``--import``.
 
-    The command receives what was typed, which `given` reads.
-
-    Args:
-        used: whether the command heeds the setting of a dotted key.
+    The command receives what was typed, which `given` reads. ``used`` says whether the command
+    heeds the setting of a dotted key.
     """
 
     def add(command: Command) -> Command:
@@ -115,21 +113,16 @@ def given(typed: Mapping[str, Any], assignments: Sequence[str]) -> tuple[dict[st
     Args:
         typed: texts by parameter of the flag; others are ignored.
         assignments: of ``--set``; the last one of a setting wins.
-
-    Raises:
-        click.UsageError: an assignment without ``=``, or a setting by flag and ``--set`` both.
-        RecipeError: an unknown setting; the message gives the nearest one.
     """
     table: dict[str, Any] = {}
-    flagged: set[str] = set()
-    keys: dict[str, None] = {}
     declared = {setting.key: setting for setting in all_settings()}
-    for setting in declared.values():
-        text = typed.get(_parameter(setting))
-        if text is not None:
-            _put(table, setting.key.split("."), setting.parse(text))
-            flagged.add(setting.key)
-            keys[setting.key] = None
+    texts: dict[str, Any] = {
+        key: typed.get(_parameter(setting)) for key, setting in declared.items()
+    }
+    flagged = [key for key, text in texts.items() if text is not None]
+    for key in flagged:
+        _put(table, key.split("."), declared[key].parse(texts[key]))
+    keys = dict.fromkeys(flagged)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         name = name.strip()
@@ -184,11 +177,7 @@ def _help(setting: Setting) -> str:
 
 
 def import_packages(names: Iterable[str]) -> None:
-    """Import packages of the user's, from the Python path or else the current folder.
-
-    Raises:
-        RecipeError: there is no such package, or it raises an error.
-    """
+    """Import packages of the user's, from the Python path or else the current folder."""
     for name in names:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
@@ -206,12 +195,6 @@ def import_packages(names: Iterable[str]) -> None:
                 f"--import {name}: expected a package that can be imported, found "
                 f"{type(error).__name__}: {error}"
             ) from error
-
-
-def remark_unused(reporter: Reporter, recipe: Recipe, keys: Iterable[str]) -> None:
-    """Say which of the settings that were given the recipe's method or search does not use."""
-    for key, what in unused(recipe, keys).items():
-        remark(reporter, f"{key}: {what} has no use for it")
 
 
 def show_settings(reporter: Reporter, recipe: Recipe) -> None:

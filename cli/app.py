@@ -73,13 +73,7 @@ class PabzipGroup(click.Group):
     ) -> NoReturn:
         """Run the command line and exit; every error becomes one message and one exit code.
 
-        Args:
-            args: the arguments; None takes the process's own.
-            prog_name: ignored in favor of ``pabzip``, which ``python -m pabzip.cli`` also is.
-            **extra: as for `click.Command.main`.
-
-        Raises:
-            SystemExit: always, with an `ExitCode`.
+        The program is called ``pabzip``, as ``python -m pabzip.cli`` is, whatever ``prog_name`` is.
         """
         del prog_name
         verbosity = Verbosity()

@@ -6,13 +6,7 @@ import click
 
 from pabzip._optional import require
 from pabzip.cli._files import STANDARD, naming, read_source
-from pabzip.cli._options import (
-    arch_option,
-    arch_options_option,
-    max_bytes_option,
-    named_network,
-    reporting,
-)
+from pabzip.cli._options import OwnNetwork, max_bytes_option, network_options, reporting
 from pabzip.cli._output import Reporter
 from pabzip.errors import ArchitectureError, DataError
 
@@ -29,8 +23,7 @@ from pabzip.errors import ArchitectureError, DataError
     multiple=True,
     help="Import a package of yours, which may register the dataset or the network; repeatable.",
 )
-@arch_option
-@arch_options_option
+@network_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:<number>.")
 @max_bytes_option
 @reporting
@@ -40,8 +33,7 @@ def command(
     data_root: str | None,
     download: bool,
     packages: tuple[str, ...],
-    arch: str | None,
-    arch_options: tuple[str, ...],
+    own_network: OwnNetwork,
     device: str,
     max_bytes: int | None,
     reporter: Reporter,
@@ -58,7 +50,7 @@ def command(
     from pabzip.train.evaluation import evaluate, open_model
 
     import_packages(packages)
-    net = named_network(arch, arch_options)
+    net = own_network()
     file = read_source(source, max_bytes=max_bytes)
     try:
         with naming(source):
@@ -81,7 +73,7 @@ def command(
         ) from error
     label = "<stdin>" if source == STANDARD else source
     reporter.result(
-        {"accuracy": found.accuracy, "loss": found.loss, "samples": found.samples},
+        found.to_dict(),
         f"{label}: accuracy {found.accuracy:.2%}, loss {found.loss:.4f}, "
         f"{found.samples:,} test images of {name}",
     )

@@ -9,10 +9,9 @@ import click
 from pabzip._optional import require
 from pabzip.cli._files import check_output, default_output, naming, open_output, read_source
 from pabzip.cli._options import (
-    arch_option,
-    arch_options_option,
+    OwnNetwork,
     max_bytes_option,
-    named_network,
+    network_options,
     output_option,
     reporting,
 )
@@ -20,11 +19,7 @@ from pabzip.cli._output import Reporter, size
 
 
 def image_shape(text: str) -> tuple[int, ...]:
-    """Read channels, height and width of one image: ``3,32,32`` or ``3x32x32``.
-
-    Raises:
-        click.BadParameter: they are not three whole numbers of 1 or more.
-    """
+    """Read channels, height and width of one image: ``3,32,32`` or ``3x32x32``."""
     parts = text.replace("x", ",").split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
         raise click.BadParameter(f"{text!r} is not a shape; expected such as 3,32,32")
@@ -52,8 +47,7 @@ def image_shape(text: str) -> tuple[int, ...]:
     type=float,
     help="Largest difference of a logit, relative to the largest. [1e-4; 1e-2 with --float16]",
 )
-@arch_option
-@arch_options_option
+@network_options
 @max_bytes_option
 @reporting
 def command(
@@ -65,8 +59,7 @@ def command(
     fixed_batch: bool,
     input_shape: tuple[int, ...] | None,
     tolerance: float | None,
-    arch: str | None,
-    arch_options: tuple[str, ...],
+    own_network: OwnNetwork,
     max_bytes: int | None,
     reporter: Reporter,
 ) -> None:
@@ -82,7 +75,7 @@ def command(
     require("torch", extra="torch", purpose="pabzip export")
     from pabzip.export.onnx import export_ticket
 
-    net = named_network(arch, arch_options)
+    net = own_network()
     data = read_source(source, max_bytes=max_bytes)
     with open_output(target) as file, naming(source):
         report = export_ticket(

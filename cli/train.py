@@ -25,13 +25,12 @@ from pabzip.cli._settings import (
     import_packages,
     recipe_option,
     remark,
-    remark_unused,
     settings_options,
     show_settings,
 )
 from pabzip.registry import CALLBACKS
 from pabzip.train.callbacks import Callback, build_callback, parse_callback
-from pabzip.train.config import to_dict
+from pabzip.train.config import to_dict, unused
 from pabzip.train.recipes import find_recipe, published_recipes, read_recipe, recipe_file
 
 if TYPE_CHECKING:
@@ -183,7 +182,8 @@ def command(
     if ticket is not None:
         inputs.append(ticket)
     _check_outputs(target, callbacks, inputs, resume=resume, force=force)
-    remark_unused(reporter, recipe, keys)
+    for key, what in unused(recipe, keys).items():
+        remark(reporter, f"{key}: {what} has no use for it")
     reporter.detail(f"recipe: {to_json(to_dict(recipe))}")
     if search_only:
         with _remarks(target, reporter):
@@ -191,7 +191,7 @@ def command(
         return
     if save_every is None:
         save_every = "never" if is_stream(target) else _SAVE_EVERY
-    from pabzip.train.trainer import train
+    from pabzip.train.run import train
 
     with _remarks(target, reporter):
         result = train(
@@ -282,7 +282,7 @@ def _remarks(target: str, reporter: Reporter) -> Iterator[None]:
 
 def _search(recipe: Recipe, target: str, download: bool, reporter: Reporter) -> None:
     """Find a ticket and write it, untrained."""
-    from pabzip.train.pruning import find_ticket
+    from pabzip.train.run import find_ticket
 
     with search_bar(reporter) as on_iteration:
         found = find_ticket(recipe, output=target, download=download, on_iteration=on_iteration)

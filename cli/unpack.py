@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -25,72 +25,70 @@ if TYPE_CHECKING:
     from pabzip.ticket import Ticket
 
 
-Writer = Callable[["Ticket", BinaryIO, int | None, Callable[[str], None]], None]
-"""Writes all tensors of an open ticket into a binary file, regenerated with so many threads, and
-calls the last argument with each tensor's name once it is regenerated."""
+Tensors = Iterable[tuple[str, str, np.ndarray]]
+"""Name, dtype and values of all tensors of a ticket, in order, each regenerated as it is taken;
+values in their own dtype, C-contiguous, bfloat16 as uint16 bit patterns."""
 
 
-def write_safetensors(
-    ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
-) -> None:
+def write_safetensors(tensors: Tensors, file: BinaryIO) -> None:
     """Write the safetensors format; the library wants all tensors in memory at once."""
     # The plain entry point takes the name of a dtype, so bfloat16 needs no numpy type; it reads
     # from the arrays' own memory, which `held` keeps alive.
     from safetensors import TensorSpec, serialize
 
     held, specs = [], {}
-    for name in ticket.names:
-        values = ticket.exact(name, threads=threads)
+    for name, dtype, values in tensors:
         if sys.byteorder == "big":
             values = values.byteswap()
         held.append(values)
         specs[name] = TensorSpec(
-            dtype=ticket.dtype(name),
-            shape=list(ticket.shape(name)),
+            dtype=dtype,
+            shape=list(values.shape),
             data_ptr=values.ctypes.data,
             data_len=values.nbytes,
         )
-        wrote(name)
     # One entry, which loaders of torch weights expect: the library writes several in random order,
     # and the same ticket must give the same bytes.
     file.write(serialize(specs, {"format": "pt"}))
 
 
-def write_npz(
-    ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
-) -> None:
+def write_npz(tensors: Tensors, file: BinaryIO) -> None:
     """Write numpy's .npz, uncompressed; bfloat16 becomes float32, exactly."""
+    from pabzip.formats.dense import bfloat16_to_float32
+
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name in ticket.names:
+        for name, dtype, values in tensors:
             # A fixed date, so that the same ticket gives the same bytes.
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(entry, "w", force_zip64=True) as member:
-                values = ticket.weight(name, threads=threads)
-                np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
-            wrote(name)
+                known = bfloat16_to_float32(values) if dtype == "bfloat16" else values
+                np.lib.format.write_array(member, known, allow_pickle=False)
 
 
-def write_pt(
-    ticket: Ticket, file: BinaryIO, threads: int | None, wrote: Callable[[str], None]
-) -> None:
+def write_pt(tensors: Tensors, file: BinaryIO) -> None:
     """Write a torch state dict that ``torch.load(weights_only=True)`` reads, all at once."""
     torch = require("torch", extra="torch", purpose="writing a .pt file")
     from pabzip.runtime.loaders import to_torch
 
     state = {}
-    for name in ticket.names:
-        values = ticket.exact(name, threads=threads)
-        state[name] = to_torch(values.copy(), ticket.dtype(name))
-        wrote(name)
+    for name, dtype, values in tensors:
+        state[name] = to_torch(values.copy(), dtype)
     torch.save(state, file)
 
 
-FORMATS: Mapping[str, Writer] = {
+FORMATS: Mapping[str, Callable[[Tensors, BinaryIO], None]] = {
     "safetensors": write_safetensors,
     "npz": write_npz,
     "pt": write_pt,
 }
 """The writers by the suffix that stands for them; the first for stdout."""
+
+
+def _tensors(ticket: Ticket, threads: int | None, reporter: Reporter) -> Tensors:
+    """Yield the tensors of a ticket, and tell of each once it is written."""
+    for name in ticket.names:
+        yield name, ticket.dtype(name), ticket.exact(name, threads=threads)
+        reporter.detail(name)
 
 
 @click.command("unpack")
@@ -125,8 +123,7 @@ def command(
     check_output(target, force=force, inputs=[source])
     chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
     with open_ticket(source, max_bytes=max_bytes) as ticket, open_output(target) as file:
-        FORMATS[chosen](ticket, file, threads, reporter.detail)
-        names = list(ticket.names)
-        written = file.tell()
-    values = {"output": target, "format": chosen, "tensors": len(names), "bytes": written}
-    reporter.result(values, f"{source} -> {target}: {len(names)} tensors, {size(written)}")
+        FORMATS[chosen](_tensors(ticket, threads, reporter), file)
+        count, written = len(ticket.names), file.tell()
+    values = {"output": target, "format": chosen, "tensors": count, "bytes": written}
+    reporter.result(values, f"{source} -> {target}: {count} tensors, {size(written)}")

@@ -155,12 +155,7 @@ def load_checkpoint(source: File) -> Checkpoint:
 def load_state(source: File) -> Checkpoint | dict[str, torch.Tensor]:
     """Read a checkpoint, or tensors by name without a seed, and never run code that it holds.
 
-    Args:
-        source: as for `load_checkpoint`, or a file that ``torch.save`` made of a ``state_dict()``.
-
-    Raises:
-        CheckpointError: the file is neither, is damaged, or asks to run code.
-        OSError: the file cannot be opened.
+    The latter are what ``torch.save`` made of a ``state_dict()``.
     """
     content, name = _read(source)
     values = list(content.values()) if isinstance(content, Mapping) else []
@@ -175,18 +170,9 @@ def load_state(source: File) -> Checkpoint | dict[str, torch.Tensor]:
 def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None) -> nn.Module:
     """Build the network of a checkpoint, load its state and put its seed on record.
 
-    Args:
-        checkpoint: from `load_checkpoint`.
-        net: your own network, for a checkpoint of a custom architecture; by default the registered
-            architecture is built.
-
-    Returns:
-        The network on the CPU (``net`` itself where it is given, on its own device), in evaluation
-        mode, ready to be evaluated or packed.
-
-    Raises:
-        ArchitectureError: the architecture is custom and ``net`` is not given, or names or shapes
-            do not fit.
+    A checkpoint of a custom architecture needs ``net``, your own network, on whatever device; by
+    default the registered architecture is built, on the CPU. It is ready to be evaluated or packed,
+    in evaluation mode.
     """
     if net is None:
         if checkpoint.arch == "custom":

@@ -23,7 +23,6 @@ from .callbacks.tensorboard import (
 from .config import (
     Recipe,
     SearchRecipe,
-    default_recipe,
     from_dict,
     merge,
     method_of,
@@ -53,25 +52,26 @@ from .methods import (
 )
 from .pruning import (
     Estimate,
-    SearchResult,
     apply_ticket,
     estimate_costs,
-    find_ticket,
 )
 from .recipes import (
+    default_recipe,
     read_recipe,
 )
 from .results import (
     EpochStats,
     LayerCost,
     Progress,
+    SearchResult,
     StepCosts,
     TrainResult,
 )
 from .resume import (
     SaveEvery,
 )
-from .trainer import (
+from .run import (
+    find_ticket,
     train,
 )
 

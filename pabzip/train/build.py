@@ -40,10 +40,6 @@ def isolated(seed: int, device: torch.device) -> Iterator[None]:
     dtype; within the block both are fixed, and afterwards the caller's random states, default
     dtype and gradient mode are as they were, also on an exception. Threads and deterministic flags
     are left alone.
-
-    Args:
-        seed: ``0 <= seed < 2**64``.
-        device: the device that trains; only its generator is touched besides the CPU's.
     """
     cuda = device.type == "cuda"
     dtype = torch.get_default_dtype()
@@ -63,13 +59,8 @@ def isolated(seed: int, device: torch.device) -> Iterator[None]:
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return the device that a recipe names; ``"auto"`` takes CUDA where there is one.
 
-    Args:
-        name: as in a recipe.
-        local_rank: which process of this machine asks: with ``"auto"`` and ``"cuda"`` each takes
-            the device of its number.
-
-    Raises:
-        RecipeError: a CUDA device that this machine does not have.
+    With ``"auto"`` and ``"cuda"``, each process of a machine takes the device of its number, its
+    ``local_rank``.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -166,11 +157,7 @@ def _check_fit(net: nn.Module, splits: Splits, arch: str) -> None:
 
 
 def sharded(recipe: Recipe, group: ProcessGroup) -> Recipe:
-    """Return ``recipe`` with the number of its shards, where it leaves that to the processes.
-
-    Raises:
-        RecipeError: the processes are no power of two, or more than the samples of a batch.
-    """
+    """Return ``recipe`` with the number of its shards, where it leaves that to the processes."""
     if recipe.shards:
         return recipe
     try:
@@ -192,17 +179,8 @@ def prepare_data(
 ) -> Splits:
     """Return the data of a run, on its device, once it is sure that the run can use it.
 
-    Args:
-        recipe: ``data``, ``data_root``, ``augment`` and ``shards`` matter.
-        device: where batches are to go.
-        group: the processes; one of them downloads before the others read.
-        splits: as for `pabzip.train.train`.
-        download: as for `pabzip.train.train`.
-
-    Raises:
-        DataError: the dataset is unknown, missing or damaged.
-        RecipeError: augmentation where the data has none, or shards that cannot be shared out
-            among the processes or filled.
+    The first process downloads before the others read. ``splits`` and ``download`` are as for
+    `pabzip.train.train`.
     """
     if splits is None:
         load = partial(data.load, recipe.data, root=recipe.data_root, download=download)

@@ -1,4 +1,4 @@
-"""All settings of a training run: the recipe, its tables, defaults, and the way to plain values.
+"""All settings of a training run: the recipe, its tables, and the way to plain values.
 
 A recipe is plain data. It can be written to TOML or JSON, travels in the checkpoint, and the same
 recipe on the same machine gives the same network bit for bit on a CPU.
@@ -15,7 +15,7 @@ from pydantic import ConfigDict, field_validator, model_validator
 from pabzip.errors import RecipeError
 from pabzip.registry import DATASETS, METHODS, NETWORKS, SEARCHES, constant
 from pabzip.seeds import SCHEMES
-from pabzip.train.methods import BopRecipe, Method, MethodSections, SgdRecipe
+from pabzip.train.methods import Method, MethodSections
 from pabzip.train.settings import Section, Setting, setting, settings_of, unknown
 
 Table = Mapping[str, Any]
@@ -287,12 +287,8 @@ def method_of(recipe: Recipe) -> Method:
 def unused(recipe: Recipe, keys: Iterable[str]) -> dict[str, str]:
     """Return those of some settings that a recipe has no use for, and what has none.
 
-    Args:
-        recipe: its method and its search decide.
-        keys: dotted, such as ``"bop.threshold"``.
-
-    Returns:
-        By key, in the order given: ``"method sgd"``, say, or ``"search synflow"``.
+    Keys are dotted, such as ``"bop.threshold"``, in the order given; what has none is
+    ``"method sgd"``, say, or ``"search synflow"``.
     """
     methods = [Method(name, **METHODS.facts(name)) for name in METHODS]
     particular = frozenset[str]().union(*(method.reads for method in methods))
@@ -314,57 +310,6 @@ def all_settings() -> Iterator[Setting]:
 def _keys() -> list[str]:
     """Return the names of all settings, and of all tables."""
     return [*(declared.key for declared in all_settings()), *Section.sections]
-
-
-def default_recipe(
-    arch: str | None = None, data: str | None = None, method: str | None = None
-) -> Recipe:
-    """Return the default recipe for an architecture, a dataset and a method.
-
-    On the embedded digits a run of the default architecture (ResNet-20 of half the usual width)
-    takes about half a minute on two cores and ends between 96 and 99 % of the test images, by
-    method and seed. On everything else the schedule is the paper's for CIFAR: 200 epochs, batches
-    of 128, augmented where the dataset can be.
-
-    Args:
-        arch: an architecture; None takes a small one for the digits and ResNet-18 otherwise.
-        data: a dataset; None takes the embedded digits.
-        method: a training method; None takes ``pab-bop``.
-
-    Raises:
-        RecipeError: ``arch`` or ``method`` is unknown.
-
-    Source: Peek-a-Boo, Section 4.1, for CIFAR; the digits' own values were found by search: with
-    so few steps the paper's adaptivity rate of 1e-3 hardly moves a sign, and at ten times that a
-    threshold of 1e-6 lets signs flicker on single batches; SGD, SignSGD and latent signs take the
-    paper's rates, latent signs a third decay. The batch size of 128 is not in the paper.
-    """
-    data, method = data or "digits", method or "pab-bop"
-    if data != "digits":
-        return Recipe(
-            arch=arch or "resnet18",
-            data=data,
-            method=method,
-            # A name that is not registered is the path of a folder of images.
-            augment=data not in DATASETS or DATASETS.facts(data).get("augmented", False),
-            epochs=200,
-            batch_size=128,
-        )
-    arch = arch or "resnet20"
-    recipe = Recipe(
-        arch=arch,
-        arch_options={"width": 8} if arch == "resnet20" else {},
-        data=data,
-        method=method,
-        epochs=40,
-        batch_size=32,
-        bop=BopRecipe(adaptivity_rate=1e-2, threshold=1e-4, decay_every=10, decay_ratio=0.15),
-        sgd=SgdRecipe(milestones=(16, 24)),
-    )
-    if "latent" in method_of(recipe).uses:
-        # Found on one seed: a third decay took its runs from 89 to 96 %; why was not looked into.
-        return recipe.replace(sgd=SgdRecipe(milestones=(16, 24, 32)))
-    return recipe
 
 
 def merge(recipe: Recipe, overrides: Table) -> Recipe:
@@ -418,11 +363,7 @@ def from_dict(values: Table, *, allow_import: bool = False) -> Recipe:
 
 
 def refuse_import(values: Table) -> None:
-    """Refuse an architecture that would have to be imported.
-
-    Raises:
-        RecipeError: there is one.
-    """
+    """Refuse an architecture that would have to be imported."""
     arch = values.get("arch")
     if isinstance(arch, str) and ":" in arch:
         raise RecipeError(
@@ -434,11 +375,8 @@ def refuse_import(values: Table) -> None:
 def comparable(recipe: Recipe | Table) -> dict[str, Any]:
     """Return what a recipe does, without where it does it, for comparing two.
 
-    Args:
-        recipe: a recipe, or its plain values from `to_dict`, which a file may have held.
-
-    Returns:
-        Plain values by dotted key; a number of iterations left out is the published one.
+    These are plain values by dotted key; a number of iterations left out is the published one. The
+    values of `to_dict`, which a file may have held, serve as well as the recipe.
     """
     values = dict(to_dict(recipe) if isinstance(recipe, Recipe) else recipe)
     search = values.get("search")

@@ -63,15 +63,15 @@ TIMEOUT = timedelta(minutes=30)
 
 
 class ProcessGroup:
-    """The processes of a run: this one alone; `TorchProcessGroup` is the same for several.
+    """The processes of a run, those of torch's default process group where there are several.
 
-    Attributes:
+    Args:
         rank: which process this is, from 0.
         size: how many there are.
     """
 
-    rank = 0
-    size = 1
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size = rank, size
 
     @property
     def first(self) -> bool:
@@ -81,35 +81,13 @@ class ProcessGroup:
     def all_reduce(self, values: torch.Tensor) -> None:
         """Replace ``values`` by its sum over the processes, in the order of their binary tree.
 
-        Raises:
-            TrainingError: another process is gone.
-        """
-
-    def from_first(self, make: Callable[[], T]) -> T:
-        """Return on every process what ``make`` returns, or raises, on the first.
-
-        Args:
-            make: called on the first process alone; its value is plain, tensors on the CPU.
-        """
-        return make()
-
-    def check_same(self, what: str, value: Any) -> None:
-        """Make sure that all processes have the same, of anything that has a `digest`.
+        One partner a level: both add the same two numbers, so both agree.
 
         Raises:
-            TrainingError: they have not; the message names the ranks.
+            TrainingError: another process is gone, here as in the other methods.
         """
-
-
-class TorchProcessGroup(ProcessGroup):
-    """The processes of torch's default process group."""
-
-    def __init__(self) -> None:
-        self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
-
-    def all_reduce(self, values: torch.Tensor) -> None:
-        """Trade with one partner a level: both add the same two numbers, so both agree."""
+        if self.size == 1:
+            return
         other = torch.empty_like(values)
         distance = 1
         while distance < self.size:
@@ -125,7 +103,12 @@ class TorchProcessGroup(ProcessGroup):
             distance *= 2
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """Broadcast the value, or the exception, so that no process waits for one that failed."""
+        """Return on every process what ``make`` returns, or raises, on the first.
+
+        So no process waits for one that failed. The value is plain, tensors on the CPU.
+        """
+        if self.size == 1:
+            return make()
         sent: list[Any] = [None, None]
         if self.first:
             try:
@@ -141,7 +124,13 @@ class TorchProcessGroup(ProcessGroup):
         return result
 
     def check_same(self, what: str, value: Any) -> None:
-        """Compare with the first process's digest."""
+        """Make sure that all processes have the same, of anything that has a `digest`.
+
+        Raises:
+            TrainingError: they have not; the message names the ranks.
+        """
+        if self.size == 1:
+            return
         digests: list[Any] = [None] * self.size
         with self._contact(f"comparing {what}"):
             dist.all_gather_object(digests, digest(value))
@@ -175,7 +164,7 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
     recipe's ``device`` is CUDA, else gloo.
     """
     if dist.is_available() and dist.is_initialized():
-        yield TorchProcessGroup()
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
         return
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield ProcessGroup()
@@ -188,7 +177,7 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
     cuda = device != "cpu" and torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:
-        yield TorchProcessGroup()
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 

@@ -6,7 +6,6 @@ with weights that lie the same way in memory.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pabzip.data import AnyImages, ImageFiles, Images, Splits, batches, load
 from pabzip.errors import DataError
 from pabzip.train.build import evaluation_mode
 from pabzip.train.distributed import bounds
+from pabzip.train.results import Results
 
 BATCH_SIZE = 256
 """Images in a batch of `evaluate`."""
@@ -34,7 +34,7 @@ Model = nn.Module | Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(Results):
     """What `evaluate` found; the keys of ``pabzip eval --json``.
 
     Attributes:
@@ -46,10 +46,6 @@ class Evaluation:
     accuracy: float
     loss: float
     samples: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers by name."""
-        return dataclasses.asdict(self)
 
 
 def evaluate(
@@ -194,12 +190,7 @@ def open_model(
         max_bytes: refuse a ticket that regenerates to more.
 
     Returns:
-        A network, or a function from images to logits; and the dataset that the file says it was
-        trained on, if it does.
-
-    Raises:
-        ArchitectureError: the file is of a custom architecture, and ``net`` is not given.
-        PabzError, OSError: the file cannot be read.
+        The model, and the dataset that the file says it was trained on, if it does.
     """
     path = Path("" if isinstance(source, bytes) else source)
     suffix = path.suffix.lower()

@@ -95,12 +95,7 @@ class ExpectedBytes:
 
 
 def sign_bits(flipped: int, survivors: int) -> float:
-    """Return the bits that a tensor's signs take: ``K * H(p)``, at most K.
-
-    Args:
-        flipped: survivors whose sign is not the seed's.
-        survivors: K.
-    """
+    """Return the bits that a tensor's signs take: ``K * H(p)``, at most the K of its survivors."""
     if not 0 < flipped < survivors:
         return 0.0
     p = flipped / survivors

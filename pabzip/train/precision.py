@@ -16,16 +16,30 @@ class Precision:
     gradients of the weights and all that decides on signs stay float32, so a ticket trained this
     way packs as exactly as any other.
 
+    float16 scales the loss, and gradients back, so that small gradients do not vanish. The scale is
+    a power of two. Where gradients overflow it is halved, and after 2000 sound steps in a row
+    doubled. A step that overflows sees gradients of zero, so Bop's moving averages only fade a
+    little. It is all decided on the device; nothing waits for it, where torch's ``GradScaler``
+    waits in every step. Once the scale is below 1 an overflow is no longer the scale's fault, and
+    stays to be seen.
+
     Args:
         name: the recipe's ``precision``.
         channels_last: the recipe's.
         device: where the network is.
+
+    Source: Micikevicius et al. 2018, Section 3.2; factors and interval are those of torch's
+    ``GradScaler``. Its first scale of 2^16 is meant to overflow at once and so find its size; here
+    that would be the step whose gradient Bop's average begins with, so ours begins at 2^10 and
+    finds its size from below.
     """
 
     def __init__(self, name: str, channels_last: bool, device: torch.device):
         self._dtype = None if name == "float32" else getattr(torch, name)
         self._channels_last, self._device = channels_last, device
-        self._scale = LossScale(device) if self._dtype is torch.float16 else None
+        self._scaling = self._dtype is torch.float16
+        self._scale = torch.full((), 2.0**10, device=device)
+        self._sound_steps = torch.zeros((), dtype=torch.int32, device=device)
 
     def lay_out(self, net: nn.Module) -> None:
         """Lay out the weights of convolutions as the recipe says, in place; no value changes."""
@@ -44,52 +58,16 @@ class Precision:
         return logits.float()
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """Return what to differentiate in place of ``loss``; see `LossScale`."""
-        return loss if self._scale is None else self._scale.scaled(loss)
+        """Return what to differentiate in place of ``loss``: in float16, it times the scale."""
+        return loss * self._scale if self._scaling else loss
 
     def unscale(self, gradients: Sequence[Tensor]) -> None:
-        """Turn gradients of `scaled` into those of the loss, in place, once a step."""
-        if self._scale is not None:
-            self._scale.unscale(gradients)
+        """Turn float32 gradients of `scaled` into those of the loss, in place, once a step.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as plain values."""
-        return {} if self._scale is None else self._scale.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict` of the same precision."""
-        if self._scale is not None:
-            self._scale.load_state_dict(state)
-
-
-class LossScale:
-    """Keeps the small gradients of float16 from vanishing: scales the loss, and gradients back.
-
-    The scale is a power of two. Where gradients overflow it is halved, and after 2000 sound steps
-    in a row doubled. A step that overflows sees gradients of zero, so Bop's moving averages only
-    fade a little. It is all decided on the device; nothing waits for it, where torch's
-    ``GradScaler`` waits in every step. Once the scale is below 1 an overflow is no longer the
-    scale's fault, and stays to be seen.
-
-    Source: Micikevicius et al. 2018, Section 3.2; factors and interval are those of torch's
-    ``GradScaler``. Its first scale of 2^16 is meant to overflow at once and so find its size; here
-    that would be the step whose gradient Bop's average begins with, so ours begins at 2^10 and
-    finds its size from below.
-    """
-
-    def __init__(self, device: torch.device):
-        self._scale = torch.full((), 2.0**10, device=device)
-        self._sound_steps = torch.zeros((), dtype=torch.int32, device=device)
-
-    def scaled(self, loss: Tensor) -> Tensor:
-        """Return the scaled loss."""
-        return loss * self._scale
-
-    def unscale(self, gradients: Sequence[Tensor]) -> None:
-        """Divide float32 gradients by the scale, in place; where one overflowed, all become zero.
-
-        The scale is adapted for the next step.
+        Where one overflowed, all become zero. The scale is adapted for the next step.
         """
+        if not self._scaling:
+            return
         overflow = torch.zeros((), device=self._scale.device)
         torch._amp_foreach_non_finite_check_and_unscale_(
             list(gradients), overflow, self._scale.reciprocal()
@@ -100,10 +78,13 @@ class LossScale:
         torch._amp_update_scale_(self._scale, self._sound_steps, overflow, 2.0, 0.5, 2000)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scale and the number of sound steps since it changed."""
+        """Return the scale and the number of sound steps since it changed; nothing if unused."""
+        if not self._scaling:
+            return {}
         return {"scale": float(self._scale), "sound_steps": int(self._sound_steps)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`."""
-        self._scale.fill_(float(state["scale"]))
-        self._sound_steps.fill_(int(state["sound_steps"]))
+        """Restore a `state_dict` of the same precision."""
+        if self._scaling:
+            self._scale.fill_(float(state["scale"]))
+            self._sound_steps.fill_(int(state["sound_steps"]))

@@ -1,35 +1,32 @@
 """When and how a run searches its mask, and tickets that another run found.
 
-`planned_searches` says when. `search_masks` does one search; `find_ticket` writes what it found as
-a checkpoint (``--search-only``), which `apply_ticket` applies in another run (``--ticket``), and
-`estimate_costs` says what training on it would cost.
+`planned_searches` says when, and `search_masks` does one search. `apply_ticket` applies what
+`pabzip.train.find_ticket` found and wrote as a checkpoint, in place of a search, and
+`estimate_costs` says what training on a search's masks would cost.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pabzip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pabzip.data import AnyImages, Splits, batches, geometry, load
+from pabzip.checkpoint import Checkpoint, load_checkpoint
+from pabzip.data import AnyImages, Splits, batches, geometry
 from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
-from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
 from pabzip.registry import SEARCHES
 from pabzip.search import apply_masks
-from pabzip.train.build import build_network, isolated, pick_device
-from pabzip.train.config import Recipe, comparable, flat, method_of, to_dict
-from pabzip.train.cost import method_costs, step_costs
+from pabzip.train.build import build_network
+from pabzip.train.config import Recipe, comparable, flat, method_of
+from pabzip.train.cost import method_costs
 from pabzip.train.results import LayerCost
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.
@@ -58,15 +55,10 @@ AT_ONCE = PlannedSearch(0)
 
 
 def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
-    """Return the searches of a run, in order.
+    """Return the searches of a run, in order; none for a method that keeps the network dense.
 
-    Args:
-        recipe: ``method``, ``search.epoch`` and ``search.shots`` matter.
-
-    Returns:
-        ``search.shots`` searches, spread evenly over the epochs from 0 to ``search.epoch``, after
-        which the pruned fraction has risen evenly; a single search happens after
-        ``search.epoch``. None for a method that keeps the network dense.
+    They are spread evenly over the epochs from 0 to ``search.epoch``, and the pruned fraction rises
+    evenly with them; a single one happens after ``search.epoch``.
 
     Source: Peek-a-Boo, Appendix C (Figure 5 for the epoch, Table 4 for several shots).
     """
@@ -104,12 +96,6 @@ def search_masks(
 
     Returns:
         The masks by name: bool, of the weight's shape, on its device.
-
-    Raises:
-        SearchError: no usable mask was found; the message names the layer.
-        RecipeError: more samples asked for than the data has, or ratios for weights that the
-            network has not.
-        SeedError: ``net`` was not drawn from a seed.
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
     own: dict[str, Any] = {}
@@ -159,107 +145,10 @@ def _ratios(net: nn.Module, recipe: Recipe) -> dict[str, float]:
     return {**dict.fromkeys(weights, recipe.keep_ratio), **own}
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """What a search without training found: the keys of ``pabzip train --search-only --json``.
-
-    Attributes that `pabzip.train.TrainResult` has too are what they are there.
-
-    Attributes:
-        search: the recipe's ``search.method``.
-        epochs: 0, since nothing was trained.
-        seconds: wall-clock time of the search.
-    """
-
-    arch: str
-    data: str
-    search: str
-    keep_ratio: float
-    epochs: int
-    weights: int
-    survivors: int
-    bitops: float
-    layer_bitops: dict[str, float]
-    seed: int
-    output: str
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the results by name."""
-        return dataclasses.asdict(self)
-
-
-def find_ticket(
-    recipe: Recipe,
-    *,
-    output: str | os.PathLike[str] = "found.pt",
-    splits: Splits | None = None,
-    download: bool = False,
-    on_iteration: Callable[[int, int], None] | None = None,
-) -> SearchResult:
-    """Draw a network, search its mask, and write the ticket as a checkpoint, untrained.
-
-    The caller's random states, default dtype, gradient mode and threads are left as they were.
-
-    Args:
-        recipe: as for `pabzip.train.train`; all that decides network and search matters.
-        output: path of the checkpoint, written whole at the end.
-        splits: the data, already loaded; by default ``recipe.data`` is loaded.
-        download: fetch a dataset that is missing.
-        on_iteration: called as ``on_iteration(i, iterations)`` after each round of the search.
-
-    Returns:
-        The results, which also travel in the checkpoint.
-
-    Raises:
-        RecipeError: a recipe that does not search at initialization alone.
-        SearchError: the search found no usable mask.
-        ArchitectureError, DataError, OSError: as `pabzip.train.train`.
-
-    Source: Peek-a-Boo, Section 4.3 (ImageNet), whose search and training are two programs.
-    """
-    begun = perf_counter()
-    planned = planned_searches(recipe)
-    if not planned:
-        raise RecipeError(
-            f"a search without training: expected a method that trains on a mask, found "
-            f"{recipe.method!r}; choose another method"
-        )
-    if planned != (AT_ONCE,):
-        raise RecipeError(
-            "a search without training: expected one search, at initialization, found "
-            f"search.epoch = {recipe.search.epoch} and search.shots = {recipe.search.shots}; set "
-            "search.epoch = 0 and search.shots = 1"
-        )
-    device = pick_device(recipe.device)
-    with isolated(recipe.seed, device), open_atomic(output) as file:
-        if splits is None:
-            splits = load(recipe.data, root=recipe.data_root, download=download)
-        net = build_network(recipe, splits).to(device)
-        masks = search_masks(net, recipe, splits, on_iteration=on_iteration)
-        costs = step_costs(net, splits.input_shape, masks, recipe)
-        result = SearchResult(
-            arch=recipe.arch,
-            data=recipe.data,
-            search=recipe.search.method,
-            keep_ratio=recipe.keep_ratio,
-            epochs=0,
-            weights=costs.weights,
-            survivors=costs.survivors,
-            bitops=costs.bitops,
-            layer_bitops=costs.layer_bitops,
-            seed=recipe.seed,
-            output=os.fspath(output),
-            seconds=perf_counter() - begun,
-        )
-        save_checkpoint(net, file, settings=to_dict(recipe), results=result.to_dict())
-    return result
-
-
 def apply_ticket(
     net: nn.Module, recipe: Recipe, ticket: str | os.PathLike[str] | Checkpoint
 ) -> dict[str, Tensor]:
-    """Prune a freshly built network to a ticket that `find_ticket` wrote, in place of a search.
+    """Prune a freshly built network to a ticket of `find_ticket`, in place of a search.
 
     Args:
         net: from `pabzip.train.build_network` for ``recipe``, on any device.

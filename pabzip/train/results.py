@@ -8,6 +8,15 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Results:
+    """Numbers that a command prints or that are saved."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers by name."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stands within an epoch.
 
@@ -27,7 +36,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class EpochStats:
+class EpochStats(Results):
     """One epoch in numbers.
 
     Attributes:
@@ -55,10 +64,6 @@ class EpochStats:
     flipped: float
     seconds: float
     expected_bytes: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers by name."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ class StepCosts:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainResult:
+class TrainResult(Results):
     """A finished run; the first nine are the stable keys of ``pabzip train --json``.
 
     Attributes:
@@ -159,10 +164,6 @@ class TrainResult:
     flipped: float
     seed: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the results by name, as ``pabzip train --json`` prints them."""
-        return dataclasses.asdict(self)
-
     def lasting(self) -> dict[str, Any]:
         """Return what travels in the checkpoint: all but where it was written and how long it took.
 
@@ -171,3 +172,29 @@ class TrainResult:
         values = self.to_dict()
         del values["output"], values["seconds"]
         return values
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult(Results):
+    """What a search without training found: the keys of ``pabzip train --search-only --json``.
+
+    Attributes that `TrainResult` has too are what they are there.
+
+    Attributes:
+        search: the recipe's ``search.method``.
+        epochs: 0, since nothing was trained.
+        seconds: wall-clock time of the search.
+    """
+
+    arch: str
+    data: str
+    search: str
+    keep_ratio: float
+    epochs: int
+    weights: int
+    survivors: int
+    bitops: float
+    layer_bitops: dict[str, float]
+    seed: int
+    output: str
+    seconds: float

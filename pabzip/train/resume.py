@@ -30,17 +30,11 @@ class RunState:
     """All that changes during a run. What it draws at random depends on this alone.
 
     Attributes:
-        net: the network.
         masks: bool tensors by name of the seeded weight, True for a survivor; all True before the
             first search.
-        optimizers: with their schedules.
-        precision: with its loss scale.
-        metrics: of the epoch that is under way.
         begun: when the run began, by ``perf_counter``; a pause before a resume does not count.
-        epoch_begun: when the epoch that is under way began.
         history: the finished epochs.
         step: steps done in the epoch after them, dropped ones included.
-        searches: searches done.
     """
 
     net: nn.Module
@@ -80,11 +74,7 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], place: str) -> None:
-        """Restore a `state_dict`, to the bit; ``place`` is the file's name, for messages.
-
-        Raises:
-            CheckpointError: it is not the state of such a run; this one is then undefined.
-        """
+        """Restore a `state_dict`, to the bit; ``place`` is the file's name, for messages."""
         try:
             _copy(state["tensors"], dict(self.tensors()))
             _copy(state["masks"], self.masks)
@@ -147,11 +137,7 @@ class RunStateFile:
         self._follows: str | None = None
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace what is saved by ``state``: nested plain values and tensors, these go to the CPU.
-
-        Raises:
-            OSError: the file cannot be written; the old one is as it was.
-        """
+        """Replace what is saved by ``state``: nested plain values and tensors."""
         plain = _on_cpu(dict(state))
         whole = {"format": FORMAT, "version": VERSION, "sha256": digest(plain), "content": plain}
         with open_atomic(self.path) as file:
@@ -159,12 +145,7 @@ class RunStateFile:
         self._follows = _stage(state)
 
     def read(self) -> dict[str, Any] | None:
-        """Return the state, tensors on the CPU; None where there is no unfinished run.
-
-        Raises:
-            CheckpointError: the file is damaged, is something else, or is newer than this pabzip.
-            OSError: it cannot be opened.
-        """
+        """Return the state, tensors on the CPU; None where there is no unfinished run."""
         if not os.path.lexists(self.path):
             return None
         with open(self.path, "rb") as file:
@@ -265,11 +246,7 @@ class SaveEvery(Settings, table="save_every"):
 
 
 class SaveSchedule:
-    """Says when a save is due.
-
-    Args:
-        every: how often; None: never.
-    """
+    """Says when a save is due: never, where ``every`` is None."""
 
     def __init__(self, every: SaveEvery | None):
         self._every = every
@@ -292,14 +269,10 @@ class SaveSchedule:
 
     def _due(self) -> bool:
         """Say whether enough of anything has gone by since the last save."""
-        every = self._every
-        if every is None:
-            return False
-        return (
-            (every.steps is not None and self._steps >= every.steps)
-            or (every.epochs is not None and self._epochs >= every.epochs)
-            or (every.minutes is not None and monotonic() - self._saved >= 60 * every.minutes)
-        )
+        minutes = (monotonic() - self._saved) / 60
+        done = {"steps": self._steps, "epochs": self._epochs, "minutes": minutes}
+        limits = dict(self._every or ())
+        return any(limit is not None and done[unit] >= limit for unit, limit in limits.items())
 
 
 def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -318,14 +291,7 @@ def check_resume(
 ) -> None:
     """Refuse to continue with another recipe; warn of another torch, thread count or device.
 
-    Args:
-        saved: the state from `RunStateFile.read`, with its `origin`.
-        recipe: the present one.
-        device: the present one.
-        place: the file's name, for messages.
-
-    Raises:
-        RecipeError: the recipes differ; the message shows each difference.
+    ``saved`` is from `RunStateFile.read`, and ``place`` is the file's name, for messages.
     """
     before, now = comparable(saved["recipe"]), comparable(recipe)
     differences = [

@@ -65,11 +65,8 @@ def setting(
 class Settings(BaseModel):
     """Settings that belong together, as plain data that cannot be changed.
 
-    Class keyword ``table``: what stands before their names, such as ``"bop"``.
-
-    Raises:
-        RecipeError: a value out of range; the message names the setting, what was expected and what
-            was found.
+    Class keyword ``table``: what stands before their names, such as ``"bop"``. A value out of range
+    is a `RecipeError`, which names the setting.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

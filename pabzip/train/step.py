@@ -36,17 +36,8 @@ def dropped(seed: int, epoch: int, step: int, ratio: float) -> bool:
     """Return whether a step is left out: neither forward, nor backward, nor update.
 
     Each step is decided alone, so a run resumes anywhere and all ranks of a distributed run agree.
-    The expected cost of a run is ``1 - ratio`` of that without dropping.
-
-    Args:
-        seed: the run's, ``0 <= seed < 2**64``.
-        epoch: counted from 0, as in `pabzip.data.batches`.
-        step: of the epoch, counted from 0.
-        ratio: fraction of the steps to leave out, at least 0, below 1; 0 drops none.
-
-    Raises:
-        ValueError: not ``0 <= epoch < 2**29``, or a negative step.
-        SeedError: seed out of range.
+    The expected cost of a run is ``1 - ratio`` of that without dropping. Epochs and their steps
+    are counted from 0, as in `pabzip.data.batches`.
 
     Source: Peek-a-Boo, Section 4.2 and Appendix B; Wang et al. 2019 (E2-Train), where the ratio
     is 0.5.
@@ -76,8 +67,7 @@ def steps_per_epoch(samples: int, batch_size: int, shards: int = 1) -> int:
 def tree_sum(parts: Iterator[Tensor]) -> Tensor:
     """Add tensors along a binary tree as they come; at most log2 of their number wait.
 
-    Args:
-        parts: a power of two of tensors of one shape, which are overwritten.
+    They are a power of two of one shape, and are overwritten.
     """
     waiting: list[tuple[int, Tensor]] = []
     for part in parts:
@@ -108,12 +98,8 @@ class BatchGradients:
     statistics, and its running statistics become the mean of the shards'. Gradients, losses and
     statistics are added in the order of `pabzip.train.step`, before anything decides on them.
 
-    Args:
-        net: the network, on its final device.
-        seed: the recipe's; with epoch, step and shard it decides what dropout draws.
-        shards: parts of a batch, a power of two that the number of processes divides.
-        group: the processes that share them.
-        precision: of forward and backward passes.
+    The network is on its final device. Seed, epoch, step and shard decide what dropout draws, and
+    the number of processes divides ``shards``.
     """
 
     def __init__(
@@ -225,14 +211,7 @@ def train_step(
 ) -> None:
     """Take one step: gradients, then flips and updates, then metrics. Nothing waits for the device.
 
-    Args:
-        gradients: computes the gradient of the batch's loss; the last four arguments are its.
-        optimizers: take the step.
-        metrics: of the epoch.
-        batch: this process's part of the batch: images and labels.
-        samples: in the whole batch.
-        epoch: counted from 1.
-        step: counted from 1 in the epoch.
+    The last four arguments are those of `BatchGradients`.
     """
     optimizers.zero_grad()
     loss, correct, found = gradients(*batch, samples, epoch, step)

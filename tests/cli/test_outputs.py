@@ -41,9 +41,9 @@ def test_force_replaces(project, run, command, source, target):
 
 
 def test_train_refuses_an_existing_checkpoint_before_it_begins(project, run, monkeypatch):
-    import pabzip.train.trainer
+    import pabzip.train.run
 
-    monkeypatch.setattr(pabzip.train.trainer, "train", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(pabzip.train.run, "train", lambda *a, **k: pytest.fail("trained"))
     result = run("train")
     assert result.exit_code == 1
     assert "model.pt: exists already" in result.stderr

@@ -11,7 +11,8 @@ from pabzip.checkpoint import load_checkpoint, network_from_checkpoint, save_che
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.registry import SEARCHES, Registration
 from pabzip.train import Recipe, SearchRecipe, build_network, estimate_costs, to_dict
-from pabzip.train.pruning import apply_ticket, find_ticket, search_masks
+from pabzip.train.pruning import apply_ticket, search_masks
+from pabzip.train.run import find_ticket
 
 
 @pytest.fixture(scope="module")

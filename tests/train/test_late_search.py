@@ -15,7 +15,7 @@ from pabzip.data import Splits
 from pabzip.errors import CheckpointError
 from pabzip.seeds import weights
 from pabzip.train import Callback, EpochStats, Recipe, TrainResult, merge, train
-from pabzip.train.pruning import find_ticket
+from pabzip.train.run import find_ticket
 from pabzip.train.step import dropped
 
 

@@ -17,7 +17,7 @@ import pabzip
 from pabzip import data
 from pabzip.search import synflow
 from pabzip.train import Recipe, SearchRecipe, train
-from pabzip.train.precision import LossScale, Precision
+from pabzip.train.precision import Precision
 from pabzip.unmask import Bop, apply_psg
 
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def test_channels_last_reaches_weights_and_images() -> None:
 
 
 def test_an_overflow_drops_the_step_and_halves_the_scale() -> None:
-    scale = LossScale(CPU)
+    scale = Precision("float16", False, CPU)
     assert float(scale.scaled(torch.tensor(1.0))) == 2.0**10
     sound, spoilt = torch.full((3,), 2.0**11), torch.tensor([1.0, float("inf"), float("nan")])
     scale.unscale([sound])
@@ -145,7 +145,7 @@ def test_an_overflow_drops_the_step_and_halves_the_scale() -> None:
 
 
 def test_the_scale_grows_after_enough_sound_steps_and_resumes() -> None:
-    scale = LossScale(CPU)
+    scale = Precision("float16", False, CPU)
     scale.load_state_dict({"scale": 8.0, "sound_steps": 1998})
     for expected in (8.0, 16.0):
         scale.unscale([torch.ones(1)])
@@ -158,7 +158,7 @@ def test_the_scale_grows_after_enough_sound_steps_and_resumes() -> None:
 
 
 def test_an_overflow_that_no_scale_explains_is_seen() -> None:
-    scale = LossScale(CPU)
+    scale = Precision("float16", False, CPU)
     scale.load_state_dict({"scale": 0.5, "sound_steps": 0})
     gradient = torch.tensor([1.0, float("nan")])
     scale.unscale([gradient])

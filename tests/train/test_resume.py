@@ -153,12 +153,12 @@ def test_resume_without_a_state_begins(tmp_path: Path, splits: Splits) -> None:
 def test_a_finished_run_that_was_not_yet_written_is_written(
     tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pabzip.train.trainer
+    import pabzip.train.run
 
     recipe = tiny(epochs=1)
     whole = train(recipe, output=tmp_path / "whole.pt", splits=splits)
     with monkeypatch.context() as patch:
-        patch.setattr(pabzip.train.trainer, "save_checkpoint", full_disk)
+        patch.setattr(pabzip.train.run, "save_checkpoint", full_disk)
         with pytest.raises(OSError, match="No space left"):
             train(recipe, output=tmp_path / "model.pt", splits=splits, save_every="1epoch")
     assert not (tmp_path / "model.pt").exists()

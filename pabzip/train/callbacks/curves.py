@@ -67,52 +67,40 @@ class Curves(Callback):
 
 
 def draw_curves(stats: Sequence[EpochStats], title: str) -> Figure:
-    """Draw five panels, or four where no file size was expected.
-
-    Args:
-        stats: the epochs, in order; at least one.
-        title: stands above.
-    """
+    """Draw five panels over the epochs, or four where no file size was expected."""
     from matplotlib.figure import Figure
 
-    epochs = [each.epoch for each in stats]
-    sizes = [each.expected_bytes for each in stats]
-    sized = any(size is not None for size in sizes)
+    sized = any(each.expected_bytes is not None for each in stats)
     # Made without pyplot, a figure draws by Agg, whatever the environment has.
     figure = Figure(figsize=(12, 7), dpi=120, layout="constrained")
     figure.suptitle(title)
     panels = figure.subplot_mosaic("LLLAAA;SSFFBB" if sized else "LLLAAA;SSSFFF")
-    _draw(panels["L"], "loss (nats)", epochs,
-          [each.loss for each in stats], [each.test_loss for each in stats])  # fmt: skip
-    _draw(panels["A"], "accuracy (%)", epochs,
-          [100 * each.train_accuracy for each in stats],
-          [100 * each.test_accuracy for each in stats])  # fmt: skip
-    _draw(panels["S"], "signs flipped a step", epochs, [each.flips_per_step for each in stats])
-    _draw(panels["F"], "survivors with a flipped sign (%)", epochs,
-          [100 * each.flipped for each in stats])  # fmt: skip
+    _draw(panels["L"], "loss (nats)", stats, ["loss", "test_loss"])
+    _draw(panels["A"], "accuracy (%)", stats, ["train_accuracy", "test_accuracy"], 100)
+    _draw(panels["S"], "signs flipped a step", stats, ["flips_per_step"])
+    _draw(panels["F"], "survivors with a flipped sign (%)", stats, ["flipped"], 100)
     if sized:
-        known = [float("nan") if size is None else size / 1000 for size in sizes]
-        _draw(panels["B"], "expected size of the file (kB)", epochs, known)
+        _draw(panels["B"], "expected size of the file (kB)", stats, ["expected_bytes"], 1e-3)
     return figure
 
 
 def _draw(
-    axes: Axes,
-    name: str,
-    epochs: Sequence[int],
-    train: Sequence[float],
-    test: Sequence[float] | None = None,
+    axes: Axes, title: str, stats: Sequence[EpochStats], names: Sequence[str], scale: float = 1
 ) -> None:
     """Draw one quantity: for training and for test images, or a single one from zero up."""
+    epochs = [each.epoch for each in stats]
     mark = "." if len(epochs) <= 30 else ""  # points, as a single epoch has no line
-    axes.plot(epochs, train, color=_TRAIN, label="training, as seen", marker=mark)
-    if test is None:
-        largest = max((value for value in train if value == value), default=0.0)  # not NaN
+    looks = ((_TRAIN, "training, as seen"), (_TEST, "test"))
+    for name, (color, label) in zip(names, looks, strict=False):
+        found = [getattr(each, name) for each in stats]
+        values = [float("nan") if value is None else scale * value for value in found]
+        axes.plot(epochs, values, color=color, label=label, marker=mark)
+    if len(names) == 1:
+        largest = max((value for value in values if value == value), default=0.0)  # not NaN
         axes.set_ylim(0, 1.1 * largest or 1.0)
     else:
-        axes.plot(epochs, test, color=_TEST, label="test", marker=mark)
         axes.legend(frameon=False)
-    axes.set_title(name, fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch")
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.25)
