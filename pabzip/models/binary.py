@@ -30,8 +30,8 @@ class _Sign(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        (values,) = ctx.saved_tensors
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        values: torch.Tensor = ctx.saved_tensors[0]
         return gradient * (2 * (1 - values.abs())).clamp_min(0)
 
 
@@ -47,7 +47,7 @@ def sign(values: torch.Tensor) -> torch.Tensor:
     if has_torch_function_unary(values):
         result: torch.Tensor = handle_torch_function(sign, (values,), values)
     elif torch.is_grad_enabled() and values.requires_grad:
-        result = _Sign.apply(values)  # type: ignore[no-untyped-call]
+        result = _Sign.apply(values)
     else:
         result = values.sign()  # which traces to one operator
     return result

@@ -201,6 +201,28 @@ def test_they_pack_load_by_name_and_export(name, binary):
     assert (b"Sign" in model.data) == binary
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "parameters"),
+    [
+        # Weights as of the plain networks; what goes are the vectors of batch norm and the biases.
+        ("vgg-small", {"published": True}, 4_660_106 - 3_584 - 10),
+        ("vgg-small", {"published": True, "binary_activations": True}, 4_660_106 - 3_584 - 10),
+        ("vgg-small", {"binary_activations": True}, 4_660_106 - 3_584 - 10),
+        ("conv4", {"binary_activations": True}, 259_776 + 8_192 * 256 + 256 * 256 + 2_560),
+        ("resnet18", {"binary_activations": True}, 11_164_352),
+        ("resnet18", {"binary_activations": True, "norm_after_sum": True}, 11_164_352),
+        ("resnet20", {"padded_shortcuts": True}, 270_896 - 2_560),
+        ("vgg16", {}, 14_724_042 - 2 * 4_224 - 10),
+        # Rare Gems, Table 5: a stem, three stages of four blocks, 32, 64 and 128 channels wide.
+        ("wideresnet28", {"widen": 2}, 1_463_984),
+    ],
+)
+def test_networks_of_the_score_methods_have_weights_alone(name, options, parameters):
+    net = models.build(name, options, affine=False, bias=False, device="meta")
+    assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+    assert {key.rpartition(".")[2] for key, _ in net.named_parameters()} == {"weight"}
+
+
 def published_wide_resnet(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The forward pass of Peek-a-Boo's WideResNet in evaluation, stated once more by functions."""
     state = net.state_dict()
