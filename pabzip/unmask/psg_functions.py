@@ -160,31 +160,35 @@ def _whole(values: Tensor, bits: int, quantizer: str, role: str) -> tuple[Tensor
     """Return a new tensor of the levels as whole numbers, float32 or wider, and their step."""
     wide = torch.promote_types(values.dtype, torch.float32)
     half = 2 ** (bits - 1)
-    if quantizer == "symmetric":
-        step = largest_magnitude(values).to(wide) / (half - 1)
-        bounds = None
+    highest = None
+    if quantizer == "published":
+        largest, unsigned = _published_range(values, role, wide)
+        count = torch.where(unsigned, 2 * half, half).to(wide)
+        step, highest = largest / count, count - 1
     else:
-        largest = _largest_of(values, role, wide)
-        unsigned = (values.amin() >= 0) & (role == "input")
-        step = largest / torch.where(unsigned, 2 * half, half).to(wide)
-        lowest = torch.where(unsigned, 0, -half).to(wide)
-        bounds = lowest, lowest + 2 * half - 1
+        step = largest_magnitude(values).to(wide) / (half - 1)
     # An all-zero tensor has no scale of its own; any positive step maps it to zeros.
     step += step == 0
     # One new tensor, then in place: fresh memory costs more than the arithmetic on it.
     scaled = values.div(step) if values.dtype == wide else values.to(wide).div_(step)
     scaled.round_()
-    return scaled if bounds is None else scaled.clamp_(*bounds), step
+    if highest is not None:
+        # Two bounds at once are far slower where one of them is a tensor.
+        scaled.clamp_(max=highest).clamp_(min=-half)
+    return scaled, step
 
 
-def _largest_of(values: Tensor, role: str, wide: torch.dtype) -> Tensor:
-    """Return the largest magnitude that the published quantizer scales ``values`` by."""
+def _published_range(values: Tensor, role: str, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the magnitude that the published quantizer scales by, and whether it is unsigned."""
+    signed = torch.zeros((), dtype=torch.bool, device=values.device)
     if role == "gradient":
-        return largest_magnitude(values).to(wide)
+        return largest_magnitude(values).to(wide), signed
+    rows = values.flatten(1) if values.dim() > 1 else values.unsqueeze(0)
+    smallest, largest = rows.amin(1), rows.amax(1)
+    largest = torch.maximum(smallest.neg(), largest).to(wide)
     if role == "weight":
-        return values.abs().amax(dim=list(range(1, values.dim())), keepdim=True).to(wide)
-    samples = values if values.dim() > 1 else values.unsqueeze(0)
-    return samples.abs().flatten(1).amax(1).to(wide).mean()
+        return largest.reshape(-1, *[1] * (values.dim() - 1)), signed
+    return largest.mean(), (smallest >= 0).all()
 
 
 Geometry = tuple[Any, ...] | None
