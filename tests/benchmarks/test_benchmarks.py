@@ -279,6 +279,19 @@ def test_published_psg_computes_what_our_published_choices_do(load):
     torch.testing.assert_close(*gradients)
 
 
+PUBLISHED_PSG = {"bop.start=first-gradient", "psg.input_gradient=exact", "psg.quantizer=published"}
+
+
+@pytest.mark.parametrize("name", ["digits", "cluttered-digits"])
+def test_a_row_is_called_published_only_if_all_of_it_is(load, name):
+    rows = load("methods").STUDIES[name].rows
+    for title, flags in rows.items():
+        assert "published" not in title or set(flags.split()) >= PUBLISHED_PSG
+    file = "methods.json" if name == "digits" else f"methods-{name}.json"
+    recorded = json.loads((FOLDER / "results" / file).read_text())
+    assert {row["method"] for row in recorded["rows"]} <= set(rows)
+
+
 def test_methods(bench, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "kept"
     wanted = ("--only", "signsgd", "--only", "latent-psg", "--folder", folder)
