@@ -83,6 +83,8 @@ def test_table_4(shots, method):
 def test_table_5(bits):
     psg = recipe(f"table5-{'-'.join(map(str, bits))}").psg
     assert (psg.input_bits, psg.weight_bits, psg.gradient_bits) == bits
+    # The accuracies of the table are those of the published code.
+    assert (psg.input_gradient, psg.quantizer) == ("exact", "published")
 
 
 @pytest.mark.parametrize("keep_ratio", [0.7, 0.5])
