@@ -122,7 +122,7 @@ def layerwise_random(
     Arguments, result and errors are those of `random`, with two differences:
 
     - ``ratios`` gives the fraction of some weights that survives, in (0, 1], by their names. All
-      others have ``keep_ratio``: of a tensor of n weights, exactly ``round(keep_ratio * n)``
+      others have ``keep_ratio``: of a tensor of n weights, ``n - int((1 - keep_ratio) * n)``
       survive. A ratio of no weight that is searched raises ``SearchError``, which names it.
     - ``scope`` is not used: every tensor has a threshold of its own.
 

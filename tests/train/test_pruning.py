@@ -30,6 +30,10 @@ def recipe_of(**settings):
     )  # fmt: skip
 
 
+def survivors(keep, count):
+    return count - int((1 - keep) * count)
+
+
 def counts(masks):
     return {name: int(mask.sum()) for name, mask in masks.items()}
 
@@ -64,9 +68,9 @@ def test_every_method_keeps_the_exact_count(splits, method, scope):
     weights = pabzip.init.seeded_parameters(net)
     assert list(masks) == list(weights)
     if scope == "layer":
-        assert counts(masks) == {name: round(0.4 * w.numel()) for name, w in weights.items()}
+        assert counts(masks) == {name: survivors(0.4, w.numel()) for name, w in weights.items()}
     assert sum(counts(masks).values()) == pytest.approx(
-        0.4 * sum(w.numel() for w in weights.values()), abs=1 if scope == "global" else 2
+        0.4 * sum(w.numel() for w in weights.values()), abs=1 if scope == "global" else 4
     )
     for name, weight in weights.items():
         assert torch.equal(weight != 0, masks[name])
@@ -140,16 +144,16 @@ def test_ratios_by_name_and_the_keep_ratio_for_the_rest(splits):
     recipe = recipe_of(method="layerwise-random", ratios={first: 0.9})
     masks = search_masks(build_network(recipe, splits), recipe, splits)
     assert counts(masks) == {
-        first: round(0.9 * weights[first].numel()),
-        **{name: round(0.4 * weights[name].numel()) for name in rest},
+        first: survivors(0.9, weights[first].numel()),
+        **{name: survivors(0.4, weights[name].numel()) for name in rest},
     }
     half_way = search_masks(build_network(recipe, splits), recipe, splits, PlannedSearch(0, 0.5))
-    assert counts(half_way)[first] == round(0.95 * weights[first].numel())
+    assert counts(half_way)[first] == survivors(0.95, weights[first].numel())
     others = recipe.replace(keep_ratio=1.0)
     for share, kept in ((0.5, 0.95), (1.0, 0.9)):
         masks = search_masks(build_network(others, splits), others, splits, PlannedSearch(0, share))
         assert counts(masks) == {
-            first: round(kept * weights[first].numel()),
+            first: survivors(kept, weights[first].numel()),
             **{name: weights[name].numel() for name in rest},
         }
 
