@@ -59,6 +59,12 @@ class SearchRecipe(Section, table="search"):
         choices=("float64", "float32"),
     )
     samples: int = setting(100, "Training images that SNIP and GraSP measure on.", ge=1)
+    batch_norm: str = setting(
+        "published",
+        "What batch norm normalizes by while SNIP or GraSP scores: each batch's statistics or the "
+        "running ones; as the authors' code does if left out: running for SNIP, batch for GraSP.",
+        choices=("published", "batch", "running"),
+    )
     ratios: Mapping[str, Any] = setting(
         {},
         "For layerwise-random: the fraction to keep by name of the weight; keep_ratio for others.",
@@ -107,6 +113,7 @@ class SearchRecipe(Section, table="search"):
             "samples": needs_data,
             "precision": "dtype" in takes and not needs_data,
             "ratios": "ratios" in takes,
+            "batch_norm": "batch_norm" in takes,
         }
 
     @property

@@ -116,6 +116,8 @@ def search_masks(
     if settings.reads["samples"]:
         assert isinstance(splits, Splits)
         own["example_inputs"] = _samples(net, recipe, splits.train)
+    if settings.reads["batch_norm"] and settings.batch_norm != "published":
+        own["batch_norm"] = settings.batch_norm
     if settings.reads["precision"]:
         own["dtype"] = getattr(torch, settings.precision)
     if settings.reads["ratios"]:

@@ -60,8 +60,14 @@ def test_one_signature(name):
     assert (net.name, ratio.name) == ("net", "keep_ratio")
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in rest)
     assert {p.name: p.default for p in rest[: len(COMMON)]} == COMMON
-    assert {p.name for p in rest[len(COMMON) :]} - {"temperature"} <= {"dtype", "ratios"}
-    assert {p.name for p in rest[len(COMMON) :]} == set(SEARCHES.facts(name).get("takes", ()))
+    own = {p.name for p in rest[len(COMMON) :]}
+    assert own - {"temperature"} <= {"dtype", "ratios", "batch_norm"}
+    assert own == set(SEARCHES.facts(name).get("takes", ()))
+
+
+def test_an_argument_that_is_not_there():
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'sead'"):
+        search.random(net_of(), 0.5, sead=1)
 
 
 @pytest.mark.parametrize("name", NAMES)

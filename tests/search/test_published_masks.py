@@ -17,7 +17,8 @@ from torch import nn
 
 import pabzip
 from pabzip import models
-from pabzip.search import magnitude, synflow
+from pabzip.errors import SearchError
+from pabzip.search import grasp, magnitude, snip, synflow
 
 SHAPE = (3, 32, 32)
 
@@ -62,6 +63,33 @@ class Published:
 
     def magnitude(self):
         return {name: w.detach().abs() for name, w in self.weights.items()}
+
+    def losses(self, temperature, parts):
+        """The losses of batches of images, batch norm by running statistics."""
+        for inputs, labels in parts:
+            logits = torch.func.functional_call(self.net, self._masked(), inputs.double())
+            yield nn.functional.cross_entropy(logits / temperature, labels)
+
+    def snip(self, parts):
+        for mask in self.masks.values():
+            mask.requires_grad_()
+        for loss in self.losses(1.0, parts):
+            loss.backward()
+        scores = {name: mask.grad.abs() for name, mask in self.masks.items()}
+        self.masks = {name: mask.detach() for name, mask in self.masks.items()}
+        total = sum(score.sum() for score in scores.values())
+        return {name: score / total for name, score in scores.items()}
+
+    def grasp(self, parts):
+        weights = list(self.weights.values())
+        first = [torch.zeros_like(w) for w in weights]
+        for loss in self.losses(200.0, parts):
+            gradients = torch.autograd.grad(loss, weights)
+            first = [one + other for one, other in zip(first, gradients, strict=True)]
+        for loss in self.losses(200.0, parts):
+            gradients = torch.autograd.grad(loss, weights, create_graph=True)
+            sum((one * g).sum() for one, g in zip(first, gradients, strict=True)).backward()
+        return {name: (w.grad * w).detach() for name, w in self.weights.items()}
 
     def prune(self, score, keep, rounds, schedule="exponential", scope="global"):
         for i in range(1, rounds + 1):
@@ -135,3 +163,35 @@ def test_magnitude_finds_the_published_mask(scope):
     published = Published(net)
     expected = published.prune(published.magnitude, 0.3, 1, scope=scope)
     assert_same(magnitude(net, 0.3, input_shape=SHAPE, scope=scope), expected)
+
+
+def images(count=20):
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(count, *SHAPE, generator=generator)
+    return [(inputs[half], torch.arange(count)[half] % 10) for half in (slice(8), slice(8, 16))]
+
+
+@pytest.mark.parametrize("search", [snip, grasp])
+@pytest.mark.parametrize("trained", [False, True])
+def test_snip_and_grasp_find_the_published_masks(search, trained):
+    """In evaluation mode, in double precision; statistics as they were made, or as trained."""
+    net = network("resnet20", 7)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d) and not trained:
+            module.reset_running_stats()
+    published = Published(net)
+    score = published.snip if search is snip else published.grasp
+    expected = published.prune(lambda: score(images()), 0.1, 1)
+    how = {"example_inputs": images(), "dtype": torch.float64}
+    found = search(copy.deepcopy(net), 0.1, batch_norm="running", **how)
+    assert_same(found, expected)
+    if search is snip:
+        assert_same(snip(copy.deepcopy(net), 0.1, **how), expected)
+    by_batch = search(net, 0.1, batch_norm="batch", **how)
+    assert any(not torch.equal(mask, expected[name]) for name, mask in by_batch.items())
+
+
+@pytest.mark.parametrize("search", [snip, grasp])
+def test_a_batch_norm_that_is_not_there(search):
+    with pytest.raises(SearchError, match=r"batch_norm: expected one of batch, running, found 3"):
+        search(network("resnet20", 7), 0.1, batch_norm=3, example_inputs=images())

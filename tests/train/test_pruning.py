@@ -88,6 +88,21 @@ def test_snip_sees_the_samples_that_the_seed_chooses(splits):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_batch_norm_is_as_the_recipe_says(splits, method):
+    def mask_of(**settings):
+        recipe = recipe_of(method=method, scope="layer", **settings).replace(arch="resnet20")
+        return search_masks(build_network(recipe, splits), recipe, splits)
+
+    found = {kind: mask_of(batch_norm=kind) for kind in ("published", "batch", "running")}
+    assert found["batch"].keys() == found["running"].keys()
+    same = {
+        kind: all(torch.equal(mask, found["published"][name]) for name, mask in masks.items())
+        for kind, masks in found.items()
+    }
+    assert same == {"published": True, "batch": method == "grasp", "running": method == "snip"}
+
+
 def test_more_samples_than_images(splits):
     recipe = recipe_of(method="grasp", samples=10**6)
     net = build_network(recipe, splits)
