@@ -51,7 +51,7 @@ class SearchRecipe(Section, table="search"):
         0, "Epoch of the last search, less than epochs; 0 searches at initialization.", ge=0
     )
     shots: int = setting(
-        1, "Searches, spread evenly over the epochs 0 to search.epoch; at most that + 1.", ge=1
+        1, "Searches, one every search.epoch / shots epochs (rounded down), none at epoch 0.", ge=1
     )
     precision: str = setting(
         "float64",
@@ -91,10 +91,10 @@ class SearchRecipe(Section, table="search"):
     @model_validator(mode="after")
     def _consistent(self) -> SearchRecipe:
         """Refuse values that contradict each other."""
-        if self.shots > self.epoch + 1:
+        if self.shots > max(self.epoch, 1):
             raise RecipeError(
-                f"search.shots: expected at most {self.epoch + 1}, one for each of the epochs 0 to "
-                f"search.epoch = {self.epoch}, found {self.shots}; raise search.epoch"
+                f"search.shots: expected at most {max(self.epoch, 1)}, one after each epoch "
+                f"up to search.epoch = {self.epoch}, found {self.shots}; raise search.epoch"
             )
         if self.ratios and not self.reads["ratios"]:
             own = [name for name in SEARCHES if "ratios" in SEARCHES.facts(name).get("takes", ())]

@@ -14,6 +14,7 @@ from pabzip.data.order import order_stream, permutation
 from pabzip.errors import RecipeError
 from pabzip.train import Recipe, SearchRecipe, build_network
 from pabzip.train.pruning import PlannedSearch, planned_searches, search_masks
+from pabzip.train.recipes import find_recipe, read_recipe
 from pabzip.unmask import apply_psg
 
 
@@ -46,13 +47,25 @@ def test_one_search_at_initialization_or_later():
 def test_shots_are_even_in_epochs_and_in_what_they_prune():
     recipe = recipe_of(shots=5, epoch=50).replace(keep_ratio=0.1)
     plan = planned_searches(recipe)
-    assert [planned.epoch for planned in plan] == [0, 12, 25, 37, 50]
+    assert [planned.epoch for planned in plan] == [10, 20, 30, 40, 50]
     kept = [planned.of(recipe.keep_ratio) for planned in plan]
     assert kept == pytest.approx([0.82, 0.64, 0.46, 0.28, 0.1])
     assert kept[-1] == 0.1
-    for shots in range(2, 9):
-        plan = planned_searches(recipe_of(shots=shots, epoch=shots - 1))
-        assert [planned.epoch for planned in plan] == list(range(shots))
+    for shots in range(1, 9):
+        plan = planned_searches(recipe_of(shots=shots, epoch=shots))
+        assert [planned.epoch for planned in plan] == list(range(1, shots + 1))
+
+
+@pytest.mark.parametrize(
+    ("shots", "epochs"), [(2, [25, 50]), (3, [16, 32, 48]), (4, [12, 24, 36, 48])]
+)
+def test_the_shots_of_table_4_follow_the_published_epochs(shots, epochs):
+    recipe = read_recipe(find_recipe(f"table4-{shots}-shots-pab-bop"))
+    plan = planned_searches(recipe)
+    assert [planned.epoch for planned in plan] == epochs
+    assert [planned.of(0.1) for planned in plan] == pytest.approx(
+        [1 - 0.9 * shot / shots for shot in range(1, shots + 1)]
+    )
 
 
 def test_dense_methods_search_never():
@@ -134,7 +147,7 @@ def test_synflow_is_told_everything(splits, precision):
 )
 def test_shots_only_ever_prune_and_end_at_the_keep_ratio(splits, method):
     scope = "layer" if method == "grasp" else "global"  # which would empty a layer so small
-    recipe = recipe_of(method=method, scope=scope, shots=3, epoch=2)
+    recipe = recipe_of(method=method, scope=scope, shots=3, epoch=3)
     net = build_network(recipe, splits)
     total = sum(w.numel() for w in pabzip.init.seeded_parameters(net).values())
     before = None
