@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, field_validator, model_validator
 
 from pabzip.errors import RecipeError
 from pabzip.registry import DATASETS, METHODS, NETWORKS, SEARCHES, constant
@@ -21,6 +21,14 @@ from pabzip.train.settings import Section, Setting, setting, settings_of, unknow
 Table = Mapping[str, Any]
 
 _IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def _names(value: object) -> tuple[str, ...]:
+    """Return names from one or from a list of them; none may be empty."""
+    names = (value,) if isinstance(value, str) else value
+    if isinstance(names, list | tuple) and all(type(name) is str and name for name in names):
+        return tuple(names)
+    raise ValueError(value)
 
 
 class SearchRecipe(Section, table="search"):
@@ -64,6 +72,11 @@ class SearchRecipe(Section, table="search"):
         "What batch norm normalizes by while SNIP or GraSP scores: each batch's statistics or the "
         "running ones; as the authors' code does if left out: running for SNIP, batch for GraSP.",
         choices=("published", "batch", "running"),
+    )
+    skip: Annotated[tuple[str, ...], BeforeValidator(_names)] = setting(
+        (),
+        "Weights, or layers by name, that no search prunes and keep_ratio does not count.",
+        expected='names of layers or weights, such as ["conv1", "layer1.0.conv1.weight"]',
     )
     ratios: Mapping[str, Any] = setting(
         {},

@@ -24,7 +24,7 @@ from pabzip.data import AnyImages, Splits, batches, geometry, load
 from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
-from pabzip.init import seeded_parameters, seeding
+from pabzip.init import seeded_parameters, seeding, selected
 from pabzip.registry import SEARCHES
 from pabzip.search import apply_masks
 from pabzip.train.build import build_network, isolated, pick_device
@@ -105,13 +105,14 @@ def search_masks(
             Searches whose scores do not depend on what is pruned have none.
 
     Returns:
-        The masks by name: bool, of the weight's shape, on its device.
+        The masks by name: bool, of the weight's shape, on its device; all True for weights of
+        ``search.skip``.
 
     Raises:
         SearchError: no usable mask was found; the message names the layer.
         RecipeError: more samples asked for than the data has, or ratios for weights that the
-            network has not.
-        SeedError: ``net`` was not drawn from a seed.
+            network has not, or that ``search.skip`` leaves out.
+        SeedError: ``net`` was not drawn from a seed, or has none of the names in ``search.skip``.
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
     own: dict[str, Any] = {}
@@ -124,11 +125,16 @@ def search_masks(
         own["dtype"] = getattr(torch, settings.precision)
     if settings.reads["ratios"]:
         own["ratios"] = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
+    if settings.skip:
+        own["skip"] = settings.skip
     masks: dict[str, Tensor] = SEARCHES.get(settings.method)(
         net, keep_ratio, input_shape=splits.input_shape, iterations=settings.rounds,
         schedule=settings.schedule, scope=settings.scope, seed=recipe.seed,
         on_iteration=on_iteration, **own,
     )  # fmt: skip
+    if settings.skip:
+        weights = seeded_parameters(net).items()
+        masks = {**{name: torch.ones_like(w, dtype=torch.bool) for name, w in weights}, **masks}
     return masks
 
 
@@ -152,7 +158,7 @@ def _samples(net: nn.Module, recipe: Recipe, images: AnyImages) -> list[tuple[Te
 
 def _ratios(net: nn.Module, recipe: Recipe) -> dict[str, float]:
     """Return the keep ratio of each weight, as the recipe has it for the end."""
-    own, weights = recipe.search.ratios, list(seeded_parameters(net))
+    own, weights = recipe.search.ratios, list(selected(net, skip=recipe.search.skip or None))
     for name in own:
         if name not in weights:
             close = difflib.get_close_matches(name, weights, n=1, cutoff=0.0)

@@ -11,7 +11,7 @@ import torch
 import pabzip
 from pabzip import data, search
 from pabzip.data.order import order_stream, permutation
-from pabzip.errors import RecipeError
+from pabzip.errors import RecipeError, SeedError
 from pabzip.train import Recipe, SearchRecipe, build_network
 from pabzip.train.pruning import PlannedSearch, planned_searches, search_masks
 from pabzip.train.recipes import find_recipe, read_recipe
@@ -184,6 +184,38 @@ def test_ratios_by_name_and_the_keep_ratio_for_the_rest(splits):
             first: survivors(kept, weights[first].numel()),
             **{name: weights[name].numel() for name in rest},
         }
+
+
+@pytest.mark.parametrize("method", ["synflow", "snip", "random", "layerwise-random"])
+def test_what_a_search_skips_is_neither_pruned_nor_counted(splits, method):
+    recipe = recipe_of(method=method, skip=("features.0", "fc1.weight"))
+    net, other = build_network(recipe, splits), build_network(recipe, splits)
+    weights = pabzip.init.seeded_parameters(net)
+    searched = [name for name in weights if name not in ("features.0.weight", "fc1.weight")]
+    masks = search_masks(net, recipe, splits)
+    assert list(masks) == list(weights)
+    assert all(bool(masks[name].all()) for name in weights if name not in searched)
+    total = sum(weights[name].numel() for name in searched)
+    assert sum(int(masks[name].sum()) for name in searched) == pytest.approx(0.4 * total, abs=2)
+    for name, mask in masks.items():
+        assert torch.equal(weights[name] != 0, mask)
+    if method == "random":
+        expected = search.random(other, 0.4, skip=["features.0", "fc1"])
+        assert all(torch.equal(masks[name], expected[name]) for name in searched)
+
+
+def test_names_that_cannot_be_skipped(splits):
+    recipe = recipe_of(skip=("conv9",))
+    with pytest.raises(SeedError, match=r"skip= names 'conv9', expected a seeded weight or a"):
+        search_masks(build_network(recipe, splits), recipe, splits)
+    ratios = {"fc1.weight": 0.5}
+    recipe = recipe_of(method="layerwise-random", skip=("fc1",), ratios=ratios)
+    with pytest.raises(RecipeError, match=r"search\.ratios: expected names .* found 'fc1.weight'"):
+        search_masks(build_network(recipe, splits), recipe, splits)
+    assert recipe_of(skip=["fc1"]) == recipe_of(skip="fc1") == recipe_of(skip=("fc1",))
+    for wrong in (3, [3], [""]):
+        with pytest.raises(RecipeError, match=r"search\.skip: expected names of layers or weights"):
+            recipe_of(skip=wrong)
 
 
 def test_ratios_of_no_weight(splits):
