@@ -58,6 +58,15 @@ SCHEDULES: dict[str, Schedule] = {
 """The schedules by name."""
 
 
+def check_fraction(ratio: float, name: str = "keep_ratio") -> None:
+    """Raise SearchError, with the name, for what is no fraction that weights could survive by."""
+    if isinstance(ratio, bool) or not 0.0 < ratio <= 1.0:
+        raise SearchError(
+            f"{name}: expected a fraction with 0 < keep_ratio <= 1, found {ratio!r}; "
+            "0.1 keeps a tenth of the weights"
+        )
+
+
 def survivors(keep_ratio: float, weights: int) -> int:
     """Return how many of some weights a keep ratio leaves: ``N - int((1 - keep_ratio) * N)``.
 
@@ -87,11 +96,7 @@ def _check_target(
 
     In messages, ``of`` says whose weights they are, such as ``" of 'conv1.weight'"``.
     """
-    if isinstance(keep_ratio, bool) or not 0.0 < keep_ratio <= 1.0:
-        raise SearchError(
-            f"keep_ratio{of}: expected a fraction with 0 < keep_ratio <= 1, found {keep_ratio!r}; "
-            "0.1 keeps a tenth of the weights"
-        )
+    check_fraction(keep_ratio, f"keep_ratio{of}")
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise SearchError(f"iterations: expected an integer of at least 1, found {iterations!r}")
     last = survivors(keep_ratio, weights)

@@ -52,7 +52,7 @@ class SearchRecipe(Section, table="search"):
     )
     scope: str = setting(
         "global",
-        "One threshold over all weights, or one for each layer; not for layerwise-random.",
+        "One threshold over all weights, or one for each layer; not where layers have ratios.",
         choices=lambda: constant("pabzip.search", "schedule", "SCOPES"),
     )
     epoch: int = setting(
@@ -82,6 +82,14 @@ class SearchRecipe(Section, table="search"):
         {},
         "For layerwise-random: the fraction to keep by name of the weight; keep_ratio for others.",
         expected="a table of numbers by name",
+    )
+    ratio_form: str = setting(
+        "resnet",
+        "For smart-ratio: how fast the kept fraction falls with depth.",
+        choices=lambda: constant("pabzip.search", "baselines", "RATIO_FORMS"),
+    )
+    linear_keep_ratio: float = setting(
+        0.3, "For smart-ratio: the fraction to keep of Linear layers.", gt=0, le=1
     )
 
     @field_validator("ratios", mode="after")
@@ -122,11 +130,11 @@ class SearchRecipe(Section, table="search"):
         """Whether the method reads each of the settings that some searches do not read."""
         facts = SEARCHES.facts(self.method)
         takes, needs_data = facts.get("takes", ()), bool(facts.get("needs_data", False))
+        own = ("ratios", "batch_norm", "ratio_form", "linear_keep_ratio")
         return {
             "samples": needs_data,
             "precision": "dtype" in takes and not needs_data,
-            "ratios": "ratios" in takes,
-            "batch_norm": "batch_norm" in takes,
+            **{name: name in takes for name in own},
         }
 
     @property

@@ -125,6 +125,9 @@ def search_masks(
         own["dtype"] = getattr(torch, settings.precision)
     if settings.reads["ratios"]:
         own["ratios"] = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
+    for name in ("ratio_form", "linear_keep_ratio"):
+        if settings.reads[name]:
+            own[name] = getattr(settings, name)
     if settings.skip:
         own["skip"] = settings.skip
     masks: dict[str, Tensor] = SEARCHES.get(settings.method)(

@@ -186,6 +186,15 @@ def test_ratios_by_name_and_the_keep_ratio_for_the_rest(splits):
         }
 
 
+def test_smart_ratios_are_as_the_recipe_says(splits):
+    recipe = recipe_of(method="smart-ratio", ratio_form="vgg", linear_keep_ratio=0.2)
+    net, other = build_network(recipe, splits), build_network(recipe, splits)
+    expected = search.smart_ratio(other, 0.4, ratio_form="vgg", linear_keep_ratio=0.2)
+    found = search_masks(net, recipe, splits)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert int(found["fc1.weight"].sum()) == int(0.2 * found["fc1.weight"].numel())
+
+
 @pytest.mark.parametrize("method", ["synflow", "snip", "random", "layerwise-random"])
 def test_what_a_search_skips_is_neither_pruned_nor_counted(splits, method):
     recipe = recipe_of(method=method, skip=("features.0", "fc1.weight"))
