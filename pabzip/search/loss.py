@@ -313,7 +313,8 @@ def grasp(
 
     Source: Wang et al. 2020, Section 4 and Algorithm 2; the temperature is in the authors' code
     alone. Deviations: every layer keeps its own weights, where their code draws the classifier
-    anew first; batches may be of any classes; ties at the threshold are settled by position.
+    anew first; their code leaves one weight more; batches may be of any classes; ties at the
+    threshold are settled by position.
     """
     call = SearchCall(net, keep_ratio, **options)
     batches = _batches_of(call)

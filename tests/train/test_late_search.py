@@ -104,6 +104,23 @@ def test_pruned_weights_do_not_come_back(tmp_path: Path, splits: Splits) -> None
     assert sum(int((state[name] != 0).sum()) for name in names) == result.survivors
 
 
+def test_signs_of_layers_that_the_search_skips_are_learned(tmp_path: Path, splits: Splits) -> None:
+    recipe = tiny(search={"skip": ["features.3"], "epoch": 1}, bop={"threshold": 0.0})
+    _, result = watched(recipe, tmp_path / "m.pt", splits)
+    found = load_checkpoint(tmp_path / "m.pt")
+    searched = skipped = 0
+    for name, spec in found.init.items():
+        trained = found.state_dict[name].flatten()
+        drawn = torch.from_numpy(weights(found.seed, spec, 0, trained.numel()))
+        if name == "features.3.weight":
+            skipped = trained.numel()
+            assert torch.equal(trained.abs(), drawn.abs())
+            assert 0 < int((trained != drawn).sum()) < skipped
+        else:
+            searched += trained.numel()
+    assert result.survivors == searched - int(0.5 * searched) + skipped
+
+
 def test_dropped_steps_are_not_taken(tmp_path: Path, splits: Splits) -> None:
     watch, _ = watched(tiny(drop_ratio=0.5, epochs=4), tmp_path / "m.pt", splits)
     taken = [[step for step in range(5) if not dropped(0, epoch, step, 0.5)] for epoch in range(4)]
