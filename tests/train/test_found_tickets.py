@@ -60,6 +60,17 @@ def test_training_from_the_ticket_begins_as_after_the_search(recipe, splits, fou
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
+def test_layers_that_the_search_skips_are_whole_in_the_ticket(recipe, splits, tmp_path):
+    other = recipe.replace(search=recipe.search.replace(skip=("features.0", "fc2")))
+    result = find_ticket(other, output=tmp_path / "f.pt", splits=splits)
+    masks = apply_ticket(build_network(other, splits), other, tmp_path / "f.pt")
+    whole = [name for name, mask in masks.items() if bool(mask.all())]
+    assert whole == ["features.0.weight", "fc2.weight"]
+    assert result.survivors == sum(int(mask.sum()) for mask in masks.values())
+    with pytest.raises(CheckpointError, match=r"search\.skip: \['features.0', 'fc2'\] there"):
+        apply_ticket(build_network(recipe, splits), recipe, tmp_path / "f.pt")
+
+
 def test_the_search_leaves_no_trace(recipe, splits, tmp_path):
     before = torch.get_rng_state()
     seen = []
