@@ -119,7 +119,7 @@ def published_synflow(
                 value.mul_(signs[name])
         net.zero_grad()
         together = torch.cat([score.flatten() for score in scores.values()])
-        pruned = len(together) - round(keep_ratio ** (iteration / iterations) * len(together))
+        pruned = int((1.0 - keep_ratio ** (iteration / iterations)) * len(together))
         if pruned:
             threshold = torch.kthvalue(together, pruned).values
             masks = {name: (score > threshold).to(dtype) for name, score in scores.items()}

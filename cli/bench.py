@@ -132,6 +132,8 @@ def bitops(
 
 def _values(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
     """Return the result as JSON values; operations are whole numbers."""
+    from pabzip.train.pruning import planned_searches
+
     layers: list[dict[str, Any]] = [
         {"name": cost.name, "macs": cost.macs, "kept": cost.kept, "masked": cost.masked}
         for cost in estimate.layers["pab-bop"]
@@ -149,7 +151,7 @@ def _values(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
         "drop_ratio": recipe.drop_ratio,
         "classifier": recipe.classifier,
         "search_iterations": recipe.search.rounds,
-        "search_epoch": recipe.search.epoch,
+        "search_epoch": max((planned.epoch for planned in planned_searches(recipe)), default=0),
         "search_shots": recipe.search.shots,
         "seed": recipe.seed,
         "bits": {

@@ -1,8 +1,8 @@
 """Search: find the mask of a ticket, before or during training.
 
-`synflow` is the search of the paper; `snip`, `grasp`, `magnitude`, `random` and `layerwise_random`
-stand beside it. All take the same arguments, which `synflow` describes, apply the mask that they
-return, and go on from weights that are pruned already.
+`synflow` is the search of the paper; `snip`, `grasp`, `magnitude`, `random`, `layerwise_random` and
+`smart_ratio` stand beside it. All take the same arguments, which `synflow` describes, apply the
+mask that they return, and go on from weights that are pruned already.
 
 A search of your own is a scorer (`Scorer`), which `iterative_search` runs by a schedule, and a
 function around it with ``@pabzip.registry.register_search("name", needs_data=False, rounds=1)``.
@@ -14,6 +14,7 @@ from pabzip.search.baselines import (
     layerwise_random,
     magnitude,
     random,
+    smart_ratio,
 )
 from pabzip.search.driver import ExactScorer, PathScorer, Scorer, iterative_search
 from pabzip.search.loss import GraspScorer, LossNetwork, SnipScorer, grasp, snip
@@ -52,6 +53,7 @@ __all__ = [
     "magnitude",
     "prune_groups",
     "random",
+    "smart_ratio",
     "snip",
     "synflow",
 ]

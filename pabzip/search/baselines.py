@@ -1,8 +1,12 @@
-"""Baselines without data: keep the largest weights, or keep weights at random."""
+"""Baselines without data: keep the largest weights, or keep weights at random.
+
+At random, one fraction is kept of the whole network, or of each layer one that is given by name or
+that follows from its depth.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Unpack
 
 import numpy as np
@@ -13,7 +17,7 @@ from pabzip.errors import SearchError
 from pabzip.init import seeding
 from pabzip.registry import register_search
 from pabzip.search.driver import SearchCall, SearchOptions, shares_options
-from pabzip.search.schedule import PruneGroup
+from pabzip.search.schedule import PruneGroup, check_fraction
 from pabzip.seeds import InitSpec, check_seed, magnitudes
 
 FIRST_STREAM = 2**29
@@ -122,7 +126,7 @@ def layerwise_random(
     Arguments, result and errors are those of `random`, with two differences:
 
     - ``ratios`` gives the fraction of some weights that survives, in (0, 1], by their names. All
-      others have ``keep_ratio``: of a tensor of n weights, exactly ``round(keep_ratio * n)``
+      others have ``keep_ratio``: of a tensor of n weights, ``n - int((1 - keep_ratio) * n)``
       survive. A ratio of no weight that is searched raises ``SearchError``, which names it.
     - ``scope`` is not used: every tensor has a threshold of its own.
 
@@ -137,7 +141,104 @@ def layerwise_random(
                 f"ratios: expected names among {', '.join(list(call.chosen)[:8])}"
                 f"{' and so on' if len(call.chosen) > 8 else ''}, found {name!r}"
             )
-    groups = [PruneGroup((name,), own.get(name, keep_ratio)) for name in call.chosen]
+    return _layer_by_layer(call, {name: own.get(name, keep_ratio) for name in call.chosen})
+
+
+RATIO_FORMS = ("resnet", "vgg")
+"""How the smart ratios fall from layer to layer: by ``k * k + k``, k counted from the last layer,
+for residual networks; for plain ones, that divided by the square of the layer's number."""
+
+
+@register_search(
+    "smart-ratio", needs_data=False, rounds=1, takes=("ratio_form", "linear_keep_ratio")
+)
+@shares_options
+def smart_ratio(
+    net: nn.Module,
+    keep_ratio: float,
+    *,
+    ratio_form: str = "resnet",
+    linear_keep_ratio: float = 0.3,
+    **options: Unpack[SearchOptions],
+) -> dict[str, Tensor]:
+    """Keep weights at random, of each layer the fraction that its depth gives.
+
+    Convolutions keep the more the earlier they come, all in one proportion, so that ``keep_ratio``
+    of all weights is left; Linear layers keep a fraction of their own. What a layer cannot take,
+    because it is whole already, goes to the next one; what the last cannot take is pruned.
+
+    Arguments, result and errors are those of `random`, with these differences:
+
+    - ``ratio_form`` is one of ``"resnet"`` and ``"vgg"``: of L layers, the l-th keeps in proportion
+      to ``k * k + k`` with ``k = L - l + 1``, or to that divided by ``l * l``.
+    - ``linear_keep_ratio`` is the fraction of every Linear layer, in (0, 1].
+    - ``scope`` is not used. Layers count in the order of the weights; those that are not searched,
+      such as a dense classifier, do not.
+    - A network without convolutions, or whose Linear layers alone keep more than asked for, raises
+      ``SearchError``.
+
+    Source: Su et al. 2020, smart ratios; both forms, the 0.3, the way of a surplus and the counts
+    are those of its code. Rare Gems (Sreenivasan et al. 2022), Section 4 and Table 16 ("SR (v1)"),
+    compares with it.
+    """
+    call = SearchCall(net, keep_ratio, **options)
+    check_fraction(keep_ratio)
+    check_fraction(linear_keep_ratio, "linear_keep_ratio")
+    sizes = {name: weight.numel() for name, weight in call.chosen.items()}
+    linear = [name for name, weight in call.chosen.items() if weight.dim() == 2]
+    counts = smart_counts(sizes, linear, keep_ratio, ratio_form, linear_keep_ratio)
+    # Half a weight less: what is pruned is rounded down, which leaves exactly the count.
+    return _layer_by_layer(call, {name: (counts[name] - 0.5) / sizes[name] for name in sizes})
+
+
+def smart_counts(
+    sizes: Mapping[str, int],
+    linear: Collection[str],
+    keep_ratio: float,
+    ratio_form: str = "resnet",
+    linear_keep_ratio: float = 0.3,
+) -> dict[str, int]:
+    """Return how many weights `smart_ratio` keeps of each layer, from their sizes, in order.
+
+    ``linear`` are the names of those that belong to Linear layers.
+    """
+    if ratio_form not in RATIO_FORMS:
+        raise SearchError(
+            f"ratio_form: expected one of {', '.join(RATIO_FORMS)}, found {ratio_form!r}"
+        )
+    shares = {}
+    for number, name in enumerate(sizes, 1):
+        k = len(sizes) - number + 1
+        shares[name] = (k * k + k) / (number * number if ratio_form == "vgg" else 1)
+    convolutions = [name for name in sizes if name not in linear]
+    fixed = int(linear_keep_ratio * sum(sizes[name] for name in linear))
+    wanted = int(keep_ratio * sum(sizes.values())) - fixed
+    if not convolutions or wanted < 1:
+        raise SearchError(
+            f"smart-ratio: expected convolutions that keep what is left of keep_ratio={keep_ratio} "
+            f"beside the {fixed} weights of Linear layers, found {len(convolutions)} convolutions "
+            f"and {wanted} weights left; use layerwise-random, or a smaller linear_keep_ratio"
+        )
+    scale = wanted / sum(int(sizes[name] * shares[name]) for name in convolutions)
+    counts, surplus = {name: int(linear_keep_ratio * sizes[name]) for name in linear}, 0
+    for name in convolutions:
+        ratio, size = scale * shares[name], sizes[name]
+        if ratio < 1.0 and int((1.0 - ratio) * size) >= surplus:
+            counts[name], surplus = int(ratio * size + surplus), 0
+        else:
+            counts[name], surplus = size, surplus + int((ratio - 1.0) * size)
+    empty = [name for name, count in counts.items() if count < 1]
+    if empty:
+        raise SearchError(
+            f"smart-ratio: keep_ratio={keep_ratio} leaves none of {', '.join(map(repr, empty))}; "
+            "raise keep_ratio"
+        )
+    return counts
+
+
+def _layer_by_layer(call: SearchCall, ratios: Mapping[str, float]) -> dict[str, Tensor]:
+    """Keep weights at random, of each tensor its own fraction."""
+    groups = [PruneGroup((name,), ratio) for name, ratio in ratios.items()]
     return call.run(_at_random(call), call.shape, groups=groups)
 
 

@@ -224,8 +224,8 @@ def iterative_search(
     """Prune ``net`` to its groups in ``iterations`` rounds of scoring and masking.
 
     Weights that are zero before the search count as pruned already, so a search can follow an
-    earlier one; the schedule then begins at what is left. The weights of ``net`` change only at
-    the very end, when the masks are final.
+    earlier one; rounds whose target is met already prune nothing. The weights of ``net`` change
+    only at the very end, when the masks are final.
 
     Args:
         net: the network, pruned in place.
@@ -240,8 +240,8 @@ def iterative_search(
         on_iteration: called as ``on_iteration(i, iterations)`` after round i, from 1.
 
     Returns:
-        The masks, bool tensors by name, with exactly ``round(keep_ratio * N)`` True in each
-        group of N weights.
+        The masks, bool tensors by name, with exactly ``N - int((1 - keep_ratio) * N)`` True in
+        each group of N weights, as published.
 
     Raises:
         SearchError: an argument out of range, more survivors asked for than weights are left or
@@ -252,19 +252,21 @@ def iterative_search(
     exact = scorer.exact if isinstance(scorer, ExactScorer) else None
     plans = [(group.names, group.counts(masks, iterations, schedule)) for group in groups]
     for iteration in range(iterations):
-        scores, before, masks = scorer.scores(masks), masks, {}
-        if isinstance(scorer, PathScorer):
-            if iteration == 0:
-                refuse_unscored(scores, before, scorer.reached, exact)
-            if not scorer.connected:  # what is pruned from here on would hide where it broke
-                refuse_collapse(net, weights, before, input_shape)
-        for names, counts in plans:
-            own = {name: before[name] for name in names}
-            masks |= keep_largest(
-                {name: scores[name] for name in names}, own, counts[iteration], exact=exact
-            )
-            if isinstance(scorer, PathScorer) and iteration == iterations - 1:
-                refuse_ties_at_zero(scores, own, {name: masks[name] for name in names}, exact)
+        # After an earlier search the first rounds may have nothing to prune: no scores for those.
+        if iteration == 0 or any(counts[iteration] < counts[iteration - 1] for _, counts in plans):
+            scores, before, masks = scorer.scores(masks), masks, {}
+            if isinstance(scorer, PathScorer):
+                if iteration == 0:
+                    refuse_unscored(scores, before, scorer.reached, exact)
+                if not scorer.connected:  # what is pruned from here on would hide where it broke
+                    refuse_collapse(net, weights, before, input_shape)
+            for names, counts in plans:
+                own = {name: before[name] for name in names}
+                masks |= keep_largest(
+                    {name: scores[name] for name in names}, own, counts[iteration], exact=exact
+                )
+                if isinstance(scorer, PathScorer) and iteration == iterations - 1:
+                    refuse_ties_at_zero(scores, own, {name: masks[name] for name in names}, exact)
         if on_iteration is not None:
             on_iteration(iteration + 1, iterations)
     refuse_collapse(net, weights, masks, input_shape)

@@ -19,6 +19,11 @@ from pabzip.search.isolation import NetworkCopy
 TEMPERATURE = 200.0
 """What GraSP divides the logits by, as in the authors' code."""
 
+BATCH_NORMS = ("batch", "running")
+"""What batch norm normalizes by while the loss is derived: the statistics of each batch, as in
+training, or the running ones, as in evaluation; at initialization these are those it was made with,
+and change nothing."""
+
 Batch = tuple[Tensor, Tensor]
 """Inputs ``float[B, ...]`` and labels ``int64[B]``."""
 
@@ -26,10 +31,10 @@ Batch = tuple[Tensor, Tensor]
 class LossNetwork(NetworkCopy):
     """The mean cross-entropy of a network over fixed batches, as a function of its weights.
 
-    Batch norm normalizes by the statistics of each batch, as in training; all else (dropout,
-    predictive gradients) runs as in evaluation, so that derivatives are exact and nothing is
-    drawn at random. Parameters and buffers are detached copies: the network's own weights,
-    statistics, gradients, modes and ``requires_grad`` stay as they are, also on an exception.
+    All but batch norm (dropout, predictive gradients) runs as in evaluation, so that derivatives
+    are exact and nothing is drawn at random. Parameters and buffers are detached copies: the
+    network's own weights, statistics, gradients, modes and ``requires_grad`` stay as they are, also
+    on an exception.
 
     Args:
         net: a network that maps inputs to logits.
@@ -37,12 +42,14 @@ class LossNetwork(NetworkCopy):
         batches: inputs and labels, at least one batch; each counts by its number of samples.
         dtype: floating dtype of the computation.
         temperature: the logits are divided by it.
+        batch_norm: one of `BATCH_NORMS`.
 
     Attributes:
         input_shape: shape of one input, without the batch dimension.
 
     Raises:
-        SearchError: batches or a dtype of another kind, or a temperature out of range.
+        SearchError: batches, a dtype or a batch norm of another kind, or a temperature out of
+            range.
     """
 
     def __init__(
@@ -52,13 +59,18 @@ class LossNetwork(NetworkCopy):
         batches: Iterable[Batch],
         dtype: torch.dtype,
         temperature: float = 1.0,
+        batch_norm: str = "batch",
     ):
         if not dtype.is_floating_point:
             raise SearchError(f"dtype: expected a floating dtype, found {dtype}")
         if not 0.0 < temperature < math.inf:
             raise SearchError(f"temperature: expected a number above 0, found {temperature!r}")
+        if batch_norm not in BATCH_NORMS:
+            raise SearchError(
+                f"batch_norm: expected one of {', '.join(BATCH_NORMS)}, found {batch_norm!r}"
+            )
         super().__init__(net, weights, dtype)
-        self._temperature = temperature
+        self._temperature, self._by_batch = temperature, batch_norm == "batch"
         self._batches = [
             (inputs.to(self.device, dtype), labels.to(self.device))
             for inputs, labels in _checked(batches)
@@ -110,7 +122,7 @@ class LossNetwork(NetworkCopy):
     def _summed(self, derivative: Callable[[Tensor], Sequence[Tensor]]) -> dict[str, Tensor]:
         """Return the sum over the batches of what ``derivative`` gives for each one's loss."""
         total = [torch.zeros_like(weight, requires_grad=False) for weight in self.weights.values()]
-        with self.isolated(training=lambda module: isinstance(module, _NormBase)):
+        with self.isolated(training=lambda m: self._by_batch and isinstance(m, _NormBase)):
             for loss in self._losses():
                 torch._foreach_add_(total, list(derivative(loss)))
         return dict(zip(self.weights, total, strict=True))
@@ -213,13 +225,14 @@ class SnipScorer:
             }
 
 
-@register_search("snip", needs_data=True, rounds=1, takes=("dtype",))
+@register_search("snip", needs_data=True, rounds=1, takes=("dtype", "batch_norm"))
 @shares_options
 def snip(
     net: nn.Module,
     keep_ratio: float,
     *,
     dtype: torch.dtype = torch.float32,
+    batch_norm: str = "running",
     **options: Unpack[SearchOptions],
 ) -> dict[str, Tensor]:
     """Prune the connections whose removal would change the loss least, by SNIP.
@@ -228,20 +241,23 @@ def snip(
 
     - ``example_inputs`` are training images: a batch ``float[B, ...]``; several in an iterable; or,
       if ``targets`` is not given, an iterable of pairs of images and labels, such as a
-      ``DataLoader``. On any device; about ten a class are usual. Batch norm normalizes each batch
-      by itself. Batches that do not fit the network raise ``SearchError``.
+      ``DataLoader``. On any device; about ten a class are usual. Batches that do not fit the
+      network raise ``SearchError``.
     - ``targets`` are the labels, ``int64[B]`` for each batch.
     - ``input_shape`` is not used; the images have one.
     - ``iterations`` is one where it is None, as published. One round prunes by the dense network's
       scores and can empty a layer at small keep ratios.
     - ``dtype`` is any floating one, that of the computation.
+    - ``batch_norm`` is what batch norm normalizes by: ``"running"``, the statistics of evaluation,
+      which before training leave activations as they are, or ``"batch"``, those of each batch. The
+      authors' code and that of Peek-a-Boo take the running ones.
 
-    Source: Lee et al. 2019, Algorithm 1. Deviations: batch norm uses the statistics of the batch,
-    as in training, where the authors' code uses those that it was made with; ties at the threshold
-    are settled by position.
+    Source: Lee et al. 2019, Algorithm 1. Deviations: the authors' code also prunes biases and keeps
+    ``round(keep_ratio * N)`` weights, Peek-a-Boo's keeps as many as here; ties at the threshold are
+    settled by position.
     """
     call = SearchCall(net, keep_ratio, **options)
-    network = LossNetwork(net, call.chosen, _batches_of(call), dtype)
+    network = LossNetwork(net, call.chosen, _batches_of(call), dtype, batch_norm=batch_norm)
     return call.run(SnipScorer(network), network.input_shape, rounds=1)
 
 
@@ -272,13 +288,14 @@ class GraspScorer:
             }
 
 
-@register_search("grasp", needs_data=True, rounds=1, takes=("dtype", "temperature"))
+@register_search("grasp", needs_data=True, rounds=1, takes=("dtype", "batch_norm", "temperature"))
 @shares_options
 def grasp(
     net: nn.Module,
     keep_ratio: float,
     *,
     dtype: torch.dtype = torch.float32,
+    batch_norm: str = "batch",
     temperature: float = TEMPERATURE,
     **options: Unpack[SearchOptions],
 ) -> dict[str, Tensor]:
@@ -291,11 +308,15 @@ def grasp(
     - ``example_inputs``: the authors use 10 to 25 images a class.
     - ``temperature``, above 0, is what the logits are divided by. High makes the predictions nearly
       uniform, so that the labels matter less than the network's features; 200 is published.
+    - ``batch_norm`` is ``"batch"`` where it is not given: the authors' code scores the network in
+      training mode, that of Peek-a-Boo in evaluation mode, which is ``"running"``.
 
     Source: Wang et al. 2020, Section 4 and Algorithm 2; the temperature is in the authors' code
     alone. Deviations: every layer keeps its own weights, where their code draws the classifier
-    anew first; batches may be of any classes; ties at the threshold are settled by position.
+    anew first; their code leaves one weight more; batches may be of any classes; ties at the
+    threshold are settled by position.
     """
     call = SearchCall(net, keep_ratio, **options)
-    network = LossNetwork(net, call.chosen, _batches_of(call), dtype, temperature)
+    batches = _batches_of(call)
+    network = LossNetwork(net, call.chosen, batches, dtype, temperature, batch_norm)
     return call.run(GraspScorer(network), network.input_shape, rounds=1)

@@ -22,21 +22,21 @@ def exponential_schedule(
         keep_ratio: fraction of the weights that survive the last iteration, in (0, 1].
         iterations: how many steps lead there, at least 1.
         weights: N, the number of weights that the search decides on.
-        alive: A, how many of them an earlier search has left; all of them by default.
+        alive: how many of them an earlier search has left; all of them by default. Steps that ask
+            for more prune nothing.
 
     Returns:
-        ``iterations`` integers; the i-th (from 1) is ``A * (keep_ratio * N / A) ** (i /
-        iterations)``, rounded, so the last is ``round(keep_ratio * N)`` exactly.
+        ``iterations`` integers; the i-th (from 1) is `survivors` of N weights for the fraction
+        ``keep_ratio ** (i / iterations)``, or ``alive`` where that is fewer.
 
     Raises:
         SearchError: an argument out of range, a keep ratio that leaves no weight at all, or one
             that asks for more than ``alive``.
 
     Source: Tanaka et al. 2020 (SynFlow), Algorithm 1; Peek-a-Boo, Section 4.1 (100 iterations).
+    The counts, also those after an earlier search, are those of the code of both.
     """
-    last, alive = _check_target(keep_ratio, iterations, weights, alive)
-    ratio = keep_ratio / (alive / weights)
-    return [*(round(ratio ** (i / iterations) * alive) for i in range(1, iterations)), last]
+    return _counts(lambda share: keep_ratio**share, keep_ratio, iterations, weights, alive)
 
 
 def linear_schedule(
@@ -44,17 +44,11 @@ def linear_schedule(
 ) -> list[int]:
     """Return the number of survivors after each iteration: each prunes the same number.
 
-    Arguments and errors are those of `exponential_schedule`.
-
-    Returns:
-        ``iterations`` integers; the i-th (from 1) is ``A - (A - keep_ratio * N) * i /
-        iterations``, rounded, so the last is ``round(keep_ratio * N)`` exactly.
-
-    Source: Tanaka et al. 2020, the published code's other schedule.
+    Arguments, result and errors are those of `exponential_schedule`, but that the fraction is
+    ``1 - (1 - keep_ratio) * i / iterations``. Source: the other schedule of the same code.
     """
-    last, alive = _check_target(keep_ratio, iterations, weights, alive)
-    fall = alive - keep_ratio * weights
-    return [*(round(alive - fall * i / iterations) for i in range(1, iterations)), last]
+    fall = 1.0 - keep_ratio
+    return _counts(lambda share: 1.0 - fall * share, keep_ratio, iterations, weights, alive)
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -64,21 +58,48 @@ SCHEDULES: dict[str, Schedule] = {
 """The schedules by name."""
 
 
+def check_fraction(ratio: float, name: str = "keep_ratio") -> None:
+    """Raise SearchError, with the name, for what is no fraction that weights could survive by."""
+    if isinstance(ratio, bool) or not 0.0 < ratio <= 1.0:
+        raise SearchError(
+            f"{name}: expected a fraction with 0 < keep_ratio <= 1, found {ratio!r}; "
+            "0.1 keeps a tenth of the weights"
+        )
+
+
+def survivors(keep_ratio: float, weights: int) -> int:
+    """Return how many of some weights a keep ratio leaves: ``N - int((1 - keep_ratio) * N)``.
+
+    Source: the published code of Tanaka et al. 2020 and of Peek-a-Boo, whose number of pruned
+    weights is rounded down.
+    """
+    return weights - int((1.0 - keep_ratio) * weights)
+
+
+def _counts(
+    fraction: Callable[[float], float],
+    keep_ratio: float,
+    iterations: int,
+    weights: int,
+    alive: int | None,
+) -> list[int]:
+    """Return the survivors after each iteration, from the fraction at a share of the way."""
+    alive = _check_target(keep_ratio, iterations, weights, alive)
+    shares = [i / iterations for i in range(1, iterations + 1)]
+    return [min(alive, survivors(fraction(share), weights)) for share in shares]
+
+
 def _check_target(
     keep_ratio: float, iterations: int, weights: int, alive: int | None, of: str = ""
-) -> tuple[int, int]:
-    """Return how many weights survive in the end, and how many are alive now.
+) -> int:
+    """Return how many weights are alive now; refuse a target that is out of range or missed.
 
     In messages, ``of`` says whose weights they are, such as ``" of 'conv1.weight'"``.
     """
-    if isinstance(keep_ratio, bool) or not 0.0 < keep_ratio <= 1.0:
-        raise SearchError(
-            f"keep_ratio{of}: expected a fraction with 0 < keep_ratio <= 1, found {keep_ratio!r}; "
-            "0.1 keeps a tenth of the weights"
-        )
+    check_fraction(keep_ratio, f"keep_ratio{of}")
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise SearchError(f"iterations: expected an integer of at least 1, found {iterations!r}")
-    last = round(keep_ratio * weights)
+    last = survivors(keep_ratio, weights)
     if last < 1:
         raise SearchError(
             f"keep_ratio{of}: {keep_ratio!r} of {weights} weights leaves none; expected at least "
@@ -90,12 +111,12 @@ def _check_target(
             f"keep_ratio{of}: {keep_ratio!r} asks for {last} survivors, found only {alive} "
             "weights that are not zero already; lower keep_ratio"
         )
-    return last, alive
+    return alive
 
 
 SCOPES = ("global", "layer")
-"""One threshold over all weights, or one for each weight tensor, of whose n weights exactly
-``round(keep_ratio * n)`` survive."""
+"""One threshold over all weights, or one for each weight tensor; of the n weights under a threshold
+exactly `survivors` survive."""
 
 
 @dataclass(frozen=True, slots=True)

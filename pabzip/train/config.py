@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, field_validator, model_validator
 
 from pabzip.errors import RecipeError
 from pabzip.registry import DATASETS, METHODS, NETWORKS, SEARCHES, constant
@@ -22,6 +22,14 @@ from pabzip.train.settings import Section, Setting, setting, settings_of, unknow
 Table = Mapping[str, Any]
 
 _IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def _names(value: object) -> tuple[str, ...]:
+    """Return names from one or from a list of them; none may be empty."""
+    names = (value,) if isinstance(value, str) else value
+    if isinstance(names, list | tuple) and all(type(name) is str and name for name in names):
+        return tuple(names)
+    raise ValueError(value)
 
 
 class SearchRecipe(Section, table="search"):
@@ -45,14 +53,14 @@ class SearchRecipe(Section, table="search"):
     )
     scope: str = setting(
         "global",
-        "One threshold over all weights, or one for each layer; not for layerwise-random.",
+        "One threshold over all weights, or one for each layer; not where layers have ratios.",
         choices=lambda: constant("pabzip.search", "schedule", "SCOPES"),
     )
     epoch: int = setting(
         0, "Epoch of the last search, less than epochs; 0 searches at initialization.", ge=0
     )
     shots: int = setting(
-        1, "Searches, spread evenly over the epochs 0 to search.epoch; at most that + 1.", ge=1
+        1, "Searches, one every search.epoch / shots epochs (rounded down), none at epoch 0.", ge=1
     )
     precision: str = setting(
         "float64",
@@ -60,10 +68,29 @@ class SearchRecipe(Section, table="search"):
         choices=("float64", "float32"),
     )
     samples: int = setting(100, "Training images that SNIP and GraSP measure on.", ge=1)
+    batch_norm: str = setting(
+        "published",
+        "What batch norm normalizes by while SNIP or GraSP scores: each batch's statistics or the "
+        "running ones; as the authors' code does if left out: running for SNIP, batch for GraSP.",
+        choices=("published", "batch", "running"),
+    )
+    skip: Annotated[tuple[str, ...], BeforeValidator(_names)] = setting(
+        (),
+        "Weights, or layers by name, that no search prunes and keep_ratio does not count.",
+        expected='names of layers or weights, such as ["conv1", "layer1.0.conv1.weight"]',
+    )
     ratios: Mapping[str, Any] = setting(
         {},
         "For layerwise-random: the fraction to keep by name of the weight; keep_ratio for others.",
         expected="a table of numbers by name",
+    )
+    ratio_form: str = setting(
+        "resnet",
+        "For smart-ratio: how fast the kept fraction falls with depth.",
+        choices=lambda: constant("pabzip.search", "baselines", "RATIO_FORMS"),
+    )
+    linear_keep_ratio: float = setting(
+        0.3, "For smart-ratio: the fraction to keep of Linear layers.", gt=0, le=1
     )
 
     @field_validator("ratios", mode="after")
@@ -86,10 +113,10 @@ class SearchRecipe(Section, table="search"):
     @model_validator(mode="after")
     def _consistent(self) -> SearchRecipe:
         """Refuse values that contradict each other."""
-        if self.shots > self.epoch + 1:
+        if self.shots > max(self.epoch, 1):
             raise RecipeError(
-                f"search.shots: expected at most {self.epoch + 1}, one for each of the epochs 0 to "
-                f"search.epoch = {self.epoch}, found {self.shots}; raise search.epoch"
+                f"search.shots: expected at most {max(self.epoch, 1)}, one after each epoch "
+                f"up to search.epoch = {self.epoch}, found {self.shots}; raise search.epoch"
             )
         if self.ratios and not self.reads["ratios"]:
             own = [name for name in SEARCHES if "ratios" in SEARCHES.facts(name).get("takes", ())]
@@ -104,10 +131,11 @@ class SearchRecipe(Section, table="search"):
         """Whether the method reads each of the settings that some searches do not read."""
         facts = SEARCHES.facts(self.method)
         takes, needs_data = facts.get("takes", ()), bool(facts.get("needs_data", False))
+        own = ("ratios", "batch_norm", "ratio_form", "linear_keep_ratio")
         return {
             "samples": needs_data,
             "precision": "dtype" in takes and not needs_data,
-            "ratios": "ratios" in takes,
+            **{name: name in takes for name in own},
         }
 
     @property

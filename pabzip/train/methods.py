@@ -103,6 +103,9 @@ class BopRecipe(Section, table="bop"):
         choices=lambda: constant("pabzip.unmask", "bop", "STARTS"),
     )
     decay_every: int = setting(45, "Epochs between decays of the adaptivity rate.", ge=1)
+    first_decay: int | None = setting(
+        None, "Epochs before the first such decay; bop.decay_every if left out.", ge=1
+    )
     decay_ratio: float = setting(0.15, "Factor of each such decay; 1 never decays.", gt=0, le=1)
     flip_cost: float = setting(
         0.0,
@@ -277,7 +280,7 @@ def bop(net: nn.Module, recipe: MethodSections) -> tuple[Optimizer, Schedule]:
 
     own = recipe.bop
     optimizer = Bop(net, own.adaptivity_rate, own.threshold, own.start, own.flip_cost)
-    return optimizer, AdaptivityDecay(optimizer, own.decay_every, own.decay_ratio)
+    return optimizer, AdaptivityDecay(optimizer, own.decay_every, own.decay_ratio, own.first_decay)
 
 
 @register_method("pab-latent", uses=("latent",))

@@ -21,7 +21,7 @@ from pabzip.checkpoint import Checkpoint, load_checkpoint
 from pabzip.data import AnyImages, Splits, batches, geometry
 from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
-from pabzip.init import seeded_parameters, seeding
+from pabzip.init import seeded_parameters, seeding, selected
 from pabzip.registry import SEARCHES
 from pabzip.search import apply_masks
 from pabzip.train.build import build_network
@@ -57,16 +57,19 @@ AT_ONCE = PlannedSearch(0)
 def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
     """Return the searches of a run, in order; none for a method that keeps the network dense.
 
-    They are spread evenly over the epochs from 0 to ``search.epoch``, and the pruned fraction rises
-    evenly with them; a single one happens after ``search.epoch``.
+    Each of ``search.shots`` is one ``search.epoch // search.shots`` epochs after the one before,
+    the first as long after initialization, and the pruned fraction rises evenly with them; a single
+    one happens after ``search.epoch``.
 
-    Source: Peek-a-Boo, Appendix C (Figure 5 for the epoch, Table 4 for several shots).
+    Source: Peek-a-Boo, Appendix C (Figure 5 for the epoch, Table 4 for several shots), and its
+    code, whose five shots within 50 epochs follow epochs 10, 20, 30, 40 and 50, three follow 16, 32
+    and 48.
     """
     if not method_of(recipe).masked:
         return ()
-    shots, last = recipe.search.shots, recipe.search.epoch
-    earlier = [PlannedSearch(last * i // (shots - 1), (i + 1) / shots) for i in range(shots - 1)]
-    return (*earlier, PlannedSearch(last))
+    shots = recipe.search.shots
+    interval = recipe.search.epoch // shots
+    return tuple(PlannedSearch(interval * i, i / shots) for i in range(1, shots + 1))
 
 
 def search_masks(
@@ -95,22 +98,33 @@ def search_masks(
             Searches whose scores do not depend on what is pruned have none.
 
     Returns:
-        The masks by name: bool, of the weight's shape, on its device.
+        The masks by name: bool, of the weight's shape, on its device; all True for weights of
+        ``search.skip``.
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
     own: dict[str, Any] = {}
     if settings.reads["samples"]:
         assert isinstance(splits, Splits)
         own["example_inputs"] = _samples(net, recipe, splits.train)
+    if settings.reads["batch_norm"] and settings.batch_norm != "published":
+        own["batch_norm"] = settings.batch_norm
     if settings.reads["precision"]:
         own["dtype"] = getattr(torch, settings.precision)
     if settings.reads["ratios"]:
         own["ratios"] = {name: planned.of(ratio) for name, ratio in _ratios(net, recipe).items()}
+    for name in ("ratio_form", "linear_keep_ratio"):
+        if settings.reads[name]:
+            own[name] = getattr(settings, name)
+    if settings.skip:
+        own["skip"] = settings.skip
     masks: dict[str, Tensor] = SEARCHES.get(settings.method)(
         net, keep_ratio, input_shape=splits.input_shape, iterations=settings.rounds,
         schedule=settings.schedule, scope=settings.scope, seed=recipe.seed,
         on_iteration=on_iteration, **own,
     )  # fmt: skip
+    if settings.skip:
+        weights = seeded_parameters(net).items()
+        masks = {**{name: torch.ones_like(w, dtype=torch.bool) for name, w in weights}, **masks}
     return masks
 
 
@@ -134,7 +148,7 @@ def _samples(net: nn.Module, recipe: Recipe, images: AnyImages) -> list[tuple[Te
 
 def _ratios(net: nn.Module, recipe: Recipe) -> dict[str, float]:
     """Return the keep ratio of each weight, as the recipe has it for the end."""
-    own, weights = recipe.search.ratios, list(seeded_parameters(net))
+    own, weights = recipe.search.ratios, list(selected(net, skip=recipe.search.skip or None))
     for name in own:
         if name not in weights:
             close = difflib.get_close_matches(name, weights, n=1, cutoff=0.0)

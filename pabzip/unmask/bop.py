@@ -181,6 +181,7 @@ class AdaptivityDecay:
         every: epochs between decays, at least 1.
         ratio: factor of a decay, in (0, 1]. Too small a ratio freezes the signs early, as the
             moving average then hardly moves; 1 never decays.
+        first: epochs before the first decay; ``every`` by default.
 
     Raises:
         RecipeError: an argument out of range, or another optimizer.
@@ -188,9 +189,13 @@ class AdaptivityDecay:
     Source: Peek-a-Boo, Section 4.1 (0.15 every 45 epochs).
     """
 
-    def __init__(self, optimizer: Bop, every: int = 45, ratio: float = 0.15):
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise RecipeError(f"every: expected an integer of at least 1, found {every!r}")
+    def __init__(
+        self, optimizer: Bop, every: int = 45, ratio: float = 0.15, first: int | None = None
+    ):
+        first = every if first is None else first
+        for name, epochs in (("every", every), ("first", first)):
+            if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+                raise RecipeError(f"{name}: expected an integer of at least 1, found {epochs!r}")
         if not 0.0 < ratio <= 1.0:
             raise RecipeError(f"ratio: expected 0 < ratio <= 1, found {ratio!r}")
         if not isinstance(optimizer, Bop):
@@ -199,14 +204,15 @@ class AdaptivityDecay:
                 "rate use torch.optim.lr_scheduler.StepLR"
             )
         self.optimizer = optimizer
-        self.every = every
+        self.every, self.first = every, first
         self.ratio = ratio
         self.epoch = 0
 
     def step(self) -> None:
         """Count one finished epoch, and decay if it completes a period."""
         self.epoch += 1
-        if self.epoch % self.every == 0:
+        after = self.epoch - self.first
+        if after >= 0 and after % self.every == 0:
             for group in self.optimizer.param_groups:
                 group["lr"] *= self.ratio
 

@@ -67,13 +67,17 @@ def test_what_a_method_has_no_use_for(method, keys, idle):
     assert found == dict.fromkeys(idle, f"method {method}")
 
 
+SMART = ("ratio_form", "linear_keep_ratio")
+
+
 @pytest.mark.parametrize(
     ("search", "idle"),
     [
-        ("synflow", ["samples", "ratios"]),
-        ("snip", ["precision", "ratios"]),
-        ("random", ["samples", "precision", "ratios"]),
-        ("layerwise-random", ["samples", "precision"]),
+        ("synflow", ["samples", "batch_norm", "ratios", *SMART]),
+        ("snip", ["precision", "ratios", *SMART]),
+        ("random", ["samples", "batch_norm", "precision", "ratios", *SMART]),
+        ("layerwise-random", ["samples", "batch_norm", "precision", *SMART]),
+        ("smart-ratio", ["samples", "batch_norm", "precision", "ratios"]),
     ],
 )
 def test_what_a_search_has_no_use_for(search, idle):

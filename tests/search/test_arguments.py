@@ -17,7 +17,7 @@ COMMON = {
     "weights": None, "iterations": None, "schedule": "exponential", "scope": "global",
     "seed": None, "on_iteration": None,
 }  # fmt: skip
-NAMES = ("synflow", "snip", "grasp", "magnitude", "random", "layerwise-random")
+NAMES = ("synflow", "snip", "grasp", "magnitude", "random", "layerwise-random", "smart-ratio")
 
 
 def net_of(seed=2):
@@ -60,8 +60,16 @@ def test_one_signature(name):
     assert (net.name, ratio.name) == ("net", "keep_ratio")
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in rest)
     assert {p.name: p.default for p in rest[: len(COMMON)]} == COMMON
-    assert {p.name for p in rest[len(COMMON) :]} - {"temperature"} <= {"dtype", "ratios"}
-    assert {p.name for p in rest[len(COMMON) :]} == set(SEARCHES.facts(name).get("takes", ()))
+    own = {p.name for p in rest[len(COMMON) :]}
+    assert own - {"temperature"} <= {
+        "dtype", "ratios", "batch_norm", "ratio_form", "linear_keep_ratio"
+    }  # fmt: skip
+    assert own == set(SEARCHES.facts(name).get("takes", ()))
+
+
+def test_an_argument_that_is_not_there():
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'sead'"):
+        search.random(net_of(), 0.5, sead=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,7 +80,9 @@ def test_every_search_takes_all_of_them(name):
         iterations=2, schedule="linear", scope="layer", seed=4,
         on_iteration=lambda *at: seen.append(at),
     )  # fmt: skip
-    assert {key: int(mask.sum()) for key, mask in masks.items()} == {"0.weight": 18, "3.weight": 96}
+    # Smart ratios keep a fraction of Linear layers, and of 36 weights no more than there are.
+    expected = (36, 57) if name == "smart-ratio" else (18, 96)
+    assert tuple(int(mask.sum()) for mask in masks.values()) == expected
     assert seen in ([], [(1, 2), (2, 2)])
 
 
@@ -96,6 +106,8 @@ def test_the_published_number_of_rounds_is_the_default(name):
     ],
 )
 def test_weights_are_chosen_by_name_or_predicate(name, choice, left):
+    if (name, left) == ("smart-ratio", "3.weight"):
+        pytest.skip("smart ratios are those of convolutions")
     net = net_of()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     masks = SEARCHES.get(name)(net, 0.5, input_shape=(1, 6, 6), **data_for(name), **choice)
@@ -131,7 +143,7 @@ def test_synflow_without_a_shape():
 
 
 def test_magnitude_and_random_need_no_input():
-    for name in ("magnitude", "random", "layerwise-random"):
+    for name in ("magnitude", "random", "layerwise-random", "smart-ratio"):
         method = SEARCHES.get(name)
         assert same(method(net_of(), 0.5), method(net_of(), 0.5, input_shape=(1, 6, 6)))
 

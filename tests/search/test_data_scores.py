@@ -238,7 +238,8 @@ def test_masks_are_the_largest_scores_round_by_round(method):
         scores = np.concatenate([part.ravel() for part in gradient]) * flat
         scores = np.where(keep, scores if method is grasp else np.abs(scores), -np.inf)
         keep = np.zeros(63, bool)
-        keep[np.argsort(-scores, kind="stable")[: round(63 - (63 - 0.4 * 63) * step / 3)]] = True
+        pruned = int((1 - (1 - 0.6 * (step / 3))) * 63)
+        keep[np.argsort(-scores, kind="stable")[: 63 - pruned]] = True
     masks = method(
         net,
         0.4,

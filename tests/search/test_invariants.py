@@ -9,10 +9,13 @@ from torch import nn
 import pabzip.init
 from pabzip.errors import SearchError
 from pabzip.search import (
+    MagnitudeScorer,
     exponential_schedule,
     grasp,
+    iterative_search,
     linear_schedule,
     magnitude,
+    prune_groups,
     random,
     snip,
     synflow,
@@ -135,7 +138,7 @@ def test_counts_are_exact_over_several_shots(name, keeps, layer):
         groups = [[key] for key in masks] if layer else [list(masks)]
         for group in groups:
             total = sum(weights[key].numel() for key in group)
-            assert sum(int(masks[key].sum()) for key in group) == round(keep * total)
+            assert sum(int(masks[key].sum()) for key in group) == total - int((1 - keep) * total)
         for key, mask in masks.items():
             assert torch.equal(weights[key] != 0, mask)
             assert not bool((mask & ~before[key]).any())
@@ -145,9 +148,8 @@ def test_counts_are_exact_over_several_shots(name, keeps, layer):
 @pytest.mark.parametrize("name", ["synflow", "synflow-float32", "snip", "grasp"])
 def test_the_linear_schedule_is_taken(name):
     found = SEARCHES[name](net_of(), 0.3, schedule="linear")
-    assert sum(int(mask.sum()) for mask in found.values()) == round(
-        0.3 * sum(mask.numel() for mask in found.values())
-    )
+    total = sum(mask.numel() for mask in found.values())
+    assert sum(int(mask.sum()) for mask in found.values()) == total - int(0.7 * total)
     with pytest.raises(SearchError, match="schedule: expected one of exponential, linear, fo"):
         SEARCHES[name](net_of(), 0.3, schedule="cubic")
 
@@ -156,18 +158,40 @@ def test_the_linear_schedule_is_taken(name):
     keep=st.floats(0.01, 1.0), iterations=st.integers(1, 60), weights=st.integers(100, 10**8),
     left=st.floats(0.0, 1.0),
 )  # fmt: skip
-def test_schedules_go_on_from_what_is_left(keep, iterations, weights, left):
-    target = round(keep * weights)
+def test_schedules_prune_nothing_until_they_ask_for_less_than_is_left(
+    keep, iterations, weights, left
+):
+    target = weights - int((1 - keep) * weights)
     alive = target + round(left * (weights - target))
     for schedule in (exponential_schedule, linear_schedule):
         counts = schedule(keep, iterations, weights, alive=alive)
         assert counts[-1] == target
         assert len(counts) == iterations
         assert counts == sorted(counts, reverse=True)
-        assert counts[0] <= alive + 1
-        assert schedule(keep, iterations, weights) == schedule(
-            keep, iterations, weights, alive=weights
-        )
-    steps = linear_schedule(0.5, 4, 1000, alive=900)
-    assert steps == [800, 700, 600, 500]
-    assert exponential_schedule(0.1, 2, 1000, alive=400) == [200, 100]
+        whole = schedule(keep, iterations, weights)
+        assert counts == [min(alive, count) for count in whole]
+        assert whole == schedule(keep, iterations, weights, alive=weights)
+    assert linear_schedule(0.5, 4, 1000, alive=800) == [800, 750, 625, 500]
+    assert exponential_schedule(0.1, 4, 1000, alive=400) == [400, 317, 178, 100]
+
+
+def test_rounds_that_prune_nothing_are_not_scored():
+    """The first rounds of a later search, whose schedule starts from all weights, as published."""
+
+    class Counting(MagnitudeScorer):
+        calls = 0
+
+        def scores(self, masks):
+            self.calls += 1
+            return super().scores(masks)
+
+    net, told = net_of(), []
+    weights = pabzip.init.seeded_parameters(net)
+    groups = prune_groups(weights, 0.5, "global")
+    iterative_search(net, weights, Counting(weights), groups)
+    scorer, groups = Counting(weights), prune_groups(weights, 0.25, "global")
+    iterative_search(
+        net, weights, scorer, groups, SHAPE, 10, on_iteration=lambda at, of: told.append(at)
+    )
+    assert told == list(range(1, 11))
+    assert scorer.calls == 6  # the first, and the five that ask for less than half

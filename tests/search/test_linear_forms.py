@@ -505,7 +505,7 @@ def test_networks_with_gates_keep_a_path_and_are_packed(name):
     fast = synflow(other, 0.2, input_shape=shape, iterations=3, dtype=torch.float32)
     assert all(torch.equal(masks[key], fast[key]) for key in masks)
     total = sum(mask.numel() for mask in masks.values())
-    assert sum(int(mask.sum()) for mask in masks.values()) == round(0.2 * total)
+    assert sum(int(mask.sum()) for mask in masks.values()) == total - int(0.8 * total)
     # ConvNeXt multiplies its blocks by 1e-6: some are emptied, and their bypasses are left.
     assert any(not mask.any() for mask in masks.values()) == (name == "convnext")
     with torch.no_grad():

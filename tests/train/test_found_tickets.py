@@ -41,7 +41,7 @@ def test_the_ticket_is_a_checkpoint_and_packs(recipe, splits, found, tmp_path):
     assert (result.arch, result.search, result.keep_ratio, result.epochs) == (
         "conv2", "synflow", 0.3, 0,
     )  # fmt: skip
-    assert result.survivors == round(0.3 * result.weights)
+    assert result.survivors == result.weights - int(0.7 * result.weights)
     assert result.bitops == estimate_costs(recipe).totals["pab-bop"]
     net = network_from_checkpoint(checkpoint)
     assert sum(int((w != 0).sum()) for w in pabzip.init.seeded_parameters(net).values()) == (
@@ -59,6 +59,17 @@ def test_training_from_the_ticket_begins_as_after_the_search(recipe, splits, fou
     assert all(torch.equal(masks[name], expected[name]) for name in expected)
     for name, value in searched.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_layers_that_the_search_skips_are_whole_in_the_ticket(recipe, splits, tmp_path):
+    other = recipe.replace(search=recipe.search.replace(skip=("features.0", "fc2")))
+    result = find_ticket(other, output=tmp_path / "f.pt", splits=splits)
+    masks = apply_ticket(build_network(other, splits), other, tmp_path / "f.pt")
+    whole = [name for name, mask in masks.items() if bool(mask.all())]
+    assert whole == ["features.0.weight", "fc2.weight"]
+    assert result.survivors == sum(int(mask.sum()) for mask in masks.values())
+    with pytest.raises(CheckpointError, match=r"search\.skip: \['features.0', 'fc2'\] there"):
+        apply_ticket(build_network(recipe, splits), recipe, tmp_path / "f.pt")
 
 
 def test_the_search_leaves_no_trace(recipe, splits, tmp_path):
@@ -159,9 +170,9 @@ def test_a_checkpoint_without_a_recipe_is_refused(recipe, splits, found, tmp_pat
         apply_ticket(build_network(recipe, splits), recipe, tmp_path / "bare.pt")
 
 
-@pytest.mark.parametrize("search", [{"epoch": 1}, {"epoch": 1, "shots": 2}])
+@pytest.mark.parametrize("search", [{"epoch": 1}, {"epoch": 12, "shots": 2}])
 def test_searches_between_epochs_cannot_stand_alone(recipe, splits, tmp_path, search):
-    other = recipe.replace(search=SearchRecipe(**search))
+    other = recipe.replace(epochs=13, search=SearchRecipe(**search))
     with pytest.raises(RecipeError, match=r"a search without training: .* search.epoch = 1"):
         find_ticket(other, output=tmp_path / "f.pt", splits=splits)
     assert not list(tmp_path.iterdir())

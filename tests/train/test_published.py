@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 
+from pabzip import models
 from pabzip.errors import RecipeError
 from pabzip.train.recipes import find_recipe, published_recipes, read_recipe
 
@@ -91,7 +92,13 @@ def test_table_5(bits):
 def test_imagenet(keep_ratio):
     found = recipe(f"imagenet-resnet50-keep-{keep_ratio}")
     assert (found.arch, found.data, found.epochs) == ("resnet50-imagenet", "imagenet", 100)
-    assert (found.keep_ratio, found.method, found.bop.decay_every) == (keep_ratio, PAB[-1], 30)
+    assert (found.keep_ratio, found.method) == (keep_ratio, PAB[-1])
+    assert (found.bop.first_decay, found.bop.decay_every) == (29, 30)
+    assert (found.sgd.milestones, found.sgd.momentum, found.batch_size) == ((30, 60, 90), 0.9, 256)
+    net = models.build(found.arch, device="meta")
+    unpruned = [n for n in dict(net.named_modules()) if n.endswith("downsample")]
+    assert list(found.search.skip) == unpruned
+    assert len(unpruned) == 4
 
 
 def test_a_file_wins_over_a_name(tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ from pabzip.train.settings import Section, setting
         ({"search": {"samples": 0}}, r"search\.samples: .*found 0"),
         ({"search": {"epoch": -1}}, r"search\.epoch: .*found -1"),
         ({"search": {"epoch": 20}}, r"search\.epoch: expected less than the 20 epochs.*found 20"),
-        ({"search": {"epoch": 1, "shots": 3}}, r"search\.shots: expected at most 2.*found 3"),
+        ({"search": {"epoch": 2, "shots": 3}}, r"search\.shots: expected at most 2.*found 3"),
         ({"search": {"ratios": 3}}, r"search\.ratios: expected a table of numbers.*found 3"),
         ({"search": {"ratios": {"a": 0.1}}}, r"search\.ratios: expected none for .*'synflow'"),
         ({"search": {"method": "layerwise-random", "ratios": {"a": 0}}},

@@ -81,7 +81,7 @@ def interrupted(
         train(recipe, output=output, splits=splits, callbacks=[Stop(epoch), *others], **how)
 
 
-SEVERAL = {"search": {"method": "snip", "samples": 40, "epoch": 2, "shots": 3}, "shards": 2,
+SEVERAL = {"search": {"method": "snip", "samples": 40, "epoch": 2, "shots": 2}, "shards": 2,
            "drop_ratio": 0.2}  # fmt: skip
 
 

@@ -225,6 +225,19 @@ def test_decay_of_the_paper():
     np.testing.assert_allclose(rates, expected, rtol=1e-14)
 
 
+def test_decay_of_the_published_imagenet_code():
+    """It decays before the epochs with the indices 29, 59 and 89."""
+    bop = Bop([nn.Parameter(torch.ones(2))])
+    decay = AdaptivityDecay(bop, 30, 0.5, 29)
+    decayed, before = [], bop.param_groups[0]["lr"]
+    for epoch in range(100):
+        if bop.param_groups[0]["lr"] != before:
+            decayed.append(epoch)
+            before = bop.param_groups[0]["lr"]
+        decay.step()
+    assert decayed == [29, 59, 89]
+
+
 def test_decay_resumes():
     def run(steps, bop, decay):
         for _ in range(steps):
@@ -279,6 +292,7 @@ def test_torchs_own_schedulers_set_the_rate():
     [
         ((0, 0.5), "every: expected an integer of at least 1, found 0"),
         ((1.5, 0.5), "every: expected an integer of at least 1, found 1.5"),
+        ((1, 0.5, 0), "first: expected an integer of at least 1, found 0"),
         ((1, 0.0), "ratio: expected 0 < ratio <= 1, found 0.0"),
         ((1, 2.0), "ratio: expected 0 < ratio <= 1, found 2.0"),
     ],
