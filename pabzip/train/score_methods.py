@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from pabzip.registry import register_method
-from pabzip.supermask import EdgePopup, ScoreRule, ScoreSchedule
+from pabzip.supermask import EdgePopup, GemMiner, ScoreRule, ScoreSchedule
 from pabzip.supermask.scores import MakeOptimizer
 from pabzip.train.config import Recipe
 from pabzip.train.score_settings import ScoreSettings
@@ -48,6 +48,24 @@ def edge_popup(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule
         scope=own.scope,
         epochs=recipe.epochs if own.gradual else None,
         period=own.period,
+        penalty=own.penalty,
+        norm=own.norm,
+    )
+    return rule, score_schedule(rule, own, recipe)
+
+
+@register_method("gem-miner", uses=("gem_miner", "keep_ratio"), masked=False, scores=True)
+def gem_miner(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
+    """Keep the weights whose scores round to 1, and freeze the lowest round by round."""
+    own = recipe.gem_miner
+    rule = GemMiner(
+        net,
+        score_optimizer(own),
+        recipe.keep_ratio,
+        epochs=recipe.epochs,
+        period=own.period,
+        counts=own.counts,
+        restore=own.restore,
         penalty=own.penalty,
         norm=own.norm,
     )
