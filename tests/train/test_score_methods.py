@@ -15,7 +15,7 @@ from pabzip.train.score_settings import EdgePopupRecipe, GemMinerRecipe
 SCORE_METHODS = [name for name in METHODS if METHODS.facts(name).get("scores")]
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Raised in the midst of a run."""
 
 
@@ -27,7 +27,7 @@ class StopAt(Callback):
 
     def on_epoch_end(self, stats):
         if stats.epoch == self.epoch:
-            raise Stop
+            raise StoppedError
 
 
 # Scores between 0 and 1 need large steps where there are so few of them.
@@ -45,7 +45,7 @@ def recipe(method: str) -> Recipe:
 def test_it_resumes_packs_and_evaluates_to_the_bit(method, tmp_path):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     result = train(recipe(method), output=whole)
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         train(recipe(method), output=parts, save_every="1epoch", callbacks=[StopAt(2)])
     train(recipe(method), output=parts, resume=True)
     one, other = (pabzip.load_checkpoint(path) for path in (whole, parts))
