@@ -13,6 +13,9 @@ from pabzip.errors import RecipeError
 from pabzip.search.masks import keep_largest
 from pabzip.supermask.scores import COUNTS, MakeOptimizer, ScoreRule, fall_epochs
 
+_TIE = 1e-12
+"""Scores that lie closer to each other count as equal."""
+
 
 class GemMiner(ScoreRule):
     r"""Keeps the weights whose scores are at least a half, and freezes the lowest for good.
@@ -50,8 +53,9 @@ class GemMiner(ScoreRule):
     Source: Rare Gems (Sreenivasan et al. 2022), Algorithm 1, whose ``1 - exp(c T)`` must read
     ``1 - exp(-c T)``; its published code for r, the epochs and ``ceil``. Deviations: the published
     code keeps scores above 0.5, the paper and we also those equal to it; it freezes all scores that
-    equal the last frozen one, here position settles them, so that counts are exact; it lets frozen
-    scores go on moving without effect, the paper and we make them 0.
+    equal the last frozen one (all that have reached 1, say), here those freeze first that began
+    lower, so that counts are exact; it lets frozen scores go on moving without effect, the paper
+    and we make them 0.
     """
 
     def __init__(
@@ -90,6 +94,10 @@ class GemMiner(ScoreRule):
 
     def _begin(self, name: str) -> Tensor:
         self.frozen[name] = torch.zeros_like(self.weights[name], dtype=torch.bool)
+        return self._begin_score(name)
+
+    def _begin_score(self, name: str) -> Tensor:
+        """Return the scores that a weight began with."""
         return self.uniform(name, 1.0).abs()
 
     def _gradient(self, name: str, gradient: Tensor) -> Tensor:
@@ -113,7 +121,11 @@ class GemMiner(ScoreRule):
         if self.epoch in self._falls:
             active = {name: ~frozen for name, frozen in self.frozen.items()}
             count = sum(int(torch.count_nonzero(part)) for part in active.values())
-            kept = keep_largest(self.scores, active, count - math.ceil(self._rate * count))
+            ranked = {
+                name: score.double() + _TIE * self._begin_score(name)
+                for name, score in self.scores.items()
+            }
+            kept = keep_largest(ranked, active, count - math.ceil(self._rate * count))
             for name, mask in kept.items():
                 self.frozen[name].copy_(~mask)
             self._project()

@@ -25,7 +25,7 @@ from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
-from pabzip.registry import SEARCHES
+from pabzip.registry import METHODS, SEARCHES
 from pabzip.search import apply_masks
 from pabzip.train.build import build_network, isolated, pick_device
 from pabzip.train.config import Recipe, comparable, flat, method_of, to_dict
@@ -256,15 +256,26 @@ def find_ticket(
     return result
 
 
+def learned_by_scores(checkpoint: Checkpoint) -> bool:
+    """Return whether a score method found the ticket that a checkpoint holds."""
+    method = (checkpoint.settings or {}).get("method")
+    return method in METHODS and bool(METHODS.facts(method).get("scores"))
+
+
 def apply_ticket(
     net: nn.Module, recipe: Recipe, ticket: str | os.PathLike[str] | Checkpoint
 ) -> dict[str, Tensor]:
-    """Prune a freshly built network to a ticket that `find_ticket` wrote, in place of a search.
+    """Prune a freshly built network to a ticket that was found before, in place of a search.
+
+    That is one that `find_ticket` wrote, or the network that a score method left. Such a network
+    is taken whole: its weights, and the state of its batch norm, biases and dense classifier, from
+    which fine-tuning goes on.
 
     Args:
         net: from `pabzip.train.build_network` for ``recipe``, on any device.
         recipe: what is to be trained. All that decides the ticket must be as it was for the
-            search: architecture, seed, init, keep ratio and the search's own settings.
+            search: architecture, seed, init, keep ratio and the search's own settings. Where
+            scores found it, its keep ratio is what it is, and the recipe's is not read.
         ticket: path of the checkpoint, or the checkpoint.
 
     Returns:
@@ -288,6 +299,9 @@ def apply_ticket(
         )
     weights = seeded_parameters(net)
     masks = {name: checkpoint.state_dict[name] != 0 for name in weights}
+    if learned_by_scores(checkpoint):
+        net.load_state_dict(dict(checkpoint.state_dict))
+        return {name: mask.to(weights[name].device) for name, mask in masks.items()}
     for name, weight in weights.items():
         stored, survives = checkpoint.state_dict[name], masks[name]
         moved = int(torch.count_nonzero((stored != weight.detach().cpu()) & survives))
@@ -320,6 +334,9 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
             here[f"shape of {name}"] = list(weight.shape)
     if checkpoint.settings is None:
         here["recipe"] = "a recipe"
+    elif learned_by_scores(checkpoint):
+        there |= {"search.epoch": 0, "search.shots": 1}
+        here |= {"search.epoch": recipe.search.epoch, "search.shots": recipe.search.shots}
     else:
         decide = {"keep_ratio", *(["data", "batch_size"] if recipe.search.reads["samples"] else [])}
         for values, settings in ((there, checkpoint.settings), (here, recipe)):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pabzip.checkpoint import save_checkpoint
+from pabzip.checkpoint import load_checkpoint, save_checkpoint
 from pabzip.data import Splits, batches
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.formats.atomic import open_atomic
@@ -35,6 +35,7 @@ from pabzip.train.pruning import (
     AT_ONCE,
     PlannedSearch,
     apply_ticket,
+    learned_by_scores,
     planned_searches,
     search_masks,
 )
@@ -95,6 +96,7 @@ class Trainer:
                 "a found ticket: expected a method that trains on a mask, found "
                 f"{recipe.method!r}; leave the ticket out, or choose another method"
             )
+        self._learned = ticket is not None and learned_by_scores(load_checkpoint(ticket))
         self.steps = steps_per_epoch(len(splits.train), recipe.batch_size, recipe.shards)
         precision = Precision(recipe.precision, recipe.channels_last, device)
         net = build_network(recipe, splits).to(device)
@@ -133,6 +135,7 @@ class Trainer:
         survivors, keep_ratio = costs.survivors, recipe.keep_ratio if self.method.masked else 1.0
         if self.method.scores:
             survivors = sum(int(mask.sum()) for mask in self.state.masks.values())
+        if self.method.scores or self._learned:
             keep_ratio = survivors / costs.weights
         return TrainResult(
             arch=recipe.arch,
@@ -192,6 +195,11 @@ class Trainer:
 
         state = self.state
         masks = self.group.from_first(lambda: self._find_masks(state.net, planned, on_iteration))
+        if self._learned:
+            tensors = self.group.from_first(
+                lambda: {name: value.cpu() for name, value in state.net.state_dict().items()}
+            )
+            state.net.load_state_dict(tensors)
         apply_masks(state.net, masks)
         state.masks = {name: mask.to(self.device) for name, mask in masks.items()}
         state.optimizers.prune(state.masks)
@@ -352,7 +360,8 @@ def train(
         splits: the data, already loaded; by default ``recipe.data`` is loaded from
             ``recipe.data_root``.
         download: fetch a dataset that is missing.
-        ticket: a checkpoint of `find_ticket`, which takes the place of the search.
+        ticket: a checkpoint of `find_ticket`, or of a score method, which takes the place of the
+            search (`pabzip.train.apply_ticket`).
         save_every: how often the state of the run is saved in ``<output>.progress``: a `SaveEvery`
             or a text such as ``"10min"``, ``"500steps"`` or ``"1epoch"``; also after each search.
             By default it is not saved. The file is removed once ``output`` is written.
@@ -417,11 +426,20 @@ def train(
                 raise TrainingError(f"{error}; {left}") from error
             result = trainer.result(output)
             net = trainer.state.net
+            drawn = {}
             if not trainer.method.seeded:
                 # Magnitudes were trained: files name no seeded weight and store all as they are.
+                drawn = dict(seeding(net).specs)
                 attach_seeding(net, Seeding(seeding(net).seed, {}))
             if file is not None:
-                save_checkpoint(net, file, settings=to_dict(recipe), results=result.lasting())
+                save_checkpoint(
+                    net,
+                    file,
+                    settings=to_dict(recipe),
+                    results=result.lasting(),
+                    drawn=drawn,
+                    scores=trainer.state.optimizers.scores,
+                )
         if group.first:
             state_file.remove()
         for callback in called:

@@ -25,12 +25,14 @@ def sgd(rate: float, momentum: float = 0.0):
     return lambda scores: torch.optim.SGD(scores, rate, momentum)
 
 
-def lowest_removed(scores: list[np.ndarray], alive: list[np.ndarray], rate: float):
-    """Return what is left after ``ceil(rate * n)`` of the n that are alive, the lowest, are gone."""
-    flat = np.concatenate([score.ravel() for score in scores])
-    left = np.concatenate([part.ravel() for part in alive])
+def lowest_removed(scores: list[np.ndarray], began: list[np.ndarray], alive, rate: float):
+    """Return what is left after ``ceil(rate * n)`` of the n that are alive, the lowest, are gone.
+
+    Of equal scores those go first that began lower.
+    """
+    flat, first, left = (np.concatenate([x.ravel() for x in xs]) for xs in (scores, began, alive))
     places = np.flatnonzero(left)
-    order = places[np.argsort(-flat[places], kind="stable")]
+    order = places[np.lexsort((-first[places], -flat[places]))]
     left[order[len(order) - math.ceil(rate * len(order)) :]] = False
     ends = np.cumsum([score.size for score in scores])[:-1]
     parts = np.split(left, ends)
@@ -49,6 +51,7 @@ def test_steps_are_those_of_the_algorithm(counts, penalty, norm):
     )
     scores = [score.numpy().astype(np.float64) for score in rule.scores.values()]
     assert all(((score >= 0) & (score <= 1)).all() for score in scores)
+    began = [score.copy() for score in scores]
     alive = [np.ones(score.shape, dtype=bool) for score in scores]
     inputs, labels = torch.randn(16, 6), torch.arange(16) % 3
     clipped = 0
@@ -73,10 +76,10 @@ def test_steps_are_those_of_the_algorithm(counts, penalty, norm):
         index = j - 1
         if counts == "published" and index % period == 0 and index != 0:
             times = (epochs - 1) // period
-            alive = lowest_removed(scores, alive, 1 - np.exp(np.log(keep) / times))
+            alive = lowest_removed(scores, began, alive, 1 - np.exp(np.log(keep) / times))
         if counts == "paper" and j % period == 0:
             c = np.log(1 / keep) / epochs
-            alive = lowest_removed(scores, alive, 1 - np.exp(-c * period))
+            alive = lowest_removed(scores, began, alive, 1 - np.exp(-c * period))
         scores = [np.where(left, score, 0.0) for score, left in zip(scores, alive, strict=True)]
         for found, left in zip(rule.frozen.values(), alive, strict=True):
             np.testing.assert_array_equal(~found.numpy(), left)
@@ -93,6 +96,17 @@ def test_the_last_epoch_ends_at_the_keep_ratio():
         assert 0.1 * 90 - len(range(6, epochs + 1, 5)) <= left <= 0.1 * 90
         kept = sum(int(mask.sum()) for mask in rule.masks.values())
         assert kept <= left
+
+
+def test_of_equal_scores_those_freeze_that_began_lower():
+    rule = GemMiner(network(), sgd(0.1), 0.5, epochs=1, period=1)
+    began = [score.clone() for score in rule.scores.values()]
+    for score in rule.scores.values():
+        score.fill_(1.0)
+    rule.end_epoch()
+    lowest = torch.cat([score.flatten() for score in began]).sort().values[:45]
+    for score, frozen in zip(began, rule.frozen.values(), strict=True):
+        assert torch.equal(frozen, score <= lowest[-1])
 
 
 def test_what_is_not_frozen_can_be_restored_at_the_end():
