@@ -338,8 +338,9 @@ def default_recipe(
     Source: Peek-a-Boo, Section 4.1, for CIFAR; the digits' own values were found by search: with
     so few steps the paper's adaptivity rate of 1e-3 hardly moves a sign, and at ten times that a
     threshold of 1e-6 lets signs flicker on single batches; SGD, SignSGD and latent signs take the
-    paper's rates, latent signs a third decay; Gem-Miner a tenfold rate, and a penalty, without which
-    what freezes last is what was needed. The batch size of 128 is not in the paper.
+    paper's rates, latent signs a third decay; Gem-Miner a tenfold rate and a penalty, without
+    which it ends at 62 % on LeNet-300-100 with a twentieth of the weights, in place of 96 %. The
+    batch size of 128 is not in the paper.
     """
     data, method = data or "digits", method or "pab-bop"
     if data != "digits":

@@ -26,7 +26,7 @@ from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
 from pabzip.registry import METHODS, SEARCHES
-from pabzip.search import apply_masks
+from pabzip.search import apply_masks, magnitude
 from pabzip.train.build import build_network, isolated, pick_device
 from pabzip.train.config import Recipe, comparable, flat, method_of, to_dict
 from pabzip.train.cost import method_costs, step_costs
@@ -43,13 +43,17 @@ class PlannedSearch:
     Attributes:
         epoch: counted from 1, after which it happens; 0 is before the first.
         share: of all that the run prunes, how much is pruned after it, above 0; 1 after the last.
+        factor: whether each search prunes by the same factor, rather than by as many weights.
     """
 
     epoch: int
     share: float = 1.0
+    factor: bool = False
 
     def of(self, keep_ratio: float) -> float:
         """Return the fraction of weights left after it, on the way from 1 to ``keep_ratio``."""
+        if self.factor:
+            return float(keep_ratio**self.share)
         return keep_ratio if self.share == 1 else 1.0 - (1.0 - keep_ratio) * self.share
 
 
@@ -61,17 +65,23 @@ def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
     """Return the searches of a run, in order.
 
     Args:
-        recipe: ``method``, ``search.epoch`` and ``search.shots`` matter.
+        recipe: ``method``, ``search.epoch`` and ``search.shots`` matter, or ``imp``.
 
     Returns:
         ``search.shots`` searches, spread evenly over the epochs from 0 to ``search.epoch``, after
         which the pruned fraction has risen evenly; a single search happens after
-        ``search.epoch``. None for a method that keeps the network dense.
+        ``search.epoch``. One at the end of each round of a method that has rounds. None for a
+        method that keeps the network dense.
 
     Source: Peek-a-Boo, Appendix C (Figure 5 for the epoch, Table 4 for several shots).
     """
     if not method_of(recipe).masked:
         return ()
+    if method_of(recipe).rounds:
+        rounds, length = recipe.imp.rounds, recipe.imp.round_epochs
+        return tuple(
+            PlannedSearch(length * i, i / rounds, factor=True) for i in range(1, rounds + 1)
+        )
     shots, last = recipe.search.shots, recipe.search.epoch
     earlier = [PlannedSearch(last * i // (shots - 1), (i + 1) / shots) for i in range(shots - 1)]
     return (*earlier, PlannedSearch(last))
@@ -86,6 +96,8 @@ def search_masks(
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Search the seeded weights of ``net`` as a recipe says, and apply the masks.
+
+    A method that has rounds keeps the largest weights, over the whole network.
 
     Goes on from the weights that are pruned already. Nothing of ``net`` changes but the weights
     that are pruned now, which become +0.0; predictive gradients on it play no part. SNIP and
@@ -112,6 +124,8 @@ def search_masks(
         SeedError: ``net`` was not drawn from a seed.
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
+    if method_of(recipe).rounds:
+        return magnitude(net, keep_ratio, input_shape=splits.input_shape)
     own: dict[str, Any] = {}
     if settings.reads["samples"]:
         assert isinstance(splits, Splits)
@@ -220,7 +234,7 @@ def find_ticket(
     """
     begun = perf_counter()
     planned = planned_searches(recipe)
-    if not planned:
+    if not planned or method_of(recipe).rounds:
         raise RecipeError(
             f"a search without training: expected a method that trains on a mask, found "
             f"{recipe.method!r}; choose another method"

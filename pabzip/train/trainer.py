@@ -91,7 +91,8 @@ class Trainer:
         self._save_to, self._schedule, self._ticket = save, schedule, ticket
         splits = prepare_data(recipe, device, group, splits=splits, download=download)
         self.splits = splits
-        if ticket is not None and not (self.method.masked or self.method.short):
+        masked = self.method.masked and not self.method.rounds
+        if ticket is not None and not (masked or self.method.short):
             raise RecipeError(
                 "a found ticket: expected a method that trains on a mask, found "
                 f"{recipe.method!r}; leave the ticket out, or choose another method"
@@ -107,6 +108,9 @@ class Trainer:
         if self.method.short:
             shape = splits.input_shape
             self.recipe = group.from_first(lambda: shortened(recipe, net, shape, self._find_masks))
+        if self.method.rounds:
+            rounds = planned_searches(recipe)[-1].epoch
+            self.recipe = recipe.replace(epochs=rounds + recipe.epochs)
         self.state = RunState(
             net=net,
             masks={name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},
@@ -125,6 +129,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_train_start(self.recipe, self.steps)
         while self.state.epoch <= self.recipe.epochs:
+            if self.method.rounds and self.state.epoch == self.recipe.imp.rewind_epoch + 1:
+                self._remember()
             self._search_when_due()
             self._epoch()
 
@@ -205,8 +211,27 @@ class Trainer:
         state.optimizers.prune(state.masks)
         state.searches += 1
         self._expected = None
+        if self.method.rounds:
+            self._rewind()
         self.check_ranks("the ticket after the search")
         self._save()
+
+    def _remember(self) -> None:
+        """Keep what the weights, and all else in the network, are to be rewound to."""
+        if self.recipe.imp.rewind == "weights" and not self.state.rewind:
+            self.state.rewind = {
+                name: tensor.detach().clone() for name, tensor in self.state.tensors()
+            }
+
+    @torch.no_grad()
+    def _rewind(self) -> None:
+        """Go back after pruning: the survivors where they are to, momenta and rates in any case."""
+        state = self.state
+        for name, tensor in state.tensors():
+            if state.rewind:
+                tensor.copy_(state.rewind[name])
+        apply_masks(state.net, state.masks)
+        state.optimizers = Optimizers(state.net, self.recipe, state.masks)
 
     def _find_masks(
         self,
