@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pabzip.checkpoint import load_checkpoint, save_checkpoint
+from pabzip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pabzip.data import Splits, batches
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.formats.atomic import open_atomic
@@ -83,7 +83,7 @@ class Trainer:
         schedule: SaveSchedule,
         splits: Splits | None,
         download: bool,
-        ticket: str | os.PathLike[str] | None,
+        ticket: str | os.PathLike[str] | Checkpoint | None,
     ):
         begun = perf_counter()
         self.given, self.method = recipe, method_of(recipe)
@@ -97,7 +97,9 @@ class Trainer:
                 "a found ticket: expected a method that trains on a mask, found "
                 f"{recipe.method!r}; leave the ticket out, or choose another method"
             )
-        self._learned = ticket is not None and learned_by_scores(load_checkpoint(ticket))
+        self._learned = ticket is not None and learned_by_scores(
+            ticket if isinstance(ticket, Checkpoint) else load_checkpoint(ticket)
+        )
         self.steps = steps_per_epoch(len(splits.train), recipe.batch_size, recipe.shards)
         precision = Precision(recipe.precision, recipe.channels_last, device)
         net = build_network(recipe, splits).to(device)
@@ -359,7 +361,7 @@ def train(
     callbacks: Iterable[Callback] = (),
     splits: Splits | None = None,
     download: bool = False,
-    ticket: str | os.PathLike[str] | None = None,
+    ticket: str | os.PathLike[str] | Checkpoint | None = None,
     save_every: SaveEvery | str | None = None,
     resume: bool = False,
 ) -> TrainResult:
@@ -385,8 +387,8 @@ def train(
         splits: the data, already loaded; by default ``recipe.data`` is loaded from
             ``recipe.data_root``.
         download: fetch a dataset that is missing.
-        ticket: a checkpoint of `find_ticket`, or of a score method, which takes the place of the
-            search (`pabzip.train.apply_ticket`).
+        ticket: a checkpoint of `find_ticket`, or of a score method, or its path; it takes the place
+            of the search (`pabzip.train.apply_ticket`).
         save_every: how often the state of the run is saved in ``<output>.progress``: a `SaveEvery`
             or a text such as ``"10min"``, ``"500steps"`` or ``"1epoch"``; also after each search.
             By default it is not saved. The file is removed once ``output`` is written.
@@ -414,7 +416,8 @@ def train(
     with process_group(recipe.device) as group, ExitStack() as stack:
         recipe = sharded(recipe, group)
         group.check_same("the recipe", comparable(recipe))
-        group.check_same("what the run was given besides it", [ticket, download, resume])
+        place = dict(ticket.state_dict) if isinstance(ticket, Checkpoint) else ticket
+        group.check_same("what the run was given besides it", [place, download, resume])
         device = pick_device(recipe.device, local_rank())
         called = list(callbacks)
         stack.enter_context(isolated(recipe.seed, device))
