@@ -47,8 +47,8 @@ class PublishedRecipe:
 def published_recipes() -> list[PublishedRecipe]:
     """Return all recipes that come with pabzip, file by file, each in the order of its table.
 
-    Source: Peek-a-Boo, Tables 1 to 5 and Section 4.3. Rows for edge-popup are not among them: it
-    finds hidden subnetworks, which have no signs to unmask.
+    Source: Peek-a-Boo, Tables 1 to 5 and Section 4.3, without its rows for edge-popup; Rare Gems,
+    Tables 3, 4, 8 to 13 and 15.
     """
     found = []
     # A package with compiled parts is never run from an archive, so these are files on disk.
