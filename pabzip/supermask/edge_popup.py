@@ -8,10 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
-from pabzip.search.masks import keep_largest
 from pabzip.supermask.scores import MakeOptimizer, ScoreRule, gradual_keep_ratio
 
 SCOPES = ("layer", "global")
+
+
+def largest(sizes: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return which numbers are the ``count`` largest of all tensors together: bool, by name.
+
+    Equal ones are settled by position, the earlier first, as `pabzip.search` does. Unlike a search,
+    which runs once, this runs in every step, and so never waits for the device.
+    """
+    flat = torch.cat([size.flatten() for size in sizes.values()])
+    least = flat.kthvalue(flat.numel() - count + 1).values
+    kept, equal = flat > least, flat == least
+    kept |= equal & (equal.cumsum(0) <= count - kept.sum())
+    parts = kept.split([size.numel() for size in sizes.values()])
+    return {
+        name: part.view(size.shape) for part, (name, size) in zip(parts, sizes.items(), strict=True)
+    }
 
 
 class EdgePopup(ScoreRule):
@@ -82,6 +97,5 @@ class EdgePopup(ScoreRule):
         ratio = self.keep_ratio
         if self.epochs is not None and self.period is not None:
             ratio = gradual_keep_ratio(self.epoch, self.epochs, self.period, ratio)
-        whole = {name: torch.ones_like(size, dtype=torch.bool) for name, size in sizes.items()}
         count = sum(size.numel() for size in sizes.values())
-        return keep_largest(sizes, whole, count - int((1.0 - ratio) * count))
+        return largest(sizes, count - int((1.0 - ratio) * count))

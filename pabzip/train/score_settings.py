@@ -43,7 +43,35 @@ class EdgePopupRecipe(ScoreSettings, Section, table="edge_popup"):
     period: int = setting(5, "Epochs between two falls of the keep ratio.", ge=1)
 
 
+class ConnectivityRecipe(ScoreSettings, Section, table="connectivity"):
+    """How free and minimal pruning and flipping learn.
+
+    Source: Ivan & Florian 2020, Section 2 and Table A.2 (Adam; no decay of rates or weights is
+    named), Section 2.3 for ``weight_removal``.
+    """
+
+    optimizer: str = setting("adam", "What moves the numbers.", choices=("sgd", "adam"))
+    lr: float | None = setting(  # type: ignore[assignment]  # the paper's, where left out
+        None,
+        "Learning rate; the paper's if left out: 1e-3, with convolutions 3e-3 (pruning) or 5e-4 "
+        "(flipping).",
+        ge=0,
+    )
+    schedule: str = setting(
+        "constant",
+        "How the learning rate falls: along a cosine to 0, at sgd.milestones, or not at all.",
+        choices=("cosine", "milestones", "constant"),
+    )
+    start: float = setting(0.1, "Numbers begin between 0 and this.", gt=0, le=1)
+    weight_removal: bool = setting(
+        False,
+        "Train with weights of plus and minus 1, the first layer's holding the product of all "
+        "magnitudes; needs scheme = kaiming_signed_constant, and no biases.",
+    )
+
+
 class ScoreSections(MethodSections):
     """The tables of the score methods too, which `pabzip.train.Recipe` inherits."""
 
     edge_popup: EdgePopupRecipe = EdgePopupRecipe()
+    connectivity: ConnectivityRecipe = ConnectivityRecipe()
