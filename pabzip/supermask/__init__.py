@@ -1,10 +1,12 @@
 """Supermasks: learning which weights of a random network to keep, by a score for each weight."""
 
+from pabzip.supermask.biprop import Biprop
 from pabzip.supermask.connectivity import FreeFlipping, FreePruning, remove_weights
 from pabzip.supermask.edge_popup import EdgePopup
 from pabzip.supermask.scores import ScoreRule, ScoreSchedule, gradual_keep_ratio
 
 __all__ = [
+    "Biprop",
     "EdgePopup",
     "FreeFlipping",
     "FreePruning",

@@ -68,14 +68,14 @@ class EdgePopup(ScoreRule):
         penalty: float = 0.0,
         norm: int = 2,
     ):
+        name = type(self).__name__
         if not 0.0 < keep_ratio <= 1.0:
             raise RecipeError(
-                f"EdgePopup: keep_ratio: expected a number above 0 and at most 1, found "
-                f"{keep_ratio!r}"
+                f"{name}: keep_ratio: expected a number above 0 and at most 1, found {keep_ratio!r}"
             )
         if scope not in SCOPES:
             raise RecipeError(
-                f"EdgePopup: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
+                f"{name}: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
             )
         self.keep_ratio, self.scope, self.epochs, self.period = keep_ratio, scope, epochs, period
         super().__init__(net, optimizer, penalty=penalty, norm=norm)

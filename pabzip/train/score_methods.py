@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from pabzip.registry import register_method
 from pabzip.supermask import (
+    Biprop,
     EdgePopup,
     FreeFlipping,
     FreePruning,
@@ -55,6 +56,22 @@ def edge_popup(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule
         scope=own.scope,
         epochs=recipe.epochs if own.gradual else None,
         period=own.period,
+        penalty=own.penalty,
+        norm=own.norm,
+    )
+    return rule, score_schedule(rule, own, recipe)
+
+
+@register_method("biprop", uses=("biprop", "keep_ratio"), masked=False, scores=True)
+def biprop(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
+    """Keep the weights with the largest scores, with one magnitude a layer."""
+    own = recipe.biprop
+    rule = Biprop(
+        net,
+        score_optimizer(own),
+        recipe.keep_ratio,
+        gradient=own.gradient,
+        scope=own.scope,
         penalty=own.penalty,
         norm=own.norm,
     )

@@ -43,6 +43,27 @@ class EdgePopupRecipe(ScoreSettings, Section, table="edge_popup"):
     period: int = setting(5, "Epochs between two falls of the keep ratio.", ge=1)
 
 
+class BipropRecipe(ScoreSettings, Section, table="biprop"):
+    """How biprop learns scores.
+
+    Source: Diffenderfer & Kailkhura 2021, Table 5 (Conv-2 to Conv-8, MPT-1/32: SGD, rate 0.1,
+    momentum 0.9, weight decay 1e-4, cosine).
+    """
+
+    weight_decay: float = setting(1e-4, "Weight decay of the scores.", ge=0)
+    gradient: str = setting(
+        "published",
+        "Gradient of a score: published and gain by the drawn or the binary weight, times the "
+        "score's sign; paper by the binary weight alone.",
+        choices=lambda: constant("pabzip.supermask", "biprop", "GRADIENTS"),
+    )
+    scope: str = setting(
+        "layer",
+        "What keep_ratio holds for: each layer, or the network.",
+        choices=lambda: constant("pabzip.supermask", "edge_popup", "SCOPES"),
+    )
+
+
 class ConnectivityRecipe(ScoreSettings, Section, table="connectivity"):
     """How free and minimal pruning and flipping learn.
 
@@ -74,4 +95,5 @@ class ScoreSections(MethodSections):
     """The tables of the score methods too, which `pabzip.train.Recipe` inherits."""
 
     edge_popup: EdgePopupRecipe = EdgePopupRecipe()
+    biprop: BipropRecipe = BipropRecipe()
     connectivity: ConnectivityRecipe = ConnectivityRecipe()
