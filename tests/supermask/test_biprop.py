@@ -144,7 +144,7 @@ def test_a_tensor_that_keeps_nothing_still_has_a_scale(tmp_path):
 
 
 def test_wrong_values_are_refused():
-    with pytest.raises(RecipeError, match="gradient: expected one of published, gain, paper, found 'x'"):
+    with pytest.raises(RecipeError, match="one of published, gain, paper, found 'x'"):
         Biprop(network(), sgd(0.1), 0.3, gradient="x")
     with pytest.raises(RecipeError, match="Biprop: keep_ratio: expected a number above 0"):
         Biprop(network(), sgd(0.1), 0.0)
