@@ -63,7 +63,7 @@ def test_table_2(data, method):
     found = recipe(f"table2-{data}-{method}")
     assert (found.arch, found.data, found.method) == ("wideresnet28", data, method)
     assert found.keep_ratio == {"cifar10": 0.1, "cifar100": 0.3}[data]
-    assert found.arch_options == {"late_stride": True}
+    assert found.arch_options == {"published": True}
 
 
 @pytest.mark.parametrize(("scheme", "method"), list(product(SCHEMES, SPARSE)))
