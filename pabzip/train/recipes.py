@@ -47,8 +47,8 @@ class PublishedRecipe:
 def published_recipes() -> list[PublishedRecipe]:
     """Return all recipes that come with pabzip, file by file, each in the order of its table.
 
-    Source: Peek-a-Boo, Tables 1 to 5 and Section 4.3. Rows for edge-popup are not among them: it
-    finds hidden subnetworks, which have no signs to unmask.
+    Source: Peek-a-Boo, Tables 1 to 5 and Section 4.3, without the rows for edge-popup, which finds
+    hidden subnetworks that have no signs to unmask; and the papers that the other files name.
     """
     found = []
     # A package with compiled parts is never run from an archive, so these are files on disk.
