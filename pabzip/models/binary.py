@@ -1,7 +1,4 @@
-"""Options that every network of pabzip has: binary activations, plain batch norm, no biases.
-
-Each changes a network that is already built, whatever its family, and draws nothing at random.
-"""
+"""Options that every network of pabzip has: binary activations, plain batch norm, no biases."""
 
 from __future__ import annotations
 
@@ -33,6 +30,38 @@ class _Sign(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         values: torch.Tensor = ctx.saved_tensors[0]
         return gradient * (2 * (1 - values.abs())).clamp_min(0)
+
+
+def apply_variants(net: nn.Module, *, affine: bool, bias: bool, binary_activations: bool) -> None:
+    """Change a network that is built, in place; nothing is drawn at random.
+
+    Args:
+        net: any network.
+        affine: False takes weight and bias from every batch norm. Source: ``NonAffineBatchNorm`` of
+            Ramanujan et al. 2020, which Multi-Prize Tickets and Rare Gems (Appendix A.2) use.
+        bias: False takes the bias from every convolution and Linear layer. Source: the same.
+        binary_activations: see `binarize_activations`.
+
+    Raises:
+        ArchitectureError: the network has no batch norm, or no ReLU, that could be changed.
+    """
+    if binary_activations:
+        binarize_activations(net)
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    if not affine and not norms:
+        raise ArchitectureError(
+            f"option affine: expected a network with batch norm, found {type(net).__name__} "
+            "without; leave affine out"
+        )
+    if not affine:
+        for norm in norms:
+            norm.affine = False
+            norm.register_parameter("weight", None)
+            norm.register_parameter("bias", None)
+    if not bias:
+        for module in net.modules():
+            if isinstance(module, nn.Linear | _ConvNd):
+                module.register_parameter("bias", None)
 
 
 def sign(values: torch.Tensor) -> torch.Tensor:
@@ -97,7 +126,7 @@ def binarize_activations(net: nn.Module) -> None:
     if not found:
         raise ArchitectureError(
             f"option binary_activations: expected a network with ReLU modules, found "
-            f"{type(net).__name__} without"
+            f"{type(net).__name__} without; leave binary_activations out"
         )
 
 
@@ -114,33 +143,3 @@ def _pool_first(layers: nn.Sequential) -> None:
             order[index - 2 : index + 1] = pool, norm, relu
     for index, layer in enumerate(order):
         layers[index] = layer
-
-
-def drop_affine(net: nn.Module) -> None:
-    """Take weight and bias from every batch norm of a network, in place.
-
-    Raises:
-        ArchitectureError: there is no batch norm.
-
-    Source: ``NonAffineBatchNorm`` of Ramanujan et al. 2020, which Multi-Prize Tickets and Rare
-    Gems (Appendix A.2) use.
-    """
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    if not norms:
-        raise ArchitectureError(
-            f"option affine: expected a network with batch norm, found {type(net).__name__} without"
-        )
-    for norm in norms:
-        norm.affine = False
-        norm.register_parameter("weight", None)
-        norm.register_parameter("bias", None)
-
-
-def drop_biases(net: nn.Module) -> None:
-    """Take the bias from every convolution and Linear layer of a network, in place.
-
-    Source: Ramanujan et al. 2020; Multi-Prize Tickets; Rare Gems, Appendix A.2.
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Linear | _ConvNd):
-            module.register_parameter("bias", None)

@@ -118,7 +118,7 @@ def build(
             ImageNet forms, and what the network's class says. Options that come from a file belong
             here. Every network also takes ``affine=False`` (batch norm without weight and bias),
             ``bias=False`` (no biases in convolutions and Linear layers) and
-            ``binary_activations=True`` (see `pabzip.models.binary.binarize_activations`).
+            ``binary_activations=True``; see `pabzip.models.binary.apply_variants`.
         dense_seed: seed of torch's CPU generator for the initial dense parameters (biases),
             ``0 <= dense_seed < 2**64``.
         device: where the network ends up; None takes torch's default device. ``"meta"`` allocates
@@ -136,23 +136,19 @@ def build(
     resolved = _resolved(name, {**(options or {}), **more})
     facts = NETWORKS.facts(name)
     fixed = {key: value for key, value in facts.items() if key not in _NO_ARGUMENTS}
-    variants = _variants(name)
-    given = {key: value for key, value in resolved.items() if key not in _COMMON}
+    common = {key: bool(resolved[key]) for key in _COMMON} if name in ARCHITECTURES else {}
+    given = {key: value for key, value in resolved.items() if key not in common}
     construct = NETWORKS.get(name)
     target = torch.get_default_device() if device is None else torch.device(device)
     # Always constructed on the CPU, so that one dense_seed gives the same bits on every device.
     first = torch.device("meta" if target.type == "meta" else "cpu")
     with own_rng(check_seed(dense_seed)), _float32(), first:
-        net: nn.Module = construct(**fixed, **(given if name in ARCHITECTURES else resolved))
-    if name in ARCHITECTURES:
-        from pabzip.models.binary import binarize_activations, drop_affine, drop_biases
+        net: nn.Module = construct(**fixed, **given)
+    if common:
+        from pabzip.models.binary import apply_variants
 
-        if resolved["binary_activations"]:
-            binarize_activations(net)
-        if not resolved["affine"]:
-            drop_affine(net)
-        if not resolved["bias"]:
-            drop_biases(net)
+        apply_variants(net, **common)
+    variants = _variants(name)
     net.pabzip_arch = (  # type: ignore[assignment]
         name if name in ARCHITECTURES else "custom",
         {k: v for k, v in resolved.items() if k not in variants or v != variants[k]},

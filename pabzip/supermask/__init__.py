@@ -3,15 +3,18 @@
 from pabzip.supermask.biprop import Biprop
 from pabzip.supermask.connectivity import FreeFlipping, FreePruning, remove_weights
 from pabzip.supermask.edge_popup import EdgePopup
-from pabzip.supermask.scores import ScoreRule, ScoreSchedule, gradual_keep_ratio
+from pabzip.supermask.gem_miner import GemMiner
+from pabzip.supermask.scores import ScoreRule, ScoreSchedule, fall_epochs, gradual_keep_ratio
 
 __all__ = [
     "Biprop",
     "EdgePopup",
     "FreeFlipping",
     "FreePruning",
+    "GemMiner",
     "ScoreRule",
     "ScoreSchedule",
+    "fall_epochs",
     "gradual_keep_ratio",
     "remove_weights",
 ]

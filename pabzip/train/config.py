@@ -16,7 +16,7 @@ from pabzip.errors import RecipeError
 from pabzip.registry import DATASETS, METHODS, NETWORKS, SEARCHES, constant
 from pabzip.seeds import SCHEMES
 from pabzip.train.methods import BopRecipe, Method, SgdRecipe
-from pabzip.train.score_settings import ScoreSections
+from pabzip.train.score_settings import GemMinerRecipe, ScoreSections
 from pabzip.train.settings import Section, Setting, setting, settings_of, unknown
 
 Table = Mapping[str, Any]
@@ -338,7 +338,9 @@ def default_recipe(
     Source: Peek-a-Boo, Section 4.1, for CIFAR; the digits' own values were found by search: with
     so few steps the paper's adaptivity rate of 1e-3 hardly moves a sign, and at ten times that a
     threshold of 1e-6 lets signs flicker on single batches; SGD, SignSGD and latent signs take the
-    paper's rates, latent signs a third decay. The batch size of 128 is not in the paper.
+    paper's rates, latent signs a third decay; Gem-Miner a tenfold rate and a penalty, without
+    which it ends at 62 % on LeNet-300-100 with a twentieth of the weights, in place of 96 %. The
+    batch size of 128 is not in the paper.
     """
     data, method = data or "digits", method or "pab-bop"
     if data != "digits":
@@ -361,6 +363,7 @@ def default_recipe(
         batch_size=32,
         bop=BopRecipe(adaptivity_rate=1e-2, threshold=1e-4, decay_every=10, decay_ratio=0.15),
         sgd=SgdRecipe(milestones=(16, 24)),
+        gem_miner=GemMinerRecipe(lr=1.0, penalty=1e-4),
     )
     if "latent" in method_of(recipe).uses:
         # Found on one seed: a third decay took its runs from 89 to 96 %; why was not looked into.

@@ -78,6 +78,11 @@ class Optimizers:
         """Which weights a score method keeps now, bool by name; None for all other methods."""
         return self._flipping.masks if isinstance(self._flipping, ScoreRule) else None
 
+    @property
+    def scores(self) -> dict[str, torch.Tensor]:
+        """What a score method has learned, by name of the weight; empty for all other methods."""
+        return self._flipping.scores if isinstance(self._flipping, ScoreRule) else {}
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for part in self._parts.values():

@@ -25,8 +25,8 @@ from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
 from pabzip.init import seeded_parameters, seeding
-from pabzip.registry import SEARCHES
-from pabzip.search import apply_masks
+from pabzip.registry import METHODS, SEARCHES
+from pabzip.search import apply_masks, magnitude
 from pabzip.train.build import build_network, isolated, pick_device
 from pabzip.train.config import Recipe, comparable, flat, method_of, to_dict
 from pabzip.train.cost import method_costs, step_costs
@@ -43,13 +43,17 @@ class PlannedSearch:
     Attributes:
         epoch: counted from 1, after which it happens; 0 is before the first.
         share: of all that the run prunes, how much is pruned after it, above 0; 1 after the last.
+        factor: whether each search prunes by the same factor, rather than by as many weights.
     """
 
     epoch: int
     share: float = 1.0
+    factor: bool = False
 
     def of(self, keep_ratio: float) -> float:
         """Return the fraction of weights left after it, on the way from 1 to ``keep_ratio``."""
+        if self.factor:
+            return float(keep_ratio**self.share)
         return keep_ratio if self.share == 1 else 1.0 - (1.0 - keep_ratio) * self.share
 
 
@@ -61,17 +65,23 @@ def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
     """Return the searches of a run, in order.
 
     Args:
-        recipe: ``method``, ``search.epoch`` and ``search.shots`` matter.
+        recipe: ``method``, ``search.epoch`` and ``search.shots`` matter, or ``imp``.
 
     Returns:
         ``search.shots`` searches, spread evenly over the epochs from 0 to ``search.epoch``, after
         which the pruned fraction has risen evenly; a single search happens after
-        ``search.epoch``. None for a method that keeps the network dense.
+        ``search.epoch``. One at the end of each round of a method that has rounds. None for a
+        method that keeps the network dense.
 
     Source: Peek-a-Boo, Appendix C (Figure 5 for the epoch, Table 4 for several shots).
     """
     if not method_of(recipe).masked:
         return ()
+    if method_of(recipe).rounds:
+        rounds, length = recipe.imp.rounds, recipe.imp.round_epochs
+        return tuple(
+            PlannedSearch(length * i, i / rounds, factor=True) for i in range(1, rounds + 1)
+        )
     shots, last = recipe.search.shots, recipe.search.epoch
     earlier = [PlannedSearch(last * i // (shots - 1), (i + 1) / shots) for i in range(shots - 1)]
     return (*earlier, PlannedSearch(last))
@@ -86,6 +96,8 @@ def search_masks(
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Search the seeded weights of ``net`` as a recipe says, and apply the masks.
+
+    A method that has rounds keeps the largest weights, over the whole network.
 
     Goes on from the weights that are pruned already. Nothing of ``net`` changes but the weights
     that are pruned now, which become +0.0; predictive gradients on it play no part. SNIP and
@@ -112,6 +124,8 @@ def search_masks(
         SeedError: ``net`` was not drawn from a seed.
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
+    if method_of(recipe).rounds:
+        return magnitude(net, keep_ratio, input_shape=splits.input_shape)
     own: dict[str, Any] = {}
     if settings.reads["samples"]:
         assert isinstance(splits, Splits)
@@ -220,7 +234,7 @@ def find_ticket(
     """
     begun = perf_counter()
     planned = planned_searches(recipe)
-    if not planned:
+    if not planned or method_of(recipe).rounds:
         raise RecipeError(
             f"a search without training: expected a method that trains on a mask, found "
             f"{recipe.method!r}; choose another method"
@@ -256,15 +270,26 @@ def find_ticket(
     return result
 
 
+def learned_by_scores(checkpoint: Checkpoint) -> bool:
+    """Return whether a score method found the ticket that a checkpoint holds."""
+    method = (checkpoint.settings or {}).get("method")
+    return method in METHODS and bool(METHODS.facts(method).get("scores"))
+
+
 def apply_ticket(
     net: nn.Module, recipe: Recipe, ticket: str | os.PathLike[str] | Checkpoint
 ) -> dict[str, Tensor]:
-    """Prune a freshly built network to a ticket that `find_ticket` wrote, in place of a search.
+    """Prune a freshly built network to a ticket that was found before, in place of a search.
+
+    That is one that `find_ticket` wrote, or the network that a score method left. Such a network
+    is taken whole: its weights, and the state of its batch norm, biases and dense classifier, from
+    which fine-tuning goes on.
 
     Args:
         net: from `pabzip.train.build_network` for ``recipe``, on any device.
         recipe: what is to be trained. All that decides the ticket must be as it was for the
-            search: architecture, seed, init, keep ratio and the search's own settings.
+            search: architecture, seed, init, keep ratio and the search's own settings. Where
+            scores found it, its keep ratio is what it is, and the recipe's is not read.
         ticket: path of the checkpoint, or the checkpoint.
 
     Returns:
@@ -288,6 +313,9 @@ def apply_ticket(
         )
     weights = seeded_parameters(net)
     masks = {name: checkpoint.state_dict[name] != 0 for name in weights}
+    if learned_by_scores(checkpoint):
+        net.load_state_dict(dict(checkpoint.state_dict))
+        return {name: mask.to(weights[name].device) for name, mask in masks.items()}
     for name, weight in weights.items():
         stored, survives = checkpoint.state_dict[name], masks[name]
         moved = int(torch.count_nonzero((stored != weight.detach().cpu()) & survives))
@@ -320,6 +348,9 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
             here[f"shape of {name}"] = list(weight.shape)
     if checkpoint.settings is None:
         here["recipe"] = "a recipe"
+    elif learned_by_scores(checkpoint):
+        there |= {"search.epoch": 0, "search.shots": 1}
+        here |= {"search.epoch": recipe.search.epoch, "search.shots": recipe.search.shots}
     else:
         decide = {"keep_ratio", *(["data", "batch_size"] if recipe.search.reads["samples"] else [])}
         for values, settings in ((there, checkpoint.settings), (here, recipe)):

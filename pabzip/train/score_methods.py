@@ -16,6 +16,7 @@ from pabzip.supermask import (
     EdgePopup,
     FreeFlipping,
     FreePruning,
+    GemMiner,
     ScoreRule,
     ScoreSchedule,
     remove_weights,
@@ -56,6 +57,24 @@ def edge_popup(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule
         scope=own.scope,
         epochs=recipe.epochs if own.gradual else None,
         period=own.period,
+        penalty=own.penalty,
+        norm=own.norm,
+    )
+    return rule, score_schedule(rule, own, recipe)
+
+
+@register_method("gem-miner", uses=("gem_miner", "keep_ratio"), masked=False, scores=True)
+def gem_miner(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
+    """Keep the weights whose scores round to 1, and freeze the lowest round by round."""
+    own = recipe.gem_miner
+    rule = GemMiner(
+        net,
+        score_optimizer(own),
+        recipe.keep_ratio,
+        epochs=recipe.epochs,
+        period=own.period,
+        counts=own.counts,
+        restore=own.restore,
         penalty=own.penalty,
         norm=own.norm,
     )

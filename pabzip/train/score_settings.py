@@ -43,6 +43,24 @@ class EdgePopupRecipe(ScoreSettings, Section, table="edge_popup"):
     period: int = setting(5, "Epochs between two falls of the keep ratio.", ge=1)
 
 
+class GemMinerRecipe(ScoreSettings, Section, table="gem_miner"):
+    """How Gem-Miner learns scores.
+
+    Source: Rare Gems, Algorithm 1 and Appendix A.3 (SGD, rates of 0.001 to 0.1, periods of 5 to
+    10, penalties of 0 to 1e-4); its published configurations for momentum 0.9 and the cosine.
+    """
+
+    period: int = setting(5, "Epochs between two freezings of the lowest scores.", ge=1)
+    counts: str = setting(
+        "published",
+        "When and how many scores freeze: by the published code, or by the paper's Algorithm 1.",
+        choices=lambda: constant("pabzip.supermask", "scores", "COUNTS"),
+    )
+    restore: bool = setting(
+        False, "After the last epoch keep all weights that are not frozen, whatever their scores."
+    )
+
+
 class BipropRecipe(ScoreSettings, Section, table="biprop"):
     """How biprop learns scores.
 
@@ -95,5 +113,6 @@ class ScoreSections(MethodSections):
     """The tables of the score methods too, which `pabzip.train.Recipe` inherits."""
 
     edge_popup: EdgePopupRecipe = EdgePopupRecipe()
+    gem_miner: GemMinerRecipe = GemMinerRecipe()
     biprop: BipropRecipe = BipropRecipe()
     connectivity: ConnectivityRecipe = ConnectivityRecipe()

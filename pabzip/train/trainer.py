@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pabzip.checkpoint import save_checkpoint
+from pabzip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pabzip.data import Splits, batches
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.formats.atomic import open_atomic
@@ -35,6 +35,7 @@ from pabzip.train.pruning import (
     AT_ONCE,
     PlannedSearch,
     apply_ticket,
+    learned_by_scores,
     planned_searches,
     search_masks,
 )
@@ -82,7 +83,7 @@ class Trainer:
         schedule: SaveSchedule,
         splits: Splits | None,
         download: bool,
-        ticket: str | os.PathLike[str] | None,
+        ticket: str | os.PathLike[str] | Checkpoint | None,
     ):
         begun = perf_counter()
         self.given, self.method = recipe, method_of(recipe)
@@ -90,11 +91,15 @@ class Trainer:
         self._save_to, self._schedule, self._ticket = save, schedule, ticket
         splits = prepare_data(recipe, device, group, splits=splits, download=download)
         self.splits = splits
-        if ticket is not None and not (self.method.masked or self.method.short):
+        masked = self.method.masked and not self.method.rounds
+        if ticket is not None and not (masked or self.method.short):
             raise RecipeError(
                 "a found ticket: expected a method that trains on a mask, found "
                 f"{recipe.method!r}; leave the ticket out, or choose another method"
             )
+        self._learned = ticket is not None and learned_by_scores(
+            ticket if isinstance(ticket, Checkpoint) else load_checkpoint(ticket)
+        )
         self.steps = steps_per_epoch(len(splits.train), recipe.batch_size, recipe.shards)
         precision = Precision(recipe.precision, recipe.channels_last, device)
         net = build_network(recipe, splits).to(device)
@@ -105,6 +110,9 @@ class Trainer:
         if self.method.short:
             shape = splits.input_shape
             self.recipe = group.from_first(lambda: shortened(recipe, net, shape, self._find_masks))
+        if self.method.rounds:
+            rounds = planned_searches(recipe)[-1].epoch
+            self.recipe = recipe.replace(epochs=rounds + recipe.epochs)
         self.state = RunState(
             net=net,
             masks={name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},
@@ -123,6 +131,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_train_start(self.recipe, self.steps)
         while self.state.epoch <= self.recipe.epochs:
+            if self.method.rounds and self.state.epoch == self.recipe.imp.rewind_epoch + 1:
+                self._remember()
             self._search_when_due()
             self._epoch()
 
@@ -133,6 +143,7 @@ class Trainer:
         survivors, keep_ratio = costs.survivors, recipe.keep_ratio if self.method.masked else 1.0
         if self.method.scores:
             survivors = sum(int(mask.sum()) for mask in self.state.masks.values())
+        if self.method.scores or self._learned:
             keep_ratio = survivors / costs.weights
         return TrainResult(
             arch=recipe.arch,
@@ -192,13 +203,37 @@ class Trainer:
 
         state = self.state
         masks = self.group.from_first(lambda: self._find_masks(state.net, planned, on_iteration))
+        if self._learned:
+            tensors = self.group.from_first(
+                lambda: {name: value.cpu() for name, value in state.net.state_dict().items()}
+            )
+            state.net.load_state_dict(tensors)
         apply_masks(state.net, masks)
         state.masks = {name: mask.to(self.device) for name, mask in masks.items()}
         state.optimizers.prune(state.masks)
         state.searches += 1
         self._expected = None
+        if self.method.rounds:
+            self._rewind()
         self.check_ranks("the ticket after the search")
         self._save()
+
+    def _remember(self) -> None:
+        """Keep what the weights, and all else in the network, are to be rewound to."""
+        if self.recipe.imp.rewind == "weights" and not self.state.rewind:
+            self.state.rewind = {
+                name: tensor.detach().clone() for name, tensor in self.state.tensors()
+            }
+
+    @torch.no_grad()
+    def _rewind(self) -> None:
+        """Go back after pruning: the survivors where they are to, momenta and rates in any case."""
+        state = self.state
+        for name, tensor in state.tensors():
+            if state.rewind:
+                tensor.copy_(state.rewind[name])
+        apply_masks(state.net, state.masks)
+        state.optimizers = Optimizers(state.net, self.recipe, state.masks)
 
     def _find_masks(
         self,
@@ -326,7 +361,7 @@ def train(
     callbacks: Iterable[Callback] = (),
     splits: Splits | None = None,
     download: bool = False,
-    ticket: str | os.PathLike[str] | None = None,
+    ticket: str | os.PathLike[str] | Checkpoint | None = None,
     save_every: SaveEvery | str | None = None,
     resume: bool = False,
 ) -> TrainResult:
@@ -352,7 +387,8 @@ def train(
         splits: the data, already loaded; by default ``recipe.data`` is loaded from
             ``recipe.data_root``.
         download: fetch a dataset that is missing.
-        ticket: a checkpoint of `find_ticket`, which takes the place of the search.
+        ticket: a checkpoint of `find_ticket`, or of a score method, or its path; it takes the place
+            of the search (`pabzip.train.apply_ticket`).
         save_every: how often the state of the run is saved in ``<output>.progress``: a `SaveEvery`
             or a text such as ``"10min"``, ``"500steps"`` or ``"1epoch"``; also after each search.
             By default it is not saved. The file is removed once ``output`` is written.
@@ -380,7 +416,8 @@ def train(
     with process_group(recipe.device) as group, ExitStack() as stack:
         recipe = sharded(recipe, group)
         group.check_same("the recipe", comparable(recipe))
-        group.check_same("what the run was given besides it", [ticket, download, resume])
+        place = dict(ticket.state_dict) if isinstance(ticket, Checkpoint) else ticket
+        group.check_same("what the run was given besides it", [place, download, resume])
         device = pick_device(recipe.device, local_rank())
         called = list(callbacks)
         stack.enter_context(isolated(recipe.seed, device))
@@ -417,11 +454,20 @@ def train(
                 raise TrainingError(f"{error}; {left}") from error
             result = trainer.result(output)
             net = trainer.state.net
+            drawn = {}
             if not trainer.method.seeded:
                 # Magnitudes were trained: files name no seeded weight and store all as they are.
+                drawn = dict(seeding(net).specs)
                 attach_seeding(net, Seeding(seeding(net).seed, {}))
             if file is not None:
-                save_checkpoint(net, file, settings=to_dict(recipe), results=result.lasting())
+                save_checkpoint(
+                    net,
+                    file,
+                    settings=to_dict(recipe),
+                    results=result.lasting(),
+                    drawn=drawn,
+                    scores=trainer.state.optimizers.scores,
+                )
         if group.first:
             state_file.remove()
         for callback in called:

@@ -9,6 +9,7 @@ import torch
 
 from pabzip.registry import METHODS
 from pabzip.train.config import Recipe, method_of
+from pabzip.train.methods import ImpRecipe
 
 TINY = (
     "--arch", "lenet-300-100", "--set", "arch_options.width=12", "--epochs", "1",
@@ -34,7 +35,8 @@ def ask(tmp_path, monkeypatch, run):
 def test_a_method_trains_packs_verifies_and_evaluates_equally(ask, tmp_path, method):
     kind = method_of(Recipe(method=method))
     trained = ask("train", "--method", method, *TINY)
-    assert (trained["method"], trained["epochs"]) == (method, 1)
+    rounds = ImpRecipe().rounds * ImpRecipe().round_epochs if kind.rounds else 0
+    assert (trained["method"], trained["epochs"]) == (method, rounds + 1)
     content = torch.load("model.pt", weights_only=True)
     weights = {name: v for name, v in content["state_dict"].items() if v.dim() == 2}
     assert set(content["init"]) == (set(weights) if kind.seeded else set())

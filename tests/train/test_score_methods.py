@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 import pabzip
 from pabzip.registry import METHODS
 from pabzip.train import Callback, Recipe, train
+from pabzip.train.score_settings import EdgePopupRecipe, GemMinerRecipe
 
 SCORE_METHODS = [name for name in METHODS if METHODS.facts(name).get("scores")]
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Raised in the midst of a run."""
 
 
@@ -24,20 +27,25 @@ class StopAt(Callback):
 
     def on_epoch_end(self, stats):
         if stats.epoch == self.epoch:
-            raise Stop
+            raise StoppedError
+
+
+# Scores between 0 and 1 need large steps where there are so few of them.
+OWN = {"gem-miner": {"gem_miner": GemMinerRecipe(lr=10.0, period=1)}}
 
 
 def recipe(method: str) -> Recipe:
     return Recipe(
-        arch="lenet-300-100", data="digits", method=method, keep_ratio=0.3, epochs=4, batch_size=64
-    )
+        arch="lenet-300-100", data="digits", method=method, keep_ratio=0.3, epochs=4,
+        batch_size=64, **OWN.get(method, {}),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", SCORE_METHODS)
 def test_it_resumes_packs_and_evaluates_to_the_bit(method, tmp_path):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     result = train(recipe(method), output=whole)
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         train(recipe(method), output=parts, save_every="1epoch", callbacks=[StopAt(2)])
     train(recipe(method), output=parts, resume=True)
     one, other = (pabzip.load_checkpoint(path) for path in (whole, parts))
@@ -51,3 +59,20 @@ def test_it_resumes_packs_and_evaluates_to_the_bit(method, tmp_path):
     codes = {name: pabzip.open(packed).codes(name) for name in one.init}
     assert sum(int((code != 0).sum()) for code in codes.values()) == result.survivors
     assert result.test_accuracy > 0.6
+
+
+@pytest.mark.parametrize("gradual", [False, True])
+@pytest.mark.parametrize("penalty", [0.0, 1e-4])
+def test_the_variants_of_edge_popup_train(gradual, penalty, tmp_path):
+    own = EdgePopupRecipe(scope="global", gradual=gradual, period=1, penalty=penalty)
+    result = train(recipe("edge-popup").replace(edge_popup=own), output=tmp_path / "net.pt")
+    assert result.survivors == result.weights - math.ceil(0.7 * result.weights)
+    assert result.test_accuracy > 0.6
+    assert pabzip.pack(tmp_path / "net.pt", tmp_path / "net.pabz")["survivors"] == result.survivors
+
+
+def test_gem_miner_keeps_what_the_schedule_leaves(tmp_path):
+    own = GemMinerRecipe(lr=10.0, period=1, restore=True, counts="paper")
+    result = train(recipe("gem-miner").replace(gem_miner=own), output=tmp_path / "net.pt")
+    assert 0.3 * result.weights - 4 <= result.survivors <= 0.3 * result.weights
+    assert result.keep_ratio == result.survivors / result.weights
