@@ -163,6 +163,6 @@ def remove_weights(net: nn.Module, *, into_first: bool = False) -> float:
     with torch.no_grad():
         for name, weight in weights.items():
             weight.sign_().mul_(scales[name])
-            weight += 0.0  # pruned weights stay +0.0
+            weight.add_(0.0)  # pruned weights stay +0.0
     attach_seeding(net, Seeding(record.seed, specs))
     return 1.0 if into_first else product

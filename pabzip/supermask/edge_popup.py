@@ -24,7 +24,7 @@ def largest(sizes: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     least = flat.kthvalue(flat.numel() - count + 1).values
     kept, equal = flat > least, flat == least
     kept |= equal & (equal.cumsum(0) <= count - kept.sum())
-    parts = kept.split([size.numel() for size in sizes.values()])
+    parts = kept.split_with_sizes([size.numel() for size in sizes.values()])
     return {
         name: part.view(size.shape) for part, (name, size) in zip(parts, sizes.items(), strict=True)
     }
