@@ -19,6 +19,7 @@ from pabzip.supermask import (
     GemMiner,
     ScoreRule,
     ScoreSchedule,
+    imbalance_signs,
     remove_weights,
 )
 from pabzip.supermask.scores import MakeOptimizer
@@ -108,6 +109,7 @@ def connectivity(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedu
     own = recipe.connectivity
     if own.weight_removal:
         remove_weights(net, into_first=True)
+    imbalance_signs(net, own.positive)
     if own.lr is None:
         own = own.replace(lr=rule_of.published_rate(net))
     rule = rule_of(

@@ -86,7 +86,7 @@ class ConnectivityRecipe(ScoreSettings, Section, table="connectivity"):
     """How free and minimal pruning and flipping learn.
 
     Source: Ivan & Florian 2020, Section 2 and Table A.2 (Adam; no decay of rates or weights is
-    named), Section 2.3 for ``weight_removal``.
+    named), Section 2.3 for ``weight_removal``, Section 2.4 for ``positive``.
     """
 
     optimizer: str = setting("adam", "What moves the numbers.", choices=("sgd", "adam"))
@@ -102,6 +102,13 @@ class ConnectivityRecipe(ScoreSettings, Section, table="connectivity"):
         choices=("cosine", "milestones", "constant"),
     )
     start: float = setting(0.1, "Numbers begin between 0 and this.", gt=0, le=1)
+    positive: float = setting(
+        0.5,
+        "Probability that a weight is positive at first; the file stores what differs from the "
+        "seed's signs.",
+        ge=0,
+        le=1,
+    )
     weight_removal: bool = setting(
         False,
         "Train with weights of plus and minus 1, the first layer's holding the product of all "

@@ -14,7 +14,7 @@ import pabzip
 from pabzip.errors import RecipeError
 from pabzip.init import Seeding, attach_seeding, seeding
 from pabzip.seeds import InitSpec
-from pabzip.supermask import FreeFlipping, FreePruning, remove_weights
+from pabzip.supermask import FreeFlipping, FreePruning, imbalance_signs, remove_weights
 from pabzip.unmask import LatentSigns
 
 INPUTS = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
@@ -165,6 +165,24 @@ def test_without_magnitudes_of_powers_of_two_a_network_trains_to_the_same_bits()
     assert not all(mask.all() for mask in rules[0].masks.values())
 
 
+@pytest.mark.parametrize("positive", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_signs_are_as_uneven_as_asked(positive, tmp_path):
+    net = pabzip.init_(nn.Sequential(nn.Linear(200, 200, bias=False)), 3)
+    before = net[0].weight.detach().clone()
+    imbalance_signs(net, positive)
+    share = float((net[0].weight > 0).double().mean())
+    assert abs(share - positive) <= 4 * math.sqrt(positive * (1 - positive) / 200**2)
+    assert torch.equal(net[0].weight.abs(), before.abs())
+    one_way = net[0].weight >= before if positive > 0.5 else net[0].weight <= before
+    assert one_way.all()
+    assert torch.equal(net[0].weight, before) == (positive == 0.5)
+    FreePruning(net)
+    report = pabzip.pack(net, tmp_path / "net.pabz")
+    flips = abs(positive - 0.5)
+    entropy = 0.0 if not flips else -flips * math.log2(flips) - (1 - flips) * math.log2(1 - flips)
+    assert report.codes_bytes <= 1.01 * entropy * 200**2 / 8 + 32
+
+
 def test_networks_that_magnitudes_cannot_leave_are_refused():
     biased = pabzip.init_(nn.Sequential(nn.Linear(4, 4)), 0, "kaiming_signed_constant")
     with pytest.raises(RecipeError, match="weights that the seed drew, found 0.bias besides"):
@@ -173,3 +191,5 @@ def test_networks_that_magnitudes_cannot_leave_are_refused():
         remove_weights(network())
     with pytest.raises(RecipeError, match="FreeFlipping: start: expected a number from"):
         FreeFlipping(network(), start=0.0)
+    with pytest.raises(RecipeError, match="positive: expected a number from 0 to 1, found 1.5"):
+        imbalance_signs(network(), 1.5)

@@ -35,13 +35,13 @@ def trained(net):
 def test_a_recipe_says_what_it_repeats(name):
     papers = "Multi-Prize Tickets|Training connectivities"
     assert re.match(rf"({papers}), (Table|Figure)", ABOUT[name])
-    assert re.search(r"The paper: (\d\d\.\d+ %|a curve)\.$", ABOUT[name])
+    assert re.search(r"The paper: (\d\d(\.\d+)? %|a curve)\.$", ABOUT[name])
 
 
 def test_there_is_one_for_every_row_that_pabzip_has_the_network_for():
     assert sum(name.startswith("mpt-1-32") for name in ABOUT) == 4 + 2 + 1 + 2
     assert sum(name.startswith("mpt-1-1-") for name in ABOUT) == 4 + 2
-    assert sum(name.startswith("connectivities-") for name in ABOUT) == 4 * 4 + 3
+    assert sum(name.startswith("connectivities-") for name in ABOUT) == 4 * 4 + 3 + 1
 
 
 @pytest.mark.parametrize("name", [name for name in ABOUT if name.startswith("mpt-")])
@@ -82,7 +82,8 @@ def test_connectivities_follow_table_a2(name):
     assert not trained(net)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     rule, _ = METHODS.get(found.method)(net, found)
-    assert found.method in name or found.connectivity.weight_removal
+    assert found.method in name or found.method == "free-pruning"
+    assert (found.connectivity.positive == 1.0) == name.endswith("-all-positive")
     rates = (1e-3, 5e-4) if "flipping" in found.method else (1e-3, 3e-3)
     assert rule.param_groups[0]["lr"] == rates["conv" in found.arch]
     if found.connectivity.weight_removal:
