@@ -273,7 +273,9 @@ def find_ticket(
 def learned_by_scores(checkpoint: Checkpoint) -> bool:
     """Return whether a score method found the ticket that a checkpoint holds."""
     method = (checkpoint.settings or {}).get("method")
-    return method in METHODS and bool(METHODS.facts(method).get("scores"))
+    if not isinstance(method, str) or method not in METHODS:
+        return False
+    return bool(METHODS.facts(method).get("scores"))
 
 
 def apply_ticket(
