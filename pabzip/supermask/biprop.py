@@ -58,7 +58,7 @@ class Biprop(EdgePopup):
     Source: Diffenderfer & Kailkhura 2021 (Multi-Prize Tickets), Algorithm 1 and Section 2.2.1.
     Deviation from its code, which divides by ``int(keep_ratio * n)`` where
     ``n - int((1 - keep_ratio) * n)`` weights are kept: here, as in the paper, it is the same count.
-    Its configurations draw w0 larger by ``(1 - keep_ratio) ** -0.5``; batch norm undoes that.
+    Its configurations draw w0 larger by ``(1 - keep_ratio) ** -0.5``, which batch norm undoes.
     """
 
     def __init__(
