@@ -9,10 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
-from pabzip.search.masks import keep_largest
 from pabzip.supermask.scores import MakeOptimizer, ScoreRule, gradual_keep_ratio
 
 SCOPES = ("layer", "global")
+
+
+def largest(sizes: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return which numbers are the ``count`` largest of all tensors together: bool, by name.
+
+    Equal ones are settled by position, the earlier first, as `pabzip.search` does. Unlike a search,
+    which runs once, this runs in every step, and so never waits for the device.
+    """
+    flat = torch.cat([size.flatten() for size in sizes.values()])
+    least = flat.kthvalue(flat.numel() - count + 1).values
+    kept, equal = flat > least, flat == least
+    kept |= equal & (equal.cumsum(0) <= count - kept.sum())
+    parts = kept.split_with_sizes([size.numel() for size in sizes.values()])
+    return {
+        name: part.view(size.shape) for part, (name, size) in zip(parts, sizes.items(), strict=True)
+    }
 
 
 class EdgePopup(ScoreRule):
@@ -58,14 +73,14 @@ class EdgePopup(ScoreRule):
         penalty: float = 0.0,
         norm: int = 2,
     ):
+        name = type(self).__name__
         if not 0.0 < keep_ratio <= 1.0:
             raise RecipeError(
-                f"EdgePopup: keep_ratio: expected a number above 0 and at most 1, found "
-                f"{keep_ratio!r}"
+                f"{name}: keep_ratio: expected a number above 0 and at most 1, found {keep_ratio!r}"
             )
         if scope not in SCOPES:
             raise RecipeError(
-                f"EdgePopup: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
+                f"{name}: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
             )
         self.keep_ratio, self.scope, self.epochs, self.period = keep_ratio, scope, epochs, period
         super().__init__(net, optimizer, penalty=penalty, norm=norm)
@@ -95,6 +110,5 @@ class EdgePopup(ScoreRule):
         ratio = self.keep_ratio
         if self.epochs is not None and self.period is not None:
             ratio = gradual_keep_ratio(self.epoch, self.epochs, self.period, ratio)
-        whole = {name: torch.ones_like(size, dtype=torch.bool) for name, size in sizes.items()}
         count = sum(size.numel() for size in sizes.values())
-        return keep_largest(sizes, whole, count - rounded((1.0 - ratio) * count))
+        return largest(sizes, count - rounded((1.0 - ratio) * count))

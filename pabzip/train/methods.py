@@ -64,6 +64,11 @@ class SgdRecipe(Section, table="sgd"):
         expected="increasing whole numbers of 1 or more, such as [80, 120]",
     )
     decay: float = setting(0.1, "Factor of the learning rates at each milestone.", gt=0, le=1)
+    schedule: str = setting(
+        "milestones",
+        "How SGD's own learning rate falls: at the milestones, or along a cosine to 0.",
+        choices=("milestones", "cosine"),
+    )
 
 
 class SignSgdRecipe(Section, table="signsgd"):

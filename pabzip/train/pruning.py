@@ -24,7 +24,7 @@ from pabzip.data import AnyImages, Splits, batches, geometry, load
 from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.formats.atomic import open_atomic
-from pabzip.init import seeded_parameters, seeding
+from pabzip.init import attach_seeding, seeded_parameters, seeding
 from pabzip.registry import METHODS, SEARCHES
 from pabzip.search import apply_masks, magnitude
 from pabzip.train.build import build_network, isolated, pick_device
@@ -336,6 +336,7 @@ def apply_ticket(
     masks = {name: checkpoint.state_dict[name] != 0 for name in weights}
     if learned_by_scores(checkpoint):
         net.load_state_dict(dict(checkpoint.state_dict))
+        attach_seeding(net, checkpoint.seeding)
         return {name: mask.to(weights[name].device) for name, mask in masks.items()}
     for name, weight in weights.items():
         stored, survives = checkpoint.state_dict[name], masks[name]
@@ -373,6 +374,9 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
     if checkpoint.settings is None:
         here["recipe"] = "a recipe"
     elif learned_by_scores(checkpoint):
+        # Biprop gives the weights another magnitude; which stream drew each one stays.
+        for values, specs in ((there, checkpoint.init), (here, seeding(net).specs)):
+            values |= {f"init.{name}": f"stream {spec.stream}" for name, spec in specs.items()}
         there |= {"search.epoch": 0, "search.shots": 1}
         here |= {"search.epoch": recipe.search.epoch, "search.shots": recipe.search.shots}
     else:

@@ -48,7 +48,8 @@ def published_recipes() -> list[PublishedRecipe]:
     """Return all recipes that come with pabzip, file by file, each in the order of its table.
 
     Source: Peek-a-Boo, Tables 1 to 5 and Section 4.3, without its rows for edge-popup; Rare Gems,
-    Tables 3, 4, 8 to 13 and 15.
+    Tables 3, 4, 8 to 13 and 15; Multi-Prize Tickets, Tables 1 to 3 and 8, and its figures; Ivan &
+    Florian 2020, Table 1.
     """
     found = []
     # A package with compiled parts is never run from an archive, so these are files on disk.

@@ -61,8 +61,65 @@ class GemMinerRecipe(ScoreSettings, Section, table="gem_miner"):
     )
 
 
+class BipropRecipe(ScoreSettings, Section, table="biprop"):
+    """How biprop learns scores.
+
+    Source: Diffenderfer & Kailkhura 2021, Table 5 (Conv-2 to Conv-8, MPT-1/32: SGD, rate 0.1,
+    momentum 0.9, weight decay 1e-4, cosine).
+    """
+
+    weight_decay: float = setting(1e-4, "Weight decay of the scores.", ge=0)
+    gradient: str = setting(
+        "published",
+        "Gradient of a score: published and gain by the drawn or the binary weight, times the "
+        "score's sign; paper by the binary weight alone.",
+        choices=lambda: constant("pabzip.supermask", "biprop", "GRADIENTS"),
+    )
+    scope: str = setting(
+        "layer",
+        "What keep_ratio holds for: each layer, or the network.",
+        choices=lambda: constant("pabzip.supermask", "edge_popup", "SCOPES"),
+    )
+
+
+class ConnectivityRecipe(ScoreSettings, Section, table="connectivity"):
+    """How free and minimal pruning and flipping learn.
+
+    Source: Ivan & Florian 2020, Section 2 and Table A.2 (Adam; no decay of rates or weights is
+    named), Section 2.3 for ``weight_removal``, Section 2.4 for ``positive``.
+    """
+
+    optimizer: str = setting("adam", "What moves the numbers.", choices=("sgd", "adam"))
+    lr: float | None = setting(  # type: ignore[assignment]  # the paper's, where left out
+        None,
+        "Learning rate; the paper's if left out: 1e-3, with convolutions 3e-3 (pruning) or 5e-4 "
+        "(flipping).",
+        ge=0,
+    )
+    schedule: str = setting(
+        "constant",
+        "How the learning rate falls: along a cosine to 0, at sgd.milestones, or not at all.",
+        choices=("cosine", "milestones", "constant"),
+    )
+    start: float = setting(0.1, "Numbers begin between 0 and this.", gt=0, le=1)
+    positive: float = setting(
+        0.5,
+        "Probability that a weight is positive at first; the file stores what differs from the "
+        "seed's signs.",
+        ge=0,
+        le=1,
+    )
+    weight_removal: bool = setting(
+        False,
+        "Train with weights of plus and minus 1, the first layer's holding the product of all "
+        "magnitudes; needs scheme = kaiming_signed_constant, and no biases.",
+    )
+
+
 class ScoreSections(MethodSections):
     """The tables of the score methods too, which `pabzip.train.Recipe` inherits."""
 
     edge_popup: EdgePopupRecipe = EdgePopupRecipe()
     gem_miner: GemMinerRecipe = GemMinerRecipe()
+    biprop: BipropRecipe = BipropRecipe()
+    connectivity: ConnectivityRecipe = ConnectivityRecipe()

@@ -124,3 +124,17 @@ def test_what_has_no_ticket_is_refused(gem, tmp_path):
 def test_another_network_is_refused(gem, changes, problem, tmp_path):
     with pytest.raises(CheckpointError, match=problem):
         train(TUNE.replace(**changes), output=tmp_path / "x.pt", ticket=gem)
+
+
+def test_weights_of_another_magnitude_are_tuned_from_it(tmp_path):
+    found = Recipe(
+        arch="lenet-300-100", arch_options={"width": 12}, method="biprop", keep_ratio=0.3, epochs=1
+    )
+    train(found, output=tmp_path / "mpt.pt")
+    ticket = pabzip.load_checkpoint(tmp_path / "mpt.pt")
+    train(found.replace(method="sgd"), output=tmp_path / "tuned.pt", ticket=tmp_path / "mpt.pt")
+    assert dict(pabzip.load_checkpoint(tmp_path / "tuned.pt").drawn) == dict(ticket.init)
+    pabzip.pack(tmp_path / "tuned.pt", tmp_path / "ticket.pabz", ticket=True)
+    state = pabzip.load_file(tmp_path / "ticket.pabz")
+    for name in ticket.init:
+        assert torch.equal(state[name], ticket.state_dict[name])

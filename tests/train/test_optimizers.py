@@ -206,3 +206,17 @@ def test_milestones_decay_the_rate_after_their_epoch() -> None:
         torchs.step()
         assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
         assert schedule.state_dict() == {"epoch": epoch}
+
+
+def test_sgd_follows_a_cosine_to_zero_and_resumes_on_it() -> None:
+    recipe = recipe_of("biprop", epochs=4, sgd={"schedule": "cosine"}, classifier="seeded")
+    optimizers, other = (Optimizers(network()[0], recipe, {}) for _ in range(2))
+    rates = []
+    for _ in range(4):
+        rates.append(optimizers._parts["sgd"].param_groups[0]["lr"])
+        optimizers.step()
+        optimizers.end_epoch()
+        other.load_state_dict(optimizers.state_dict())
+    np.testing.assert_allclose(rates, [0.05 * (1 + np.cos(np.pi * e / 4)) for e in range(4)])
+    for each in (optimizers, other):
+        assert each._parts["sgd"].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)

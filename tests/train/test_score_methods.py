@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import pabzip
+from pabzip.errors import RecipeError
 from pabzip.registry import METHODS
 from pabzip.train import Callback, Recipe, train
-from pabzip.train.score_settings import EdgePopupRecipe, GemMinerRecipe
+from pabzip.train.score_settings import ConnectivityRecipe, EdgePopupRecipe, GemMinerRecipe
 
 SCORE_METHODS = [name for name in METHODS if METHODS.facts(name).get("scores")]
 
@@ -76,3 +77,21 @@ def test_gem_miner_keeps_what_the_schedule_leaves(tmp_path):
     result = train(recipe("gem-miner").replace(gem_miner=own), output=tmp_path / "net.pt")
     assert 0.3 * result.weights - 4 <= result.survivors <= 0.3 * result.weights
     assert result.keep_ratio == result.survivors / result.weights
+
+
+def test_weights_of_1_and_uneven_signs_pack_and_evaluate(tmp_path):
+    own = ConnectivityRecipe(weight_removal=True, positive=0.8, lr=0.01)
+    run = recipe("free-pruning").replace(
+        scheme="kaiming_signed_constant", arch_options={"bias": False}, connectivity=own
+    )
+    result = train(run, output=tmp_path / "net.pt")
+    assert result.test_accuracy > 0.6
+    pabzip.pack(tmp_path / "net.pt", tmp_path / "net.pabz")
+    assert pabzip.evaluate(tmp_path / "net.pabz").accuracy == result.test_accuracy
+    ticket = pabzip.open(tmp_path / "net.pabz")
+    assert [ticket.spec(f"fc{i}.weight").scale for i in (2, 3)] == [1.0, 1.0]
+    kept = ticket.weight("fc2.weight")
+    kept = kept[kept != 0]
+    assert 0.7 < (kept > 0).mean() < 0.9
+    with pytest.raises(RecipeError, match=r"weights that the seed drew, found fc1\.bias"):
+        train(run.replace(arch_options={}), output=tmp_path / "other.pt")
