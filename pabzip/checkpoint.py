@@ -76,8 +76,8 @@ class Checkpoint:
     def at_initialization(self) -> Checkpoint:
         """Return the ticket that was trained: the seed's weights wherever one is not pruned.
 
-        All other tensors stay as trained. The results keep no test accuracy, which is not the
-        ticket's.
+        All other tensors stay as trained, and signs that were learned before are not known any
+        more. The results keep no test accuracy, which is not the ticket's.
 
         Raises:
             SeedError: the checkpoint does not say how any weight was drawn.
