@@ -278,6 +278,25 @@ def learned_by_scores(checkpoint: Checkpoint) -> bool:
     return bool(METHODS.facts(method).get("scores"))
 
 
+def ticket_settings(ticket: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the settings that decide a ticket, nested, for a recipe that is to train it.
+
+    A ticket of the caller's own architecture names none: a file never decides what is imported.
+
+    Raises:
+        CheckpointError: the file is no checkpoint.
+        OSError: the file cannot be opened.
+    """
+    checkpoint = load_checkpoint(ticket)
+    settings = dict(checkpoint.settings or {})
+    keys = ["data", "seed", "scheme", "classifier"]
+    if ":" not in str(settings.get("arch")):
+        keys += ["arch", "arch_options"]
+    if not learned_by_scores(checkpoint):
+        keys += ["keep_ratio", "search"]
+    return {key: settings[key] for key in keys if key in settings}
+
+
 def apply_ticket(
     net: nn.Module, recipe: Recipe, ticket: str | os.PathLike[str] | Checkpoint
 ) -> dict[str, Tensor]:
@@ -344,9 +363,12 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
         "arch": arch, "arch_options": options, "seed": seeding(net).seed,
         "init": seeding(net).specs,
     }  # fmt: skip
+    alike = checkpoint.arch == arch
+    if not alike:  # the weights of another architecture would fill the message
+        del told["init"], own["init"]
     there, here = dict(flat(told)), dict(flat(own))
     for name, weight in seeded_parameters(net).items():
-        if name in checkpoint.state_dict:
+        if alike and name in checkpoint.state_dict:
             there[f"shape of {name}"] = list(checkpoint.state_dict[name].shape)
             here[f"shape of {name}"] = list(weight.shape)
     if checkpoint.settings is None:

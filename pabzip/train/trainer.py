@@ -116,7 +116,7 @@ class Trainer:
         self.state = RunState(
             net=net,
             masks={name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},
-            optimizers=Optimizers(net, self.recipe, {}),
+            optimizers=Optimizers(net, self._until_rewind(0), {}),
             precision=precision,
             metrics=EpochMetrics(1, device),
             begun=begun,
@@ -233,7 +233,16 @@ class Trainer:
             if state.rewind:
                 tensor.copy_(state.rewind[name])
         apply_masks(state.net, state.masks)
-        state.optimizers = Optimizers(state.net, self.recipe, state.masks)
+        recipe = self._until_rewind(state.searches)
+        state.optimizers = Optimizers(state.net, recipe, state.masks)
+
+    def _until_rewind(self, searches: int) -> Recipe:
+        """Return the recipe with the epochs that learning rates fall over after some searches."""
+        if not self.method.rounds:
+            return self.recipe
+        own = self.recipe.imp
+        last = searches == own.rounds
+        return self.recipe.replace(epochs=self.given.epochs if last else own.round_epochs)
 
     def _find_masks(
         self,

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 import pabzip
 from pabzip.cli.pack import command
+from pabzip.cli.train import command as train_command
 from pabzip.data import load
 from pabzip.errors import CheckpointError, PackError, SeedError
 from pabzip.train import Recipe, build_network, train
@@ -87,6 +88,18 @@ def test_the_command_says_which_of_the_two_it_packs(tuned, tmp_path):
     assert "all tensors dense; --ticket packs the seed and the mask" in told.output
     told = runner.invoke(command, [str(path), "--ticket", "-o", str(tmp_path / "b.pabz")])
     assert f"the ticket at initialization, {result.survivors:,} of" in told.output
+
+
+def test_the_command_follows_the_ticket_where_no_flag_says_otherwise(gem, tmp_path):
+    runner, out = CliRunner(), str(tmp_path / "tuned.pt")
+    flags = ["--method", "sgd", "--epochs", "1", "--ticket", str(gem), "-o", out]
+    told = runner.invoke(train_command, flags)
+    assert told.exit_code == 0, told.output
+    settings = pabzip.load_checkpoint(out).settings
+    assert (settings["arch"], settings["arch_options"]) == ("conv2", {"width": 4})
+    message = "arch: conv2 there, conv4 here; arch_options.width: 4 there, 64 here; train it"
+    with pytest.raises(CheckpointError, match=message):
+        runner.invoke(train_command, [*flags, "-f", "--arch", "conv4"], catch_exceptions=False)
 
 
 def test_what_has_no_ticket_is_refused(gem, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -78,6 +79,27 @@ def test_rounds_prune_the_smallest_weights_and_rewind(form, tmp_path, monkeypatc
     final = pabzip.load_checkpoint(tmp_path / "net.pt")
     for name in names:
         np.testing.assert_array_equal(final.state_dict[name].numpy() != 0, alive[name])
+
+
+def test_a_cosine_falls_over_each_round(tmp_path, monkeypatch):
+    rates = []
+    write = RunStateFile.write
+
+    def remember(self, state):
+        own = state["optimizers"]["parts"]["sgd"]["param_groups"][0]["lr"]
+        rates.append((len(state["history"]), state["searches"], own))
+        write(self, state)
+
+    monkeypatch.setattr(RunStateFile, "write", remember)
+    own = recipe("cold").replace(sgd=SgdRecipe(schedule="cosine"), epochs=3)
+    train(own, output=tmp_path / "net.pt", save_every="1epoch")
+    found = {at[:2]: at[2] for at in rates}
+    for done in range(ROUNDS + 1):
+        begun = LENGTH * done
+        epochs = LENGTH if done < ROUNDS else 3
+        for epoch in range(done == 0, epochs + 1):
+            expected = 0.05 * (1 + math.cos(math.pi * epoch / epochs))
+            assert found[begun + epoch, done] == pytest.approx(expected, abs=1e-9)
 
 
 class Stop(Exception):  # noqa: N818
