@@ -376,7 +376,8 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
     elif learned_by_scores(checkpoint):
         # Biprop gives the weights another magnitude; which stream drew each one stays.
         for values, specs in ((there, checkpoint.init), (here, seeding(net).specs)):
-            values |= {f"init.{name}": f"stream {spec.stream}" for name, spec in specs.items()}
+            streams = {f"init.{name}": f"stream {spec.stream}" for name, spec in specs.items()}
+            values |= streams if alike else {}
         there |= {"search.epoch": 0, "search.shots": 1}
         here |= {"search.epoch": recipe.search.epoch, "search.shots": recipe.search.shots}
     else:

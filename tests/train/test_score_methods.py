@@ -95,3 +95,24 @@ def test_weights_of_1_and_uneven_signs_pack_and_evaluate(tmp_path):
     assert 0.7 < (kept > 0).mean() < 0.9
     with pytest.raises(RecipeError, match=r"weights that the seed drew, found fc1\.bias"):
         train(run.replace(arch_options={}), output=tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_multi_prize_ticket_of_any_kind_packs_and_evaluates(binary, affine, tmp_path):
+    options = {"width": 4, "bias": False, "affine": affine, "binary_activations": binary}
+    run = Recipe(
+        arch="conv2", arch_options=options, method="biprop", keep_ratio=0.3, epochs=3,
+        classifier="seeded",
+    )  # fmt: skip
+    result = train(run, output=tmp_path / "mpt.pt")
+    pabzip.pack(tmp_path / "mpt.pt", tmp_path / "mpt.pabz")
+    assert pabzip.evaluate(tmp_path / "mpt.pabz").accuracy == result.test_accuracy
+    ticket, state = pabzip.open(tmp_path / "mpt.pabz"), pabzip.load_file(tmp_path / "mpt.pabz")
+    for name in pabzip.load_checkpoint(tmp_path / "mpt.pt").init:
+        assert ticket.spec(name).distribution == "signed_constant"
+        assert ticket.codes(name).min() == 0
+        assert len(state[name].abs().unique()) == 2
+    learned = [value for name, value in state.items() if ".weight" in name and value.dim() == 1]
+    assert all((value != 1).any() for value in learned)
+    assert bool(learned) == affine
