@@ -1,4 +1,4 @@
-"""`pabzip bench`: what a method costs."""
+"""`pabzip bench`: what a method costs, and whether a ticket is worth its search."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pabzip.train.config import Recipe
     from pabzip.train.pruning import Estimate
+    from pabzip.train.sanity import SanityResult
 
 
 def show(reporter: Reporter, values: dict[str, Any]) -> None:
@@ -166,9 +167,81 @@ def _values(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
     }
 
 
+@click.command("sanity", cls=GroupedCommand)
+@click.argument("tickets", metavar="TICKET.pt...", nargs=-1, required=True)
+@settings_options(lambda key: key not in ("seed", "keep_ratio"))
+@click.option(
+    "--draws",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Shuffles, and other seeds, for each ticket.",
+)
+@reporting
+def sanity(
+    tickets: tuple[str, ...],
+    assignments: tuple[str, ...],
+    packages: tuple[str, ...],
+    draws: int,
+    reporter: Reporter,
+    **flags: Any,
+) -> None:
+    """Check that a ticket trains better than others with as many weights in each layer.
+
+    Trains each TICKET, which a score method, --search-only or imp has found, and three others made
+    of it: its mask shuffled within each layer, its mask over the weights of another seed, and the
+    mask of the lowest scores. Each trains by the recipe that the ticket was found by, with the
+    method sgd unless --method says otherwise; flags win. A check is passed if the accuracy drops
+    by more than twice the standard error of the difference. Give several tickets, found by
+    different seeds, or --draws for a sharper answer.
+    """
+    import_packages(packages)
+    values, _ = given(flags, assignments)
+    require("torch", extra="train", purpose="pabzip bench sanity")
+    from tqdm import tqdm
+
+    from pabzip.train.sanity import sanity_checks
+
+    with tqdm(desc="training", unit="run", leave=False, disable=not reporter.progress) as bar:
+
+        def on_run(name: str, accuracy: float, run: int, runs: int) -> None:
+            bar.total = runs
+            bar.update(run - bar.n)
+            reporter.detail(f"{run} of {runs}: {name}, {accuracy:.2%}")
+
+        found = sanity_checks(tickets, values, draws=draws, on_run=on_run)
+    reporter.result(found.to_dict(), *_sanity_lines(found))
+
+
+def _sanity_lines(found: SanityResult) -> list[Any]:
+    """Return the result for people."""
+    table = _table("what is trained", "runs", "accuracy", "deviation", "drop", "needed", "passed")
+    for row in found.rows:
+        table.add_row(
+            row.name,
+            str(len(row.accuracies)),
+            f"{row.mean:.2%}",
+            "" if row.deviation is None else f"{100 * row.deviation:.2f}",
+            "" if row.passed is None else f"{100 * row.drop:.2f}",
+            "" if row.passed is None else f"{100 * row.margin:.2f}",
+            "" if row.passed is None else "yes" if row.passed else "no",
+        )
+    failed = [row.name for row in found.rows if row.passed is False]
+    verdict = "Every sanity check is passed: it takes this mask over these weights."
+    if found.rows[-1].name != "inverted":
+        verdict += " Nothing was inverted: the tickets hold no scores."
+    if failed:
+        verdict = (
+            f"Not passed: {', '.join(failed)}. What trains as well is as good a ticket, found "
+            "without this search."
+        )
+    return [f"{found.method}, {found.epochs} epochs each", "", table, "", verdict]
+
+
 @click.group("bench")
 def command() -> None:
-    """Measure what a method costs, without data on disk."""
+    """Measure what a method costs, and whether a ticket is worth its search."""
 
 
 command.add_command(bitops)
+command.add_command(sanity)

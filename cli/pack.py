@@ -41,6 +41,13 @@ from pabzip.cli._output import Reporter, ratio, size
     help="Write weights of 0 and plus or minus one scale, a tensor or an output channel, as codes. "
     "CHECKPOINT may then also be a plain state dict.",
 )
+@click.option(
+    "--ticket",
+    "at_initialization",
+    is_flag=True,
+    help="Of a network whose magnitudes were trained, pack the ticket that was trained: the seed "
+    "and the mask.",
+)
 @reporting
 def command(
     source: str,
@@ -50,6 +57,7 @@ def command(
     dense_dtype: str | None,
     fold_bn: bool,
     ternary: bool,
+    at_initialization: bool,
     reporter: Reporter,
 ) -> None:
     """Pack CHECKPOINT (model.pt, as `pabzip train` writes it) into a .pabz file.
@@ -70,7 +78,13 @@ def command(
     data = read_source(source)
     load = load_state if ternary else load_checkpoint
     loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
-    ticket = to_ticket(loaded, fold_bn=fold_bn, dense_dtype=dense_dtype, ternary=ternary)
+    ticket = to_ticket(
+        loaded,
+        fold_bn=fold_bn,
+        dense_dtype=dense_dtype,
+        ternary=ternary,
+        ticket=at_initialization,
+    )
     for name in ticket.names:
         reporter.detail(f"{name}: {ticket.kind(name)}, {list(ticket.shape(name))}")
     stored = [name for name in ticket.names if ticket.tied(name) is None]
@@ -83,10 +97,16 @@ def command(
         info = ticket.save(
             file, coder=coder, dense_dtype=dense_dtype, on_tensor=lambda _name: bar.update()
         )
-    kept = f"{info.survivors:,} of {info.weights:,} weights survive"
+    if at_initialization:
+        what = f"the ticket at initialization, {info.survivors:,} of {info.weights:,} weights"
+    elif info.weights:
+        what = f"{info.survivors:,} of {info.weights:,} weights survive"
+    else:
+        what = "all tensors dense"
+        if getattr(loaded, "drawn", None):
+            what += "; --ticket packs the seed and the mask in place of the trained weights"
     reporter.result(
         info,
         f"{source} -> {target}: {size(info.bytes)}, "
-        f"{ratio(info.float32_bytes, info.bytes)} smaller than float32; "
-        f"{kept if info.weights else 'all tensors dense'}",
+        f"{ratio(info.float32_bytes, info.bytes)} smaller than float32; {what}",
     )

@@ -112,7 +112,12 @@ def _callback_help() -> str:
 @grouped(
     _RUN, "--search-only", is_flag=True, help="Write the ticket that the search finds, untrained."
 )
-@grouped(_RUN, "--ticket", metavar="FILE.pt", help="Train such a ticket instead of searching.")
+@grouped(
+    _RUN,
+    "--ticket",
+    metavar="FILE.pt",
+    help="Train such a ticket, or one of a score method, in the network that it was found in.",
+)
 @grouped(
     _RUN,
     "--save-every",
@@ -166,6 +171,8 @@ def command(
     import_packages(packages)
     path = None if recipe_name is None else find_recipe(recipe_name)
     values, keys = given(flags, assignments)
+    if ticket is not None and path is None and not search_only and os.path.exists(ticket):
+        values = _after_ticket(ticket, values)
     recipe = read_recipe(path, values)
     if list_settings:
         show_settings(reporter, recipe)
@@ -211,6 +218,20 @@ def command(
         f"{result.epochs} epochs in {result.seconds:.1f} s; {result.survivors:,} of "
         f"{result.weights:,} weights survive, {result.flipped:.1%} of them with a flipped sign",
     )
+
+
+def _after_ticket(ticket: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return what was typed, over the settings that the ticket was found by."""
+    require("torch", extra="train", purpose="pabzip train")
+    from pabzip.train.pruning import ticket_settings
+
+    found = ticket_settings(ticket)
+    if values.get("arch") not in (None, found.get("arch")):
+        found.pop("arch_options", None)
+    for key, value in values.items():
+        own = found.get(key)
+        found[key] = {**own, **value} if isinstance(own, Mapping) else value
+    return found
 
 
 def _check_search_only(typed: Mapping[str, object]) -> None:

@@ -7,6 +7,7 @@ from . import (
     runtime,
     search,
     seeds,
+    supermask,
     train,
     unmask,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "seeded_parameters",
     "seeding",
     "seeds",
+    "supermask",
     "train",
     "unmask",
 ]

@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO, NoReturn
 
 import torch
@@ -24,7 +24,7 @@ from pabzip.formats.container import MAGIC
 from pabzip.formats.limits import ARCHITECTURES
 from pabzip.init import Seeding, attach_seeding, seeding, unwrap
 from pabzip.models import build
-from pabzip.seeds import InitSpec, check_seed
+from pabzip.seeds import InitSpec, check_seed, weights
 
 FORMAT = "pabzip-checkpoint"
 VERSION = 1
@@ -50,6 +50,8 @@ class Checkpoint:
         seeding: the seed, and the init spec of each seeded weight.
         settings: how it was trained, as plain values, or None; the file's key is ``recipe``.
         results: how well, as plain values, or None.
+        drawn: the init spec of each weight whose magnitudes were trained since it was drawn.
+        scores: by name of the weight, what a score method learned; empty for all others.
     """
 
     arch: str
@@ -58,6 +60,8 @@ class Checkpoint:
     seeding: Seeding
     settings: Mapping[str, Any] | None
     results: Mapping[str, Any] | None
+    drawn: Mapping[str, InitSpec] = field(default_factory=dict)
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -68,6 +72,36 @@ class Checkpoint:
     def init(self) -> Mapping[str, InitSpec]:
         """The init spec of each seeded weight, by name."""
         return self.seeding.specs
+
+    def at_initialization(self) -> Checkpoint:
+        """Return the ticket that was trained: the seed's weights wherever one is not pruned.
+
+        All other tensors stay as trained, and signs that were learned before are not known any
+        more. The results keep no test accuracy, which is not the ticket's.
+
+        Raises:
+            SeedError: the checkpoint does not say how any weight was drawn.
+        """
+        specs = {**self.init, **self.drawn}
+        if not specs:
+            raise SeedError(
+                "the ticket at initialization: expected a checkpoint that says how its weights "
+                "were drawn, found none that does; pack it as it is, or train it anew"
+            )
+        state = dict(self.state_dict)
+        for name, spec in specs.items():
+            values = torch.from_numpy(weights(self.seed, spec, 0, state[name].numel()))
+            state[name] = values.view(state[name].shape).masked_fill_(state[name] == 0, 0.0)
+        results = dict(self.results or {})
+        results.pop("test_accuracy", None)
+        return replace(
+            self,
+            state_dict=state,
+            seeding=Seeding(self.seed, specs),
+            results=results,
+            drawn={},
+            scores={},
+        )
 
     def metadata(self) -> dict[str, str | int | float | bool | None]:
         """Return what of the results a packed file keeps, as flat plain values.
@@ -92,6 +126,8 @@ def save_checkpoint(
     *,
     settings: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
+    drawn: Mapping[str, InitSpec] | None = None,
+    scores: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write ``net`` as a checkpoint; an existing file is replaced only by a complete one.
 
@@ -101,6 +137,8 @@ def save_checkpoint(
         file: path of the file, usually ``model.pt``, or a binary stream.
         settings: how it was trained, as plain values.
         results: how well, as plain values.
+        drawn: how weights that the network's seeding does not name were drawn (`Checkpoint`).
+        scores: what a score method learned.
 
     Raises:
         SeedError: ``net`` has no record of its seed.
@@ -130,6 +168,10 @@ def save_checkpoint(
         "recipe": _plain("settings", settings),
         "results": _plain("results", results),
     }
+    if drawn:
+        content["drawn"] = {name: asdict(spec) for name, spec in drawn.items()}
+    if scores:
+        content["scores"] = {name: score.detach().cpu() for name, score in scores.items()}
     if isinstance(file, str | os.PathLike):
         with open_atomic(file) as stream:
             torch.save(content, stream)
@@ -257,9 +299,13 @@ def _checked(content: object, place: str) -> Checkpoint:
     specs = _specs(place, content["init"])
     state = _without_prefix(arch, state, specs)
     specs = _without_prefix(arch, specs, specs)
-    unknown = [weight for weight in specs if weight not in state]
-    if unknown:
-        _refuse(place, f"init: {unknown[0]}", "the name of a tensor in state_dict", "none such")
+    drawn = _specs(place, content.get("drawn", {}))
+    scores = _state(place, content.get("scores", {}))
+    for key, names in (("init", specs), ("drawn", drawn), ("scores", scores)):
+        unknown = [name for name in names if name not in state]
+        if unknown:
+            expected = "the name of a tensor in state_dict"
+            _refuse(place, f"{key}: {unknown[0]}", expected, "none such")
     settings, results = (
         None if content[key] is None else _table(place, key, content[key])
         for key in ("recipe", "results")
@@ -271,6 +317,8 @@ def _checked(content: object, place: str) -> Checkpoint:
         seeding=Seeding(_seed(place, content["seed"]), specs),
         settings=settings,
         results=results,
+        drawn=drawn,
+        scores=scores,
     )
 
 

@@ -46,9 +46,10 @@ def test_the_methods_of_the_paper_are_listed_without_torch():
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
+    found = [name for name in found if not METHODS.facts(name).get("scores")]
     assert found == [
-        "pab-bop", "pab-bop-psg", "pab-latent", "pab-latent-psg", "signsgd", "sgd", "dense-sgd",
-        "dense-sgd-short",
+        "pab-bop", "pab-bop-psg", "pab-latent", "pab-latent-psg", "signsgd", "imp", "sgd",
+        "dense-sgd", "dense-sgd-short",
     ]  # fmt: skip
     assert [name for name in found if not METHODS.facts(name).get("masked", True)] == [
         "dense-sgd", "dense-sgd-short"

@@ -31,6 +31,7 @@ def pack(
     fold_bn: bool = False,
     metadata: Metadata | None = None,
     ternary: bool = False,
+    ticket: bool = False,
 ) -> TicketReport:
     """Write a network as a ``.pabz`` file; an existing file is replaced, as by ``torch.save``.
 
@@ -54,6 +55,8 @@ def pack(
             dimension (`pabzip.packing.tensors`). ``source`` then needs no seed: it may be any
             network, a mapping of tensors by name, or the path of a file that ``torch.save`` made of
             one.
+        ticket: of a checkpoint whose magnitudes were trained, pack the ticket at initialization in
+            their place: the seed and the mask (`Checkpoint.at_initialization`).
 
     A tensor of two or more dimensions that equals an earlier one to the bit is stored as a second
     name of it (`pabzip.packing.tensors`).
@@ -68,15 +71,21 @@ def pack(
             ``fold_bn`` also: nothing can be folded, the checkpoint is of a custom architecture, or
             the folded network's outputs differ from the original's. With ``ternary`` also: no
             tensor is ternary.
-        SeedError: ``source`` is a network or mapping without a record of its seed.
+        SeedError: ``source`` is a network or mapping without a record of its seed, or with
+            ``ticket`` a checkpoint that does not say how its weights were drawn.
         CheckpointError: ``source`` is a path that holds no checkpoint of ours.
 
     Source: Peek-a-Boo, Appendix D (what is stored); DESIGN, "Exactness".
     """
-    ticket = to_ticket(
-        source, metadata=metadata, fold_bn=fold_bn, dense_dtype=dense_dtype, ternary=ternary
+    made = to_ticket(
+        source,
+        metadata=metadata,
+        fold_bn=fold_bn,
+        dense_dtype=dense_dtype,
+        ternary=ternary,
+        ticket=ticket,
     )
-    return ticket.save(target, coder=coder, dense_dtype=dense_dtype)
+    return made.save(target, coder=coder, dense_dtype=dense_dtype)
 
 
 def save_file(
@@ -119,6 +128,7 @@ def to_ticket(
     fold_bn: bool = False,
     dense_dtype: str | None = None,
     ternary: bool = False,
+    ticket: bool = False,
 ) -> Ticket:
     """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`.
 
@@ -133,6 +143,15 @@ def to_ticket(
 
     net: nn.Module | None = None
     own: Metadata = {}
+    if ticket:
+        if isinstance(source, str | os.PathLike):
+            source = load_checkpoint(source)
+        if not isinstance(source, Checkpoint):
+            raise PackError(
+                f"ticket: expected a checkpoint, found a {type(source).__name__}; save the network "
+                "as a checkpoint, or leave out ticket (--ticket)"
+            )
+        source = source.at_initialization()
     if isinstance(source, torch.nn.Module):
         net, record = _seeded_network(source, ternary)
         state: Mapping[str, torch.Tensor] = net.state_dict()

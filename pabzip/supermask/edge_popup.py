@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
-from pabzip.search.masks import keep_largest
 from pabzip.supermask.scores import MakeOptimizer, ScoreRule, gradual_keep_ratio
 
 SCOPES = ("layer", "global")
+
+
+def largest(sizes: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return which numbers are the ``count`` largest of all tensors together: bool, by name.
+
+    Equal ones are settled by position, the earlier first, as `pabzip.search` does. Unlike a search,
+    which runs once, this runs in every step, and so never waits for the device.
+    """
+    flat = torch.cat([size.flatten() for size in sizes.values()])
+    least = flat.kthvalue(flat.numel() - count + 1).values
+    kept, equal = flat > least, flat == least
+    kept |= equal & (equal.cumsum(0) <= count - kept.sum())
+    parts = kept.split_with_sizes([size.numel() for size in sizes.values()])
+    return {
+        name: part.view(size.shape) for part, (name, size) in zip(parts, sizes.items(), strict=True)
+    }
 
 
 class EdgePopup(ScoreRule):
     r"""Keeps the weights whose scores are the largest in size, a fixed number of them.
 
     With gradient g of a weight w0 and its score s, ``d = g * w0 * sign(s)``, and of n weights
-    ``n - int((1 - keep_ratio) * n)`` are kept: those with the largest ``|s|``. A weight that is
-    pruned now goes on having a gradient, so it can come back.
+    ``n - int((1 - keep_ratio) * n)`` are kept, over the whole network
+    ``n - ceil((1 - keep_ratio) * n)``: those with the largest ``|s|``. A weight that is pruned now
+    goes on having a gradient, so it can come back.
 
     Args:
         net: a network drawn from a seed, whose seeded weights are float32.
@@ -38,7 +55,10 @@ class EdgePopup(ScoreRule):
 
     Source: Ramanujan et al. 2020, "What's Hidden in a Randomly Weighted Neural Network?", with the
     size of the score as in the published code (the paper's text ranks the score itself); Rare
-    Gems, Table 3, for ``scope="global"``, the gradual fall and the penalty.
+    Gems, Table 3, for ``scope="global"``, the gradual fall and the penalty. The counts are those of
+    the published codes. Deviation: the published gradual form prunes once more than its schedule
+    says when it computes, and compares signed scores with a threshold of sizes; here the fraction
+    is the schedule's, and equal scores are settled by position.
     """
 
     def __init__(
@@ -53,14 +73,14 @@ class EdgePopup(ScoreRule):
         penalty: float = 0.0,
         norm: int = 2,
     ):
+        name = type(self).__name__
         if not 0.0 < keep_ratio <= 1.0:
             raise RecipeError(
-                f"EdgePopup: keep_ratio: expected a number above 0 and at most 1, found "
-                f"{keep_ratio!r}"
+                f"{name}: keep_ratio: expected a number above 0 and at most 1, found {keep_ratio!r}"
             )
         if scope not in SCOPES:
             raise RecipeError(
-                f"EdgePopup: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
+                f"{name}: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
             )
         self.keep_ratio, self.scope, self.epochs, self.period = keep_ratio, scope, epochs, period
         super().__init__(net, optimizer, penalty=penalty, norm=norm)
@@ -68,20 +88,27 @@ class EdgePopup(ScoreRule):
     def _begin(self, name: str) -> Tensor:
         return self.kaiming_uniform(name)
 
+    def end_epoch(self) -> None:
+        """Count one finished epoch, and prune where the fraction falls after it."""
+        super().end_epoch()
+        if self.epochs is not None:
+            self._write()
+
     def _gradient(self, name: str, gradient: Tensor) -> Tensor:
         return gradient * self.drawn[name] * self.scores[name].sign()
 
     def _factors(self) -> Mapping[str, Tensor]:
         sizes = {name: score.abs() for name, score in self.scores.items()}
         if self.scope == "global":
-            return self._largest(sizes)
-        return {name: self._largest({name: size})[name] for name, size in sizes.items()}
+            return self._largest(sizes, math.ceil)
+        return {name: self._largest({name: size}, int)[name] for name, size in sizes.items()}
 
-    def _largest(self, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _largest(
+        self, sizes: Mapping[str, Tensor], rounded: Callable[[float], int]
+    ) -> dict[str, Tensor]:
         """Return which of the scores are kept, of one weight tensor or of all together."""
         ratio = self.keep_ratio
         if self.epochs is not None and self.period is not None:
             ratio = gradual_keep_ratio(self.epoch, self.epochs, self.period, ratio)
-        whole = {name: torch.ones_like(size, dtype=torch.bool) for name, size in sizes.items()}
         count = sum(size.numel() for size in sizes.values())
-        return keep_largest(sizes, whole, count - int((1.0 - ratio) * count))
+        return largest(sizes, count - rounded((1.0 - ratio) * count))

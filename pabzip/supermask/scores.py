@@ -205,11 +205,28 @@ class ScoreSchedule:
             self._rate.load_state_dict(state_dict)
 
 
+COUNTS = ("published", "paper")
+
+
+def fall_epochs(epochs: int, period: int, counts: str = "published") -> range:
+    """Return the epochs, counted from 1, after which fewer weights may be left.
+
+    Args:
+        epochs: of the whole run.
+        period: epochs from one fall to the next, 1 or more; if there is no room for one, the last
+            epoch has it.
+        counts: ``"published"`` as Rare Gems' code, ``period + 1, 2 * period + 1, ...``, which is
+            ``(epochs - 1) // period`` times; ``"paper"`` as its Algorithm 1, the multiples of
+            ``period``.
+    """
+    first = period + 1 if counts == "published" else period
+    return range(first, epochs + 1, period) or range(epochs, epochs + 1)
+
+
 def gradual_keep_ratio(epoch: int, epochs: int, period: int, keep_ratio: float) -> float:
     """Return which fraction of the weights may be left after an epoch, on the way to the last.
 
-    It falls by the same factor every ``period`` epochs, ``(epochs - 1) // period`` times in all,
-    from 1 to ``keep_ratio``.
+    It falls by the same factor at each of `fall_epochs`, from 1 to ``keep_ratio``.
 
     Args:
         epoch: finished epochs.
@@ -217,10 +234,8 @@ def gradual_keep_ratio(epoch: int, epochs: int, period: int, keep_ratio: float) 
         period: epochs from one fall to the next, 1 or more.
         keep_ratio: at the end, above 0, at most 1.
 
-    Source: Rare Gems, Algorithm 1 (the bound ``exp(-c j)``), with the number of falls of its
-    published code; by the algorithm as printed there would be ``epochs // period``.
+    Source: Rare Gems, Algorithm 1 (the bound ``exp(-c j)``), with the falls of its published code.
     """
-    falls = (epochs - 1) // period
-    if falls < 1:
-        return keep_ratio
-    return float(keep_ratio ** (min(epoch // period, falls) / falls))
+    falls = fall_epochs(epochs, period)
+    done = sum(fall <= epoch for fall in falls)
+    return float(keep_ratio ** (done / len(falls)))

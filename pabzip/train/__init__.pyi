@@ -44,6 +44,7 @@ from .file_size import (
 )
 from .methods import (
     BopRecipe,
+    ImpRecipe,
     LatentRecipe,
     Method,
     PsgRecipe,
@@ -74,15 +75,26 @@ from .run import (
     find_ticket,
     train,
 )
+from .sanity import (
+    SanityResult,
+    sanity_checks,
+)
+from .score_settings import (
+    EdgePopupRecipe,
+    GemMinerRecipe,
+)
 
 __all__ = [
     "BopRecipe",
     "Callback",
     "Curves",
+    "EdgePopupRecipe",
     "EpochStats",
     "Estimate",
     "Evaluation",
     "ExpectedBytes",
+    "GemMinerRecipe",
+    "ImpRecipe",
     "JsonLog",
     "LatentRecipe",
     "LayerCost",
@@ -91,6 +103,7 @@ __all__ = [
     "ProgressBar",
     "PsgRecipe",
     "Recipe",
+    "SanityResult",
     "SaveEvery",
     "SearchRecipe",
     "SearchResult",
@@ -116,6 +129,7 @@ __all__ = [
     "method_of",
     "parse_callback",
     "read_recipe",
+    "sanity_checks",
     "seed_network",
     "step_costs",
     "to_dict",

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
+from pabzip.errors import RecipeError
 from pabzip.registry import constant, register_method
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 from pabzip.train.settings import Section, Settings, setting
@@ -63,6 +64,11 @@ class SgdRecipe(Section, table="sgd"):
         expected="increasing whole numbers of 1 or more, such as [80, 120]",
     )
     decay: float = setting(0.1, "Factor of the learning rates at each milestone.", gt=0, le=1)
+    schedule: str = setting(
+        "milestones",
+        "How SGD's own learning rate falls: at the milestones, or along a cosine to 0.",
+        choices=("milestones", "cosine"),
+    )
 
 
 class SignSgdRecipe(Section, table="signsgd"):
@@ -172,10 +178,47 @@ class PsgRecipe(Section, table="psg"):
     )
 
 
+class ImpRecipe(Section, table="imp"):
+    """Iterative magnitude pruning: train, prune the smallest weights, rewind, and train again.
+
+    The rounds come before the ``epochs`` of the recipe, which train what is left in the end. "Cold"
+    rewinds to the weights as drawn, so that seed and mask are the ticket; "warm" to those after a
+    few epochs. "Short" rounds last a few epochs, "long" ones as many as a whole training.
+
+    Source: Frankle & Carbin 2018; Rare Gems, Appendix B, and its published code (20 % a round;
+    short and long are rounds of 8 and 160 epochs of ResNet-20); Renda et al. 2020 for
+    ``rewind = "rate"``.
+    """
+
+    rounds: int = setting(
+        4, "Trainings that end in pruning, each by the same factor, down to keep_ratio.", ge=1
+    )
+    round_epochs: int = setting(2, "Epochs of each of them.", ge=1)
+    rewind: str = setting(
+        "weights",
+        "What goes back after pruning: all weights and the learning rate, or the rate alone.",
+        choices=("weights", "rate"),
+    )
+    rewind_epoch: int = setting(
+        0, "Epoch of the first round that weights go back to; 0 is as drawn.", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImpRecipe:
+        """Refuse an epoch that no first round reaches."""
+        if self.rewind_epoch >= self.round_epochs:
+            raise RecipeError(
+                f"imp.rewind_epoch: expected less than imp.round_epochs = {self.round_epochs}, "
+                f"found {self.rewind_epoch}"
+            )
+        return self
+
+
 class MethodSections(Settings):
     """The tables of these methods, which `pabzip.train.Recipe` inherits."""
 
     bop: BopRecipe = BopRecipe()
+    imp: ImpRecipe = ImpRecipe()
     latent: LatentRecipe = LatentRecipe()
     psg: PsgRecipe = PsgRecipe()
     sgd: SgdRecipe = SgdRecipe()
@@ -200,6 +243,7 @@ class Method:
         seeded: whether the trained weights still are plus or minus their seed's magnitudes;
             otherwise the checkpoint names no seeded weight and a file stores them as dense tensors.
         scores: whether it learns which weights to keep, by scores (`pabzip.supermask`).
+        rounds: whether it prunes in rounds of training, by magnitude, in place of a search.
     """
 
     name: str
@@ -209,11 +253,13 @@ class Method:
     short: bool = False
     seeded: bool = True
     scores: bool = False
+    rounds: bool = False
 
     @property
     def reads(self) -> frozenset[str]:
         """The tables, and settings outside of tables, that matter to it and not to all methods."""
-        search = ("search", "keep_ratio") if self.masked or self.short else ()
+        searched = (self.masked and not self.rounds) or self.short
+        search = ("search", "keep_ratio") if searched else ()
         psg = ("psg",) if self.psg or self.short else ()
         return frozenset((*self.uses, *search, *psg))
 
@@ -306,6 +352,7 @@ def signsgd(net: nn.Module, recipe: MethodSections) -> tuple[Optimizer, Schedule
     return optimizer, MilestoneDecay(optimizer, recipe.sgd.milestones, recipe.sgd.decay)
 
 
+@register_method("imp", uses=("imp", "keep_ratio"), seeded=False, rounds=True)
 @register_method("sgd", seeded=False)
 @register_method("dense-sgd", seeded=False, masked=False)
 @register_method("dense-sgd-short", seeded=False, masked=False, short=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pabzip.init import seeded_parameters
 from pabzip.registry import METHODS
@@ -55,7 +56,11 @@ class Optimizers:
             own = recipe.sgd
             sgd = SGD(rest, own.lr, own.momentum, weight_decay=own.weight_decay)
             self._parts["sgd"] = sgd
-            self._schedules["sgd"] = MilestoneDecay(sgd, own.milestones, own.decay)
+            self._schedules["sgd"] = (
+                CosineAnnealingLR(sgd, recipe.epochs)
+                if own.schedule == "cosine"
+                else MilestoneDecay(sgd, own.milestones, own.decay)
+            )
         self._no_flips = torch.zeros((), dtype=torch.int64, device=seeded[0].device)
         self._pruned: dict[str, torch.Tensor] = {}
         self._mask(masks)
@@ -72,6 +77,11 @@ class Optimizers:
     def learned_masks(self) -> dict[str, torch.Tensor] | None:
         """Which weights a score method keeps now, bool by name; None for all other methods."""
         return self._flipping.masks if isinstance(self._flipping, ScoreRule) else None
+
+    @property
+    def scores(self) -> dict[str, torch.Tensor]:
+        """What a score method has learned, by name of the weight; empty for all other methods."""
+        return self._flipping.scores if isinstance(self._flipping, ScoreRule) else {}
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

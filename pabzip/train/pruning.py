@@ -21,9 +21,9 @@ from pabzip.checkpoint import Checkpoint, load_checkpoint
 from pabzip.data import AnyImages, Splits, batches, geometry
 from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
-from pabzip.init import seeded_parameters, seeding, selected
-from pabzip.registry import SEARCHES
-from pabzip.search import apply_masks
+from pabzip.init import attach_seeding, seeded_parameters, seeding, selected
+from pabzip.registry import METHODS, SEARCHES
+from pabzip.search import apply_masks, magnitude
 from pabzip.train.build import build_network
 from pabzip.train.config import Recipe, comparable, flat, method_of
 from pabzip.train.cost import method_costs
@@ -40,13 +40,17 @@ class PlannedSearch:
     Attributes:
         epoch: counted from 1, after which it happens; 0 is before the first.
         share: of all that the run prunes, how much is pruned after it, above 0; 1 after the last.
+        factor: whether each search prunes by the same factor, rather than by as many weights.
     """
 
     epoch: int
     share: float = 1.0
+    factor: bool = False
 
     def of(self, keep_ratio: float) -> float:
         """Return the fraction of weights left after it, on the way from 1 to ``keep_ratio``."""
+        if self.factor:
+            return float(keep_ratio**self.share)
         return keep_ratio if self.share == 1 else 1.0 - (1.0 - keep_ratio) * self.share
 
 
@@ -59,7 +63,7 @@ def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
 
     Each of ``search.shots`` is one ``search.epoch // search.shots`` epochs after the one before,
     the first as long after initialization, and the pruned fraction rises evenly with them; a single
-    one happens after ``search.epoch``.
+    one happens after ``search.epoch``. A method that has rounds searches at the end of each.
 
     Source: Peek-a-Boo, Appendix C (Figure 5 for the epoch, Table 4 for several shots), and its
     code, whose five shots within 50 epochs follow epochs 10, 20, 30, 40 and 50, three follow 16, 32
@@ -67,6 +71,11 @@ def planned_searches(recipe: Recipe) -> tuple[PlannedSearch, ...]:
     """
     if not method_of(recipe).masked:
         return ()
+    if method_of(recipe).rounds:
+        rounds, length = recipe.imp.rounds, recipe.imp.round_epochs
+        return tuple(
+            PlannedSearch(length * i, i / rounds, factor=True) for i in range(1, rounds + 1)
+        )
     shots = recipe.search.shots
     interval = recipe.search.epoch // shots
     return tuple(PlannedSearch(interval * i, i / shots) for i in range(1, shots + 1))
@@ -81,6 +90,8 @@ def search_masks(
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Search the seeded weights of ``net`` as a recipe says, and apply the masks.
+
+    A method that has rounds keeps the largest weights, over the whole network.
 
     Goes on from the weights that are pruned already. Nothing of ``net`` changes but the weights
     that are pruned now, which become +0.0; predictive gradients on it play no part. SNIP and
@@ -102,6 +113,8 @@ def search_masks(
         ``search.skip``.
     """
     settings, keep_ratio = recipe.search, planned.of(recipe.keep_ratio)
+    if method_of(recipe).rounds:
+        return magnitude(net, keep_ratio, input_shape=splits.input_shape)
     own: dict[str, Any] = {}
     if settings.reads["samples"]:
         assert isinstance(splits, Splits)
@@ -159,15 +172,47 @@ def _ratios(net: nn.Module, recipe: Recipe) -> dict[str, float]:
     return {**dict.fromkeys(weights, recipe.keep_ratio), **own}
 
 
+def learned_by_scores(checkpoint: Checkpoint) -> bool:
+    """Return whether a score method found the ticket that a checkpoint holds."""
+    method = (checkpoint.settings or {}).get("method")
+    if not isinstance(method, str) or method not in METHODS:
+        return False
+    return bool(METHODS.facts(method).get("scores"))
+
+
+def ticket_settings(ticket: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the settings that decide a ticket, nested, for a recipe that is to train it.
+
+    A ticket of the caller's own architecture names none: a file never decides what is imported.
+
+    Raises:
+        CheckpointError: the file is no checkpoint.
+        OSError: the file cannot be opened.
+    """
+    checkpoint = load_checkpoint(ticket)
+    settings = dict(checkpoint.settings or {})
+    keys = ["data", "seed", "scheme", "classifier"]
+    if ":" not in str(settings.get("arch")):
+        keys += ["arch", "arch_options"]
+    if not learned_by_scores(checkpoint):
+        keys += ["keep_ratio", "search"]
+    return {key: settings[key] for key in keys if key in settings}
+
+
 def apply_ticket(
     net: nn.Module, recipe: Recipe, ticket: str | os.PathLike[str] | Checkpoint
 ) -> dict[str, Tensor]:
-    """Prune a freshly built network to a ticket of `find_ticket`, in place of a search.
+    """Prune a freshly built network to a ticket that was found before, in place of a search.
+
+    That is one that `find_ticket` wrote, or the network that a score method left. Such a network
+    is taken whole: its weights, and the state of its batch norm, biases and dense classifier, from
+    which fine-tuning goes on.
 
     Args:
         net: from `pabzip.train.build_network` for ``recipe``, on any device.
         recipe: what is to be trained. All that decides the ticket must be as it was for the
-            search: architecture, seed, init, keep ratio and the search's own settings.
+            search: architecture, seed, init, keep ratio and the search's own settings. Where
+            scores found it, its keep ratio is what it is, and the recipe's is not read.
         ticket: path of the checkpoint, or the checkpoint.
 
     Returns:
@@ -191,6 +236,10 @@ def apply_ticket(
         )
     weights = seeded_parameters(net)
     masks = {name: checkpoint.state_dict[name] != 0 for name in weights}
+    if learned_by_scores(checkpoint):
+        net.load_state_dict(dict(checkpoint.state_dict))
+        attach_seeding(net, checkpoint.seeding)
+        return {name: mask.to(weights[name].device) for name, mask in masks.items()}
     for name, weight in weights.items():
         stored, survives = checkpoint.state_dict[name], masks[name]
         moved = int(torch.count_nonzero((stored != weight.detach().cpu()) & survives))
@@ -216,13 +265,23 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
         "arch": arch, "arch_options": options, "seed": seeding(net).seed,
         "init": seeding(net).specs,
     }  # fmt: skip
+    alike = checkpoint.arch == arch
+    if not alike:  # the weights of another architecture would fill the message
+        del told["init"], own["init"]
     there, here = dict(flat(told)), dict(flat(own))
     for name, weight in seeded_parameters(net).items():
-        if name in checkpoint.state_dict:
+        if alike and name in checkpoint.state_dict:
             there[f"shape of {name}"] = list(checkpoint.state_dict[name].shape)
             here[f"shape of {name}"] = list(weight.shape)
     if checkpoint.settings is None:
         here["recipe"] = "a recipe"
+    elif learned_by_scores(checkpoint):
+        # Biprop gives the weights another magnitude; which stream drew each one stays.
+        for values, specs in ((there, checkpoint.init), (here, seeding(net).specs)):
+            streams = {f"init.{name}": f"stream {spec.stream}" for name, spec in specs.items()}
+            values |= streams if alike else {}
+        there |= {"search.epoch": 0, "search.shots": 1}
+        here |= {"search.epoch": recipe.search.epoch, "search.shots": recipe.search.shots}
     else:
         decide = {"keep_ratio", *(["data", "batch_size"] if recipe.search.reads["samples"] else [])}
         for values, settings in ((there, checkpoint.settings), (here, recipe)):

@@ -35,6 +35,7 @@ class RunState:
         begun: when the run began, by ``perf_counter``; a pause before a resume does not count.
         history: the finished epochs.
         step: steps done in the epoch after them, dropped ones included.
+        rewind: parameters and buffers that later rounds of pruning go back to, by name.
     """
 
     net: nn.Module
@@ -47,6 +48,7 @@ class RunState:
     history: list[EpochStats] = field(default_factory=list)
     step: int = 0
     searches: int = 0
+    rewind: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -69,6 +71,7 @@ class RunState:
             "history": [stats.to_dict() for stats in self.history],
             "step": self.step,
             "searches": self.searches,
+            "rewind": self.rewind,
             "seconds": perf_counter() - self.begun,
             "epoch_seconds": perf_counter() - self.epoch_begun,
         }
@@ -84,7 +87,9 @@ class RunState:
             self.precision.load_state_dict(state["precision"])
             self.history = [EpochStats(**stats) for stats in state["history"]]
             self.step, self.searches = state["step"], state["searches"]
-            self.metrics = EpochMetrics(self.epoch, next(iter(self.masks.values())).device)
+            device = next(iter(self.masks.values())).device
+            self.rewind = {name: value.to(device) for name, value in state["rewind"].items()}
+            self.metrics = EpochMetrics(self.epoch, device)
             self.metrics.load_state_dict(state["metrics"])
             self.begun = perf_counter() - state["seconds"]
             self.epoch_begun = perf_counter() - state["epoch_seconds"]
@@ -118,7 +123,7 @@ VERSION = 1
 _TYPES: dict[str, type] = {
     "pabzip": str, "torch": str, "threads": int, "device": str, "recipe": dict, "tensors": dict,
     "masks": dict, "optimizers": dict, "precision": dict, "metrics": dict, "history": list,
-    "searches": int, "step": int, "seconds": float, "epoch_seconds": float,
+    "rewind": dict, "searches": int, "step": int, "seconds": float, "epoch_seconds": float,
 }  # fmt: skip
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from time import perf_counter
 
-from pabzip.checkpoint import save_checkpoint
+from pabzip.checkpoint import Checkpoint, save_checkpoint
 from pabzip.data import Splits, load
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.formats.atomic import open_atomic
 from pabzip.init import Seeding, attach_seeding, seeding
 from pabzip.train.build import build_network, isolated, pick_device, sharded
 from pabzip.train.callbacks import Callback
-from pabzip.train.config import Recipe, comparable, to_dict
+from pabzip.train.config import Recipe, comparable, method_of, to_dict
 from pabzip.train.cost import step_costs
 from pabzip.train.distributed import local_rank, process_group
 from pabzip.train.pruning import AT_ONCE, planned_searches, search_masks
@@ -30,7 +30,7 @@ def train(
     callbacks: Iterable[Callback] = (),
     splits: Splits | None = None,
     download: bool = False,
-    ticket: str | os.PathLike[str] | None = None,
+    ticket: str | os.PathLike[str] | Checkpoint | None = None,
     save_every: SaveEvery | str | None = None,
     resume: bool = False,
 ) -> TrainResult:
@@ -56,7 +56,8 @@ def train(
         splits: the data, already loaded; by default ``recipe.data`` is loaded from
             ``recipe.data_root``.
         download: fetch a dataset that is missing.
-        ticket: a checkpoint of `find_ticket`, which takes the place of the search.
+        ticket: a checkpoint of `find_ticket`, or of a score method, or its path; it takes the place
+            of the search (`pabzip.train.apply_ticket`).
         save_every: how often the state of the run is saved in ``<output>.progress``: a `SaveEvery`
             or a text such as ``"10min"``, ``"500steps"`` or ``"1epoch"``; also after each search.
             By default it is not saved. The file is removed once ``output`` is written.
@@ -84,7 +85,8 @@ def train(
     with process_group(recipe.device) as group, ExitStack() as stack:
         recipe = sharded(recipe, group)
         group.check_same("the recipe", comparable(recipe))
-        group.check_same("what the run was given besides it", [ticket, download, resume])
+        place = dict(ticket.state_dict) if isinstance(ticket, Checkpoint) else ticket
+        group.check_same("what the run was given besides it", [place, download, resume])
         device = pick_device(recipe.device, local_rank())
         called = list(callbacks)
         stack.enter_context(isolated(recipe.seed, device))
@@ -121,11 +123,20 @@ def train(
                 raise TrainingError(f"{error}; {left}") from error
             result = trainer.result(output)
             net = trainer.state.net
+            drawn = {}
             if not trainer.method.seeded:
                 # Magnitudes were trained: files name no seeded weight and store all as they are.
+                drawn = dict(seeding(net).specs)
                 attach_seeding(net, Seeding(seeding(net).seed, {}))
             if file is not None:
-                save_checkpoint(net, file, settings=to_dict(recipe), results=result.lasting())
+                save_checkpoint(
+                    net,
+                    file,
+                    settings=to_dict(recipe),
+                    results=result.lasting(),
+                    drawn=drawn,
+                    scores=trainer.state.optimizers.scores,
+                )
         if group.first:
             state_file.remove()
         for callback in called:
@@ -164,7 +175,7 @@ def find_ticket(
     """
     begun = perf_counter()
     planned = planned_searches(recipe)
-    if not planned:
+    if not planned or method_of(recipe).rounds:
         raise RecipeError(
             f"a search without training: expected a method that trains on a mask, found "
             f"{recipe.method!r}; choose another method"

@@ -11,7 +11,17 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from pabzip.registry import register_method
-from pabzip.supermask import EdgePopup, ScoreRule, ScoreSchedule
+from pabzip.supermask import (
+    Biprop,
+    EdgePopup,
+    FreeFlipping,
+    FreePruning,
+    GemMiner,
+    ScoreRule,
+    ScoreSchedule,
+    imbalance_signs,
+    remove_weights,
+)
 from pabzip.supermask.scores import MakeOptimizer
 from pabzip.train.config import Recipe
 from pabzip.train.score_settings import ScoreSettings
@@ -48,6 +58,65 @@ def edge_popup(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule
         scope=own.scope,
         epochs=recipe.epochs if own.gradual else None,
         period=own.period,
+        penalty=own.penalty,
+        norm=own.norm,
+    )
+    return rule, score_schedule(rule, own, recipe)
+
+
+@register_method("gem-miner", uses=("gem_miner", "keep_ratio"), masked=False, scores=True)
+def gem_miner(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
+    """Keep the weights whose scores round to 1, and freeze the lowest round by round."""
+    own = recipe.gem_miner
+    rule = GemMiner(
+        net,
+        score_optimizer(own),
+        recipe.keep_ratio,
+        epochs=recipe.epochs,
+        period=own.period,
+        counts=own.counts,
+        restore=own.restore,
+        penalty=own.penalty,
+        norm=own.norm,
+    )
+    return rule, score_schedule(rule, own, recipe)
+
+
+@register_method("biprop", uses=("biprop", "keep_ratio"), masked=False, scores=True)
+def biprop(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
+    """Keep the weights with the largest scores, with one magnitude a layer."""
+    own = recipe.biprop
+    rule = Biprop(
+        net,
+        score_optimizer(own),
+        recipe.keep_ratio,
+        gradient=own.gradient,
+        scope=own.scope,
+        penalty=own.penalty,
+        norm=own.norm,
+    )
+    return rule, score_schedule(rule, own, recipe)
+
+
+@register_method("free-pruning", uses=("connectivity",), masked=False, scores=True)
+@register_method("minimal-pruning", uses=("connectivity",), masked=False, scores=True)
+@register_method("free-flipping", uses=("connectivity",), masked=False, scores=True)
+@register_method("minimal-flipping", uses=("connectivity",), masked=False, scores=True)
+def connectivity(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
+    """Prune or flip the weights whose number falls below zero."""
+    amount, _, change = recipe.method.partition("-")
+    rule_of = FreeFlipping if change == "flipping" else FreePruning
+    own = recipe.connectivity
+    if own.weight_removal:
+        remove_weights(net, into_first=True)
+    imbalance_signs(net, own.positive)
+    if own.lr is None:
+        own = own.replace(lr=rule_of.published_rate(net))
+    rule = rule_of(
+        net,
+        score_optimizer(own),
+        minimal=amount == "minimal",
+        start=own.start,
         penalty=own.penalty,
         norm=own.norm,
     )

@@ -43,7 +43,83 @@ class EdgePopupRecipe(ScoreSettings, Section, table="edge_popup"):
     period: int = setting(5, "Epochs between two falls of the keep ratio.", ge=1)
 
 
+class GemMinerRecipe(ScoreSettings, Section, table="gem_miner"):
+    """How Gem-Miner learns scores.
+
+    Source: Rare Gems, Algorithm 1 and Appendix A.3 (SGD, rates of 0.001 to 0.1, periods of 5 to
+    10, penalties of 0 to 1e-4); its published configurations for momentum 0.9 and the cosine.
+    """
+
+    period: int = setting(5, "Epochs between two freezings of the lowest scores.", ge=1)
+    counts: str = setting(
+        "published",
+        "When and how many scores freeze: by the published code, or by the paper's Algorithm 1.",
+        choices=lambda: constant("pabzip.supermask", "scores", "COUNTS"),
+    )
+    restore: bool = setting(
+        False, "After the last epoch keep all weights that are not frozen, whatever their scores."
+    )
+
+
+class BipropRecipe(ScoreSettings, Section, table="biprop"):
+    """How biprop learns scores.
+
+    Source: Diffenderfer & Kailkhura 2021, Table 5 (Conv-2 to Conv-8, MPT-1/32: SGD, rate 0.1,
+    momentum 0.9, weight decay 1e-4, cosine).
+    """
+
+    weight_decay: float = setting(1e-4, "Weight decay of the scores.", ge=0)
+    gradient: str = setting(
+        "published",
+        "Gradient of a score: published and gain by the drawn or the binary weight, times the "
+        "score's sign; paper by the binary weight alone.",
+        choices=lambda: constant("pabzip.supermask", "biprop", "GRADIENTS"),
+    )
+    scope: str = setting(
+        "layer",
+        "What keep_ratio holds for: each layer, or the network.",
+        choices=lambda: constant("pabzip.supermask", "edge_popup", "SCOPES"),
+    )
+
+
+class ConnectivityRecipe(ScoreSettings, Section, table="connectivity"):
+    """How free and minimal pruning and flipping learn.
+
+    Source: Ivan & Florian 2020, Section 2 and Table A.2 (Adam; no decay of rates or weights is
+    named), Section 2.3 for ``weight_removal``, Section 2.4 for ``positive``.
+    """
+
+    optimizer: str = setting("adam", "What moves the numbers.", choices=("sgd", "adam"))
+    lr: float | None = setting(  # type: ignore[assignment]  # the paper's, where left out
+        None,
+        "Learning rate; the paper's if left out: 1e-3, with convolutions 3e-3 (pruning) or 5e-4 "
+        "(flipping).",
+        ge=0,
+    )
+    schedule: str = setting(
+        "constant",
+        "How the learning rate falls: along a cosine to 0, at sgd.milestones, or not at all.",
+        choices=("cosine", "milestones", "constant"),
+    )
+    start: float = setting(0.1, "Numbers begin between 0 and this.", gt=0, le=1)
+    positive: float = setting(
+        0.5,
+        "Probability that a weight is positive at first; the file stores what differs from the "
+        "seed's signs.",
+        ge=0,
+        le=1,
+    )
+    weight_removal: bool = setting(
+        False,
+        "Train with weights of plus and minus 1, the first layer's holding the product of all "
+        "magnitudes; needs scheme = kaiming_signed_constant, and no biases.",
+    )
+
+
 class ScoreSections(MethodSections):
     """The tables of the score methods too, which `pabzip.train.Recipe` inherits."""
 
     edge_popup: EdgePopupRecipe = EdgePopupRecipe()
+    gem_miner: GemMinerRecipe = GemMinerRecipe()
+    biprop: BipropRecipe = BipropRecipe()
+    connectivity: ConnectivityRecipe = ConnectivityRecipe()

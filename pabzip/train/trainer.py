@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pabzip.checkpoint import Checkpoint, load_checkpoint
 from pabzip.data import Splits, batches
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.init import seeded_parameters
@@ -32,6 +33,7 @@ from pabzip.train.pruning import (
     AT_ONCE,
     PlannedSearch,
     apply_ticket,
+    learned_by_scores,
     planned_searches,
     search_masks,
 )
@@ -72,7 +74,7 @@ class Trainer:
         schedule: SaveSchedule,
         splits: Splits | None,
         download: bool,
-        ticket: str | os.PathLike[str] | None,
+        ticket: str | os.PathLike[str] | Checkpoint | None,
     ):
         begun = perf_counter()
         self.given, self.method = recipe, method_of(recipe)
@@ -80,11 +82,15 @@ class Trainer:
         self._save_to, self._schedule, self._ticket = save, schedule, ticket
         splits = prepare_data(recipe, device, group, splits=splits, download=download)
         self.splits = splits
-        if ticket is not None and not (self.method.masked or self.method.short):
+        masked = self.method.masked and not self.method.rounds
+        if ticket is not None and not (masked or self.method.short):
             raise RecipeError(
                 "a found ticket: expected a method that trains on a mask, found "
                 f"{recipe.method!r}; leave the ticket out, or choose another method"
             )
+        self._learned = ticket is not None and learned_by_scores(
+            ticket if isinstance(ticket, Checkpoint) else load_checkpoint(ticket)
+        )
         self.steps = steps_per_epoch(len(splits.train), recipe.batch_size, recipe.shards)
         precision = Precision(recipe.precision, recipe.channels_last, device)
         net = build_network(recipe, splits).to(device)
@@ -95,10 +101,13 @@ class Trainer:
         if self.method.short:
             shape = splits.input_shape
             self.recipe = group.from_first(lambda: shortened(recipe, net, shape, self._find_masks))
+        if self.method.rounds:
+            rounds = planned_searches(recipe)[-1].epoch
+            self.recipe = recipe.replace(epochs=rounds + recipe.epochs)
         self.state = RunState(
             net=net,
             masks={name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},
-            optimizers=Optimizers(net, self.recipe, {}),
+            optimizers=Optimizers(net, self._until_rewind(0), {}),
             precision=precision,
             metrics=EpochMetrics(1, device),
             begun=begun,
@@ -113,6 +122,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_train_start(self.recipe, self.steps)
         while self.state.epoch <= self.recipe.epochs:
+            if self.method.rounds and self.state.epoch == self.recipe.imp.rewind_epoch + 1:
+                self._remember()
             self._search_when_due()
             self._epoch()
 
@@ -123,6 +134,7 @@ class Trainer:
         survivors, keep_ratio = costs.survivors, recipe.keep_ratio if self.method.masked else 1.0
         if self.method.scores:
             survivors = sum(int(mask.sum()) for mask in self.state.masks.values())
+        if self.method.scores or self._learned:
             keep_ratio = survivors / costs.weights
         return TrainResult(
             arch=recipe.arch,
@@ -182,13 +194,46 @@ class Trainer:
 
         state = self.state
         masks = self.group.from_first(lambda: self._find_masks(state.net, planned, on_iteration))
+        if self._learned:
+            tensors = self.group.from_first(
+                lambda: {name: value.cpu() for name, value in state.net.state_dict().items()}
+            )
+            state.net.load_state_dict(tensors)
         apply_masks(state.net, masks)
         state.masks = {name: mask.to(self.device) for name, mask in masks.items()}
         state.optimizers.prune(state.masks)
         state.searches += 1
         self._expected = None
+        if self.method.rounds:
+            self._rewind()
         self.check_ranks("the ticket after the search")
         self._save()
+
+    def _remember(self) -> None:
+        """Keep what the weights, and all else in the network, are to be rewound to."""
+        if self.recipe.imp.rewind == "weights" and not self.state.rewind:
+            self.state.rewind = {
+                name: tensor.detach().clone() for name, tensor in self.state.tensors()
+            }
+
+    @torch.no_grad()
+    def _rewind(self) -> None:
+        """Go back after pruning: the survivors where they are to, momenta and rates in any case."""
+        state = self.state
+        for name, tensor in state.tensors():
+            if state.rewind:
+                tensor.copy_(state.rewind[name])
+        apply_masks(state.net, state.masks)
+        recipe = self._until_rewind(state.searches)
+        state.optimizers = Optimizers(state.net, recipe, state.masks)
+
+    def _until_rewind(self, searches: int) -> Recipe:
+        """Return the recipe with the epochs that learning rates fall over after some searches."""
+        if not self.method.rounds:
+            return self.recipe
+        own = self.recipe.imp
+        last = searches == own.rounds
+        return self.recipe.replace(epochs=self.given.epochs if last else own.round_epochs)
 
     def _find_masks(
         self,

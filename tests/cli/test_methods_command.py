@@ -1,4 +1,4 @@
-"""Every method of the paper through the command line: train, pack, verify, eval, unpack, export."""
+"""Every method through the command line: train, pack, verify, eval, unpack, export."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from pabzip.registry import METHODS
 from pabzip.train.config import Recipe, method_of
+from pabzip.train.methods import ImpRecipe
 
 TINY = (
     "--arch", "lenet-300-100", "--set", "arch_options.width=12", "--epochs", "1",
@@ -34,17 +35,19 @@ def ask(tmp_path, monkeypatch, run):
 def test_a_method_trains_packs_verifies_and_evaluates_equally(ask, tmp_path, method):
     kind = method_of(Recipe(method=method))
     trained = ask("train", "--method", method, *TINY)
-    assert (trained["method"], trained["epochs"]) == (method, 1)
-    assert trained["keep_ratio"] == (0.3 if kind.masked else 1.0)
+    rounds = ImpRecipe().rounds * ImpRecipe().round_epochs if kind.rounds else 0
+    assert (trained["method"], trained["epochs"]) == (method, rounds + 1)
     content = torch.load("model.pt", weights_only=True)
     weights = {name: v for name, v in content["state_dict"].items() if v.dim() == 2}
     assert set(content["init"]) == (set(weights) if kind.seeded else set())
     assert content["recipe"]["method"] == method
     alive = sum(int(v.count_nonzero()) for v in weights.values())
     assert alive == trained["survivors"]
+    total = sum(v.numel() for v in weights.values())
+    learned = alive / total if kind.scores else 1.0
+    assert trained["keep_ratio"] == (0.3 if kind.masked else learned)
 
     packed = ask("pack", "model.pt", "--json")
-    total = sum(v.numel() for v in weights.values())
     assert (packed["weights"], packed["survivors"]) == ((total, alive) if kind.seeded else (0, 0))
     assert ask("verify", "model.pabz", "--json") == {"ok": True, "sha256": packed["sha256"]}
     assert ask("info", "model.pabz", "--json")["codes_bytes"] == packed["codes_bytes"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 import pabzip
 from pabzip.errors import RecipeError
-from pabzip.supermask import EdgePopup, gradual_keep_ratio
+from pabzip.supermask import EdgePopup, fall_epochs, gradual_keep_ratio
 
 
 def network() -> nn.Sequential:
@@ -23,13 +25,17 @@ def sgd(rate: float, momentum: float = 0.0, decay: float = 0.0):
 
 
 def kept(sizes: list[np.ndarray], ratio: float, scope: str) -> list[np.ndarray]:
-    """Return the masks: all but the smallest int((1 - ratio) * n), earlier ones before later."""
+    """Return the masks: all but the smallest (1 - ratio) * n, earlier ones before later.
+
+    The published codes round this number down for a layer, and up for the network.
+    """
     if scope == "layer":
-        return [kept([size], ratio, "global")[0] for size in sizes]
+        return [kept([size], ratio, "one layer")[0] for size in sizes]
     flat = np.concatenate([size.ravel() for size in sizes])
     order = np.argsort(-flat, kind="stable")
     mask = np.zeros(len(flat), dtype=bool)
-    mask[order[: len(flat) - int((1.0 - ratio) * len(flat))]] = True
+    pruned = (1.0 - ratio) * len(flat)
+    mask[order[: len(flat) - (int(pruned) if scope == "one layer" else math.ceil(pruned))]] = True
     ends = np.cumsum([size.size for size in sizes])[:-1]
     return [part.reshape(s.shape) for part, s in zip(np.split(mask, ends), sizes, strict=True)]
 
@@ -66,20 +72,37 @@ def test_steps_are_those_of_the_algorithm(scope, penalty, norm):
             np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6), step
 
 
-def test_the_keep_ratio_falls_gradually():
-    found = [gradual_keep_ratio(epoch, 21, 5, 0.1) for epoch in range(21)]
-    assert found[:5] == [1.0] * 5
-    np.testing.assert_allclose(found[5::5], [0.1**0.25, 0.1**0.5, 0.1**0.75, 0.1])
+def test_the_keep_ratio_falls_where_the_published_code_lets_it():
+    found = [gradual_keep_ratio(epoch, 21, 5, 0.1) for epoch in range(22)]
+    # The published code prunes after the epochs of index 5, 10, 15 and 20, counted from 0.
+    assert found[:6] == [1.0] * 6
+    np.testing.assert_allclose(found[6::5], [0.1**0.25, 0.1**0.5, 0.1**0.75, 0.1])
+    assert list(fall_epochs(150, 5)) == [index + 1 for index in range(1, 150) if index % 5 == 0]
+    assert len(fall_epochs(150, 5)) == (150 - 1) // 5
+    assert list(fall_epochs(150, 5, "paper")) == [j for j in range(1, 151) if j % 5 == 0]
+    assert list(fall_epochs(4, 5)) == [4]
     net = network()
     rule = EdgePopup(net, sgd(0.1), 0.1, scope="global", epochs=21, period=5)
     counts = []
-    for _ in range(20):
+    for _ in range(21):
         rule.end_epoch()
-        rule.step()
         counts.append(sum(int(mask.sum()) for mask in rule.masks.values()))
-    assert counts[3] == 90
-    assert counts[4] == 90 - int((1 - 0.1**0.25) * 90)
-    assert counts[-1] == 90 - int(0.9 * 90)
+    assert counts[4] == 90
+    assert counts[5] == 90 - math.ceil((1 - 0.1**0.25) * 90)
+    assert counts[-1] == 90 - math.ceil(0.9 * 90)
+
+
+@pytest.mark.parametrize("ratio", [0.0059, 0.05, 0.37])
+def test_the_global_count_is_the_published_threshold_s(ratio):
+    """The threshold is the score of rank ``ceil((1 - ratio) * n)``, and what exceeds it is kept."""
+    torch.manual_seed(1)
+    net = pabzip.init_(nn.Sequential(nn.Linear(40, 30, bias=False), nn.Linear(30, 7)), seed=3)
+    rule = EdgePopup(net, sgd(0.1), ratio, scope="global")
+    sizes = np.concatenate([score.numpy().ravel() for score in rule.scores.values()])
+    sizes = np.abs(sizes)
+    threshold = np.sort(sizes)[math.ceil((1 - ratio) * len(sizes)) - 1]
+    kept_weights = np.concatenate([mask.numpy().ravel() for mask in rule.masks.values()])
+    np.testing.assert_array_equal(kept_weights, sizes > threshold)
 
 
 def test_a_ticket_of_a_score_method_packs_and_loads(tmp_path):

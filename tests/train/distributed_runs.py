@@ -1,7 +1,8 @@
 """One of several processes: train what the arguments say, and print what came of it as JSON.
 
 Usage: distributed_runs.py OUTPUT CHANGES [FAULT], where CHANGES is a JSON object of recipe values,
-run by torchrun or with its environment variables. FAULT makes the last rank go wrong on purpose.
+perhaps with a found ticket's path as "ticket" among them, run by torchrun or with its environment
+variables. FAULT makes the last rank go wrong on purpose.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ def main() -> None:
         Trainer.check_ranks = wrong_mask(Trainer.check_ranks)  # type: ignore[method-assign]
     if fault == "crash" and LAST:
         Trainer._epoch = lambda self: os._exit(9)  # type: ignore[assignment, method-assign]
+    ticket = changes.pop("ticket", None)
     recipe = merge(Recipe(device="cpu"), changes)
     interrupt = fault == "interrupt"
     try:
         result = train(
             recipe, output=output, resume=fault != "resume" or not LAST, save_every="3steps",
+            ticket=ticket,
             callbacks=[*([Stop()] if interrupt else []), JsonLog(f"{output}.jsonl")],
         )  # fmt: skip
     except (PabzError, KeyboardInterrupt) as error:

@@ -96,6 +96,18 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, alone: Path) -> Non
 
 
 @pytest.mark.slow
+def test_learned_tickets_and_rounds_of_pruning_too(tmp_path: Path) -> None:
+    gem = {"method": "gem-miner", "gem_miner": {"lr": 10.0, "period": 1}}
+    tuned = {"method": "sgd", "epochs": 1, "ticket": str(tmp_path / "1.gem.pt")}
+    rounds = {"method": "imp", "epochs": 1, "imp": {"rounds": 1, "round_epochs": 1}}
+    for name, changes in (("gem", gem), ("tuned", tuned), ("imp", rounds)):
+        for ranks in (1, 2):
+            found = run(ranks, tmp_path / f"{ranks}.{name}.pt", {**TINY, **changes})
+            assert [code for code, *_ in found] == [0] * ranks
+        one, two = (tmp_path / f"{ranks}.{name}.pt" for ranks in (1, 2))
+        assert one.read_bytes() == two.read_bytes(), name
+
+
 def test_four_processes_and_an_interruption_change_nothing(tmp_path: Path, alone: Path) -> None:
     file = tmp_path / "model.pt"
     found = run(4, file, TINY, "interrupt")

@@ -144,8 +144,9 @@ def test_the_state_comes_back_to_the_bit(method: str) -> None:
     file.seek(0)
     state = torch.load(file, weights_only=True)
     kept = copy.deepcopy(state)
-    twin = copy.deepcopy(net)
+    twin, _ = network()  # as a resumed run builds it, before it loads what it had become
     resumed = Optimizers(twin, recipe, masks)
+    twin.load_state_dict(net.state_dict())
     resumed.load_state_dict(state)
     assert train(net, optimizers, range(6, 15)) == train(twin, resumed, range(6, 15))
     for (name, a), b in zip(net.state_dict().items(), twin.state_dict().values(), strict=True):
@@ -205,3 +206,17 @@ def test_milestones_decay_the_rate_after_their_epoch() -> None:
         torchs.step()
         assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
         assert schedule.state_dict() == {"epoch": epoch}
+
+
+def test_sgd_follows_a_cosine_to_zero_and_resumes_on_it() -> None:
+    recipe = recipe_of("biprop", epochs=4, sgd={"schedule": "cosine"}, classifier="seeded")
+    optimizers, other = (Optimizers(network()[0], recipe, {}) for _ in range(2))
+    rates = []
+    for _ in range(4):
+        rates.append(optimizers._parts["sgd"].param_groups[0]["lr"])
+        optimizers.step()
+        optimizers.end_epoch()
+        other.load_state_dict(optimizers.state_dict())
+    np.testing.assert_allclose(rates, [0.05 * (1 + np.cos(np.pi * e / 4)) for e in range(4)])
+    for each in (optimizers, other):
+        assert each._parts["sgd"].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
