@@ -210,7 +210,8 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
     if checkpoint.settings is None:
         here["recipe"] = "a recipe"
     else:
-        decide = {"keep_ratio", *(["data", "batch_size"] if recipe.search.reads["samples"] else [])}
+        sampled = ["data", "batch_size", "validation"] if recipe.search.reads["samples"] else []
+        decide = {"keep_ratio", *sampled}
         for values, settings in ((there, checkpoint.settings), (here, recipe)):
             for key, value in comparable(settings).items():
                 if key in decide or key.startswith("search."):
