@@ -65,7 +65,9 @@ STUDIES = {
         {
             "sgd": "--method sgd",
             "pab-bop-psg, average starts at zero": "--method pab-bop-psg --set bop.start=zero",
-            "pab-bop-psg, as published": "--method pab-bop-psg --set bop.start=first-gradient",
+            "pab-bop-psg, average starts at the first gradient": (
+                "--method pab-bop-psg --set bop.start=first-gradient"
+            ),
         },
     ),
 }

@@ -3,9 +3,9 @@
 One architecture, the same batches, and the calls that the training loop makes: forget the
 gradients, forward, loss, backward, look for values that are not finite, step. Four networks take
 turns: dense SGD with momentum and weight decay; Bop on the seeded weights and SGD on the rest, on a
-ticket that SynFlow finds; the same with PSG; and PSG the published way, with every layer computed
-twice in both directions. A ratio is the median over the turns of the ratios within a turn, so that
-a slow moment, which hits neighbors alike, does not count.
+ticket that SynFlow finds; the same with PSG; and PSG the published way, with every output and every
+weight gradient computed twice. A ratio is the median over the turns of the ratios within a turn, so
+that a slow moment, which hits neighbors alike, does not count.
 """
 
 from __future__ import annotations
@@ -164,54 +164,50 @@ def _table(seconds: Mapping[str, list[float]]) -> str:
 
 
 class _Weights(torch.autograd.Function):
-    """The weight twice, exact and quantized; backward keeps the predicted gradient where large."""
+    """The weight twice, exact and quantized, whose two gradients come back; one is used.
+
+    Large predicted gradients are kept and small ones removed. That the signs of both gradients are
+    compared first, and nothing made of it, is part of the published work.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, config: PsgConfig) -> tuple[Tensor, Tensor]:
         ctx.threshold = config.threshold
-        return weight.view_as(weight), quantize(weight, config.weight_bits)
+        rough = quantize(weight, config.weight_bits, quantizer="published", role="weight")
+        return weight.view_as(weight), rough
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        _, predicted = gradients
+        exact, predicted = gradients
         size = predicted.abs()
-        return predicted * (size >= ctx.threshold * size.max()), None
-
-
-class _Inputs(torch.autograd.Function):
-    """The input twice, exact and quantized; the predicted gradient alone goes on."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, config: PsgConfig) -> tuple[Tensor, Tensor]:
-        return inputs.view_as(inputs), quantize(inputs, config.input_bits)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[1], None
+        kept = predicted * (size >= ctx.threshold * size.max())
+        torch.ne(exact.sign(), predicted.sign()).mul(predicted)
+        return kept, None
 
 
 class _Outputs(torch.autograd.Function):
-    """The exact output; its gradient goes to the exact layer, and quantized to the other."""
+    """The exact output, whose gradient goes to the exact product, and quantized to the other."""
 
     @staticmethod
-    def forward(ctx: Any, exact: Tensor, predicted: Tensor, config: PsgConfig) -> Tensor:
+    def forward(ctx: Any, exact: Tensor, rough: Tensor, config: PsgConfig) -> Tensor:
         ctx.bits = config.gradient_bits
         return exact.view_as(exact)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        return gradients[0], quantize(gradients[0], ctx.bits), None
+        return gradients[0], quantize(gradients[0], ctx.bits, quantizer="published"), None
 
 
 def apply_published_psg(net: nn.Module, config: PsgConfig) -> None:
-    """Let every convolution of ``net`` run twice from now on, as PSG was published to run.
+    """Let every convolution of ``net`` compute from now on what PSG was published to compute.
 
-    The layer computes an exact and a quantized output and hands on the exact one. Its output
-    gradient goes back through both, which makes an exact and a predicted gradient of weight and
-    input; small predicted weight gradients are removed. Our quantizer stands in for the published
-    one, which takes more passes, so this is the least that the published way costs.
+    A layer makes an exact and a quantized output and hands on the exact one. Its output gradient
+    goes back to both, which makes an exact and a predicted weight gradient; the input gradient is
+    the exact one alone, for the quantized input is cut off from those before it. Our form of the
+    published quantizer takes fewer passes over memory, so this is the least that the published way
+    costs.
 
-    Source: Wang et al. 2019, Section 3.3, and the structure of the code published with Peek-a-Boo.
+    Source: the structure of the code published with Peek-a-Boo.
     """
 
     def twice(layer: nn.Conv2d, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -219,10 +215,10 @@ def apply_published_psg(net: nn.Module, config: PsgConfig) -> None:
             F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation,
             groups=layer.groups,
         )  # fmt: skip
-        exact_input, rough_input = _Inputs.apply(inputs, config)
+        rough_input = quantize(inputs, config.input_bits, quantizer="published", role="input")
         exact_weight, rough_weight = _Weights.apply(weight, config)
-        exact = convolve(exact_input, exact_weight, bias)
-        rough = convolve(rough_input, rough_weight, bias)
+        exact = convolve(inputs, exact_weight, bias)
+        rough = convolve(rough_input, rough_weight)
         output: Tensor = _Outputs.apply(exact, rough, config)
         return output
 

@@ -87,7 +87,7 @@ _ARCH, _DATA, _ITERATIONS = "resnet18", "cifar10", 20
 _KEYS = (
     "arch", "arch_options", "data", "seed", "scheme", "classifier", "keep_ratio", "drop_ratio",
     "search.iterations", "search.schedule", "search.scope", "search.precision", "psg.input_bits",
-    "psg.weight_bits", "psg.gradient_bits",
+    "psg.weight_bits", "psg.gradient_bits", "psg.input_gradient",
 )  # fmt: skip
 _PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 

@@ -19,6 +19,8 @@ from pabzip.registry import METHODS, Registry, constant
         ("pabzip.search", "schedule", "SCOPES"),
         ("pabzip.unmask", "bop", "STARTS"),
         ("pabzip.unmask", "psg_functions", "BEHAVIORS"),
+        ("pabzip.unmask", "psg_functions", "INPUT_GRADIENTS"),
+        ("pabzip.unmask", "psg_functions", "QUANTIZERS"),
     ],
 )
 def test_a_constant_is_read_without_importing_its_module(package, module, name):

@@ -10,27 +10,33 @@ from pabzip.data.images import Images, Splits
 from pabzip.data.registry import geometry
 from pabzip.registry import register_dataset
 
-# Mean and standard deviation of each channel of the 50,000 training images.
+_PUBLISHED = "-published"
+
+# Mean and standard deviation of each channel over all pixels of the 50,000 training images. The
+# deviations that Peek-a-Boo and many others use for CIFAR-10 are another quantity: each image's own
+# deviation, averaged over the images, which leaves out how images differ from one another.
 _CONSTANTS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar10-published": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 
 @register_dataset("cifar10", classes=10, shape=(3, 32, 32), augmented=True)
+@register_dataset("cifar10-published", classes=10, shape=(3, 32, 32), augmented=True)
 @register_dataset("cifar100", classes=100, shape=(3, 32, 32), augmented=True)
 def load_cifar(name: str, *, root: Root = None, download: bool = False) -> Splits:
     """Load 50,000 training and 10,000 test images, three channels of 32x32 pixels.
 
     ``root`` holds the "python version" of the dataset's home page, whose files are checked by MD5
     before they are read; an archive that is there but not yet unpacked is unpacked. CIFAR-100 has
-    its 100 fine labels.
+    its 100 fine labels. ``"cifar10-published"`` is CIFAR-10 normalized as in Peek-a-Boo's code.
 
     Arguments and errors are those of `pabzip.data.load`.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
     """
-    dataset = getattr(torchvision_datasets(), name.upper())
+    dataset = getattr(torchvision_datasets(), name.removesuffix(_PUBLISHED).upper())
     folder = dataset_root(root)
     listed = [*dataset.train_list, *dataset.test_list]
     listed.append((dataset.meta["filename"], dataset.meta["md5"]))

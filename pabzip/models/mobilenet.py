@@ -33,27 +33,32 @@ class InvertedResidual(nn.Module):
         stride: stride of the depthwise convolution.
         expansion: the depthwise convolution has ``expansion * inputs`` channels; for 1 there is no
             widening convolution.
+        full: have one all the same, and a shortcut wherever the stride is 1: a 1x1 convolution with
+            batch norm where the number of channels changes.
 
     Source: Sandler et al. 2018, Table 1 and Figure 4 (d). Deviation: ReLU in place of ReLU6, whose
     gradient is zero above 6, where a search by synaptic flow looks.
     """
 
-    def __init__(self, inputs: int, channels: int, stride: int, expansion: int):
+    def __init__(self, inputs: int, channels: int, stride: int, expansion: int, *, full: bool):
         super().__init__()
         hidden = expansion * inputs
-        widening = [] if expansion == 1 else active_conv(inputs, hidden, 1)
+        widening = [] if expansion == 1 and not full else active_conv(inputs, hidden, 1)
         depthwise = active_conv(hidden, hidden, 3, stride, groups=hidden)
         narrowing = active_conv(hidden, channels, 1)[:-1]
         self.layers = nn.Sequential(*widening, *depthwise, *narrowing)
-        self.adds = stride == 1 and inputs == channels
+        self.adds = stride == 1 and (full or inputs == channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if self.adds and inputs != channels:
+            self.shortcut = nn.Sequential(*active_conv(inputs, channels, 1)[:-1])
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""
         hidden: torch.Tensor = self.layers(inputs)
-        return inputs + hidden if self.adds else hidden
+        return self.shortcut(inputs) + hidden if self.adds else hidden
 
 
-@register_network("mobilenetv2", options={"width": 32})
+@register_network("mobilenetv2", options={"width": 32}, variants={"full_blocks": False})
 class MobileNetV2(nn.Module):
     """A 3x3 stem, 17 blocks in 7 stages, a 1x1 head, global average pooling, one Linear ``fc``.
 
@@ -64,12 +69,22 @@ class MobileNetV2(nn.Module):
         num_classes, in_channels, image_size: as for `pabzip.models.resnet.ResNet`.
         width: channels of the stem, 32 in the paper; all others follow in proportion, rounded down
             to whole channels, at least 1.
+        full_blocks: ``full`` of every `InvertedResidual`.
 
     Source: Sandler et al. 2018, Table 2, with stride 1 in the stem and in the second stage, the
-    common form on CIFAR.
+    common form on CIFAR. ``full_blocks affine=false bias=false`` is the form of Rare Gems, Table 7,
+    and of their code.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: int):
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        width: int,
+        full_blocks: bool,
+    ):
         super().__init__()
         blocks: list[nn.Module] = []
         inputs = width
@@ -77,7 +92,9 @@ class MobileNetV2(nn.Module):
             channels = _scaled(published, width)
             for index in range(depth):
                 stride = first if index == 0 else 1
-                blocks.append(InvertedResidual(inputs, channels, stride, expansion))
+                blocks.append(
+                    InvertedResidual(inputs, channels, stride, expansion, full=full_blocks)
+                )
                 inputs = channels
         head = _scaled(_HEAD, width)
         self.stem = nn.Sequential(*active_conv(in_channels, width, 3))

@@ -10,8 +10,13 @@ that the name decides::
 
 ``options`` holds what a caller may set, with its defaults: whole numbers, or true and false. Every
 network has ``num_classes``, ``in_channels`` and ``image_size`` besides, by default 10, 3 and 32.
-``least`` holds the smallest valid value where that is more than 1. The constructor, a class or a
-function, is called with all of these as keywords.
+``variants`` holds further options, true or false, that are recorded only where they are not at
+their default: files of the plain network stay as they were before a variant came. ``binary_with``
+names the options that binary activations need. ``least`` holds the smallest valid value where that
+is more than 1. The constructor, a class or a function, is called with all options as keywords.
+
+The networks that files may name have three variants in common, which change the network that the
+constructor made and are no arguments of it: ``affine``, ``bias`` and ``binary_activations``.
 
 A file may name the networks of `pabzip.formats.ARCHITECTURES` alone. One that another package
 registers is built and trained by its name, and is a custom network to files and checkpoints.
@@ -37,6 +42,8 @@ OptionValue = int | bool
 
 _IMAGES: dict[str, OptionValue] = {"num_classes": 10, "in_channels": 3, "image_size": 32}
 
+_COMMON: dict[str, OptionValue] = {"affine": True, "bias": True, "binary_activations": False}
+
 # The upper bounds keep every parameter count below 2**53, so that options read from a file
 # can never overflow a size.
 _RANGES: dict[str, tuple[int, int]] = {
@@ -46,6 +53,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "width": (1, 2**14),
     "widen": (1, 2**6),
 }
+_NO_ARGUMENTS = ("options", "variants", "binary_with", "least")  # facts beside the constructor's
 _OTHER_RANGE = (1, 2**20)  # of an option that no network of pabzip's has
 
 
@@ -60,7 +68,13 @@ def defaults(name: str) -> dict[str, OptionValue]:
     Raises:
         ArchitectureError: no such network; the message lists them.
     """
-    return {**_IMAGES, **NETWORKS.facts(name).get("options", {})}
+    return {**_IMAGES, **NETWORKS.facts(name).get("options", {}), **_variants(name)}
+
+
+def _variants(name: str) -> dict[str, OptionValue]:
+    """Return the options of a network that are recorded only where they differ from these."""
+    common = _COMMON if name in ARCHITECTURES else {}
+    return {**NETWORKS.facts(name).get("variants", {}), **common}
 
 
 def input_shape(name: str, options: Mapping[str, Any] | None = None) -> tuple[int, int, int]:
@@ -95,14 +109,16 @@ def build(
     forms, by torchvision's own rules; `pabzip.init_` then draws the weights that are to be seeded.
     The caller's random state and default dtype play no part and are left alone. The network
     remembers what it is as ``net.pabzip_arch``: its name (``"custom"`` if no file may name it) and
-    its options, all of them, as JSON values.
+    its options as JSON values, all of them but variants at their default.
 
     Args:
         name: one of `names`.
         options: any of `defaults`: ``num_classes``, ``in_channels``, ``image_size`` (pixels),
             ``width`` (of the first layer or stage; the others follow in proportion) but for the
-            ImageNet forms, ``batch_norm`` of the Conv family, and ``widen`` and ``late_stride`` of
-            WideResNet-28. Options that come from a file belong here.
+            ImageNet forms, and what the network's class says. Options that come from a file belong
+            here. Every network also takes ``affine=False`` (batch norm without weight and bias),
+            ``bias=False`` (no biases in convolutions and Linear layers) and
+            ``binary_activations=True``; see `pabzip.models.binary.apply_variants`.
         dense_seed: seed of torch's CPU generator for the initial dense parameters (biases),
             ``0 <= dense_seed < 2**64``.
         device: where the network ends up; None takes torch's default device. ``"meta"`` allocates
@@ -110,7 +126,8 @@ def build(
         **more: options as keywords; they win over ``options``.
 
     Raises:
-        ArchitectureError: unknown name or option, or a value out of range.
+        ArchitectureError: unknown name or option, a value out of range, or a variant of what the
+            network does not have.
         SeedError: ``dense_seed`` out of range.
         MissingDependencyError: an ImageNet form, and no torchvision that matches torch.
     """
@@ -118,16 +135,24 @@ def build(
 
     resolved = _resolved(name, {**(options or {}), **more})
     facts = NETWORKS.facts(name)
-    fixed = {key: value for key, value in facts.items() if key not in ("options", "least")}
+    fixed = {key: value for key, value in facts.items() if key not in _NO_ARGUMENTS}
+    common = {key: bool(resolved[key]) for key in _COMMON} if name in ARCHITECTURES else {}
+    given = {key: value for key, value in resolved.items() if key not in common}
     construct = NETWORKS.get(name)
     target = torch.get_default_device() if device is None else torch.device(device)
     # Always constructed on the CPU, so that one dense_seed gives the same bits on every device.
     first = torch.device("meta" if target.type == "meta" else "cpu")
     with own_rng(check_seed(dense_seed)), _float32(), first:
-        net: nn.Module = construct(**fixed, **resolved)
+        net: nn.Module = construct(**fixed, **given)
+    if common:
+        from pabzip.models.binary import apply_variants
+
+        apply_variants(net, **common)
+    variants = _variants(name)
     net.pabzip_arch = (  # type: ignore[assignment]
-        name if name in ARCHITECTURES else "custom", resolved,
-    )  # fmt: skip
+        name if name in ARCHITECTURES else "custom",
+        {k: v for k, v in resolved.items() if k not in variants or v != variants[k]},
+    )
     return net.to(target)
 
 
@@ -184,4 +209,12 @@ def _resolved(name: str, given: Mapping[str, object]) -> dict[str, OptionValue]:
                 f"architecture {name!r}: option {option}: expected {expected}, found {value!r}"
             )
         resolved[option] = value  # type: ignore[assignment]
+    if resolved.get("binary_activations"):
+        for option, needed in NETWORKS.facts(name).get("binary_with", {}).items():
+            if given.get(option, needed) != needed:
+                raise ArchitectureError(
+                    f"architecture {name!r}: option binary_activations: expected {option} "
+                    f"{needed} with it, found {given[option]}; leave {option} out"
+                )
+            resolved[option] = needed
     return resolved

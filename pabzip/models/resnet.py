@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pabzip._optional import torchvision_part
@@ -22,13 +23,27 @@ class ResidualBlock(nn.Module):
         channels: of the convolutions; ``outputs`` are as many, or four times as many.
         stride: stride of the first 3x3 convolution and of the shortcut.
         bottleneck: a 1x1, a 3x3 and a widening 1x1 convolution, not two of 3x3.
+        padded_shortcut: where the shape changes, the shortcut takes every second pixel and pads
+            the channels with zeros on both sides (He et al.'s option A).
+        norm_after_sum: the last batch norm stands after the sum with the shortcut.
 
     Source: He et al. 2016, Figure 5. The shortcut is the identity where the shape stays, else a
     1x1 convolution with batch norm (their option B). The stride of a bottleneck sits on its 3x3
     convolution, as in torchvision and in the common CIFAR form, not on the first 1x1 as there.
+    ``norm_after_sum`` is the second form in the code of Multi-Prize Tickets
+    (``resnet_cifar_BinAct_v2``).
     """
 
-    def __init__(self, inputs: int, channels: int, stride: int, *, bottleneck: bool):
+    def __init__(
+        self,
+        inputs: int,
+        channels: int,
+        stride: int,
+        *,
+        bottleneck: bool,
+        padded_shortcut: bool,
+        norm_after_sum: bool,
+    ):
         super().__init__()
         outputs = 4 * channels if bottleneck else channels
         first, second = ((1, 1), (3, stride)) if bottleneck else ((3, stride), (3, 1))
@@ -36,27 +51,75 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = conv(channels, channels, *second)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.bottleneck = bottleneck
+        self.relu = nn.ReLU()
+        self.bottleneck, self.norm_after_sum = bottleneck, norm_after_sum
         if bottleneck:
             self.conv3 = conv(channels, outputs, 1, 1)
             self.bn3 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
+        if (stride != 1 or inputs != outputs) and padded_shortcut:
+            self.shortcut = PaddedShortcut(outputs, stride)
+        elif stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""
-        hidden = torch.relu(self.bn1(self.conv1(inputs)))
-        hidden = self.bn2(self.conv2(hidden))
+        hidden = self.conv2(self.relu(self.bn1(self.conv1(inputs))))
+        last = self.bn2
         if self.bottleneck:
-            hidden = self.bn3(self.conv3(torch.relu(hidden)))
-        return torch.relu(hidden + self.shortcut(inputs))
+            hidden, last = self.conv3(self.relu(self.bn2(hidden))), self.bn3
+        if self.norm_after_sum:
+            hidden = last(hidden + self.shortcut(inputs))
+        else:
+            hidden = last(hidden) + self.shortcut(inputs)
+        outputs: torch.Tensor = self.relu(hidden)
+        return outputs
 
 
-@register_network("resnet18", options={"width": 64}, depths=(2, 2, 2, 2))
-@register_network("resnet20", options={"width": 16}, depths=(3, 3, 3))
-@register_network("resnet34", options={"width": 64}, depths=(3, 4, 6, 3))
-@register_network("resnet50", options={"width": 64}, depths=(3, 4, 6, 3), bottleneck=True)
+class PaddedShortcut(nn.Module):
+    """Every ``stride``-th pixel, and zeros for the channels that are missing, half on either side.
+
+    ``float[N, inputs, H, W] -> float[N, outputs, ceil(H / stride), ceil(W / stride)]``.
+
+    Source: He et al. 2016, Section 3.3, option A.
+    """
+
+    def __init__(self, outputs: int, stride: int):
+        super().__init__()
+        self.outputs, self.stride = outputs, stride
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the pixels that stay, with more channels."""
+        missing = self.outputs - inputs.shape[1]
+        pixels = inputs[:, :, :: self.stride, :: self.stride]
+        return F.pad(pixels, (0, 0, 0, 0, missing // 2, missing - missing // 2))
+
+
+@register_network(
+    "resnet18",
+    options={"width": 64},
+    variants={"padded_shortcuts": False, "norm_after_sum": False},
+    depths=(2, 2, 2, 2),
+)
+@register_network(
+    "resnet20",
+    options={"width": 16},
+    variants={"padded_shortcuts": False, "norm_after_sum": False},
+    depths=(3, 3, 3),
+)
+@register_network(
+    "resnet34",
+    options={"width": 64},
+    variants={"padded_shortcuts": False, "norm_after_sum": False},
+    depths=(3, 4, 6, 3),
+)
+@register_network(
+    "resnet50",
+    options={"width": 64},
+    variants={"padded_shortcuts": False, "norm_after_sum": False},
+    depths=(3, 4, 6, 3),
+    bottleneck=True,
+)
 class ResNet(nn.Module):
     """A 3x3 stem, stages of residual blocks, global average pooling, one Linear layer ``fc``.
 
@@ -70,12 +133,14 @@ class ResNet(nn.Module):
         in_channels: channels of the input.
         image_size: of the images that the network is made for; nothing depends on it.
         width: base width of the first stage.
+        padded_shortcuts, norm_after_sum: of the blocks, see `ResidualBlock`.
 
     Source: He et al. 2016. Depths (2, 2, 2, 2), (3, 4, 6, 3) and width 64 are Table 1 with the
     ImageNet stem (7x7, stride 2, max pool) replaced by a 3x3 convolution of stride 1, the common
     form on CIFAR. Depths (3, 3, 3) and width 16 are Section 4.2's ResNet-20, which pads its
-    shortcuts with zeros (option A); here they are 1x1 convolutions (option B), so that every
-    residual network follows one rule. That adds 2,560 weights at width 16.
+    shortcuts with zeros (``padded_shortcuts``, as Rare Gems does); by default they are 1x1
+    convolutions, as in Multi-Prize Tickets. That adds 2,560 weights at width 16. Rare Gems has
+    ``affine=false bias=false`` besides.
     """
 
     def __init__(
@@ -87,17 +152,25 @@ class ResNet(nn.Module):
         in_channels: int,
         image_size: int,
         width: int,
+        padded_shortcuts: bool,
+        norm_after_sum: bool,
     ):
         super().__init__()
         self.conv1 = conv(in_channels, width, 3, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        block = partial(ResidualBlock, bottleneck=bottleneck)
+        self.relu = nn.ReLU()
+        block = partial(
+            ResidualBlock,
+            bottleneck=bottleneck,
+            padded_shortcut=padded_shortcuts,
+            norm_after_sum=norm_after_sum,
+        )
         self.stages, outputs = residual_stages(block, width, width, depths, 4 if bottleneck else 1)
         self.fc = nn.Linear(outputs, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits ``float[N, num_classes]``."""
-        hidden = torch.relu(self.bn1(self.conv1(images)))
+        hidden = self.relu(self.bn1(self.conv1(images)))
         hidden = self.stages(hidden).mean(dim=(2, 3))
         logits: torch.Tensor = self.fc(hidden)
         return logits

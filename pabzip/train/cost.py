@@ -79,14 +79,16 @@ def layer_costs(
     input_bits: int = _FULL,
     weight_bits: int = _FULL,
     gradient_bits: int = _FULL,
+    input_gradient: str = "quantized",
     drop_ratio: float = 0.0,
 ) -> list[LayerCost]:
     """Return the bit operations of one training step of one sample, layer by layer.
 
     Each of the three products of a layer costs its multiply-accumulates, times the fraction of the
     weights that survive, times the bits of both operands: ``32 * 32`` for the forward pass, always
-    in full precision, ``gradient_bits * weight_bits`` for the input's gradient and
-    ``gradient_bits * input_bits`` for the weight's, which is needed where the mask keeps alone.
+    in full precision, ``gradient_bits * weight_bits`` for the input's gradient unless that is
+    exact, and ``gradient_bits * input_bits`` for the weight's, which is needed where the mask keeps
+    alone.
     Where there are masks, a layer without one (a dense classifier) is dense and in full precision.
     Batch norm, activations, quantization and the optimizers count nothing.
 
@@ -98,6 +100,8 @@ def layer_costs(
         input_bits: bits of layer inputs in the backward pass; 32 without PSG.
         weight_bits: bits of weights in the backward pass.
         gradient_bits: bits of output gradients.
+        input_gradient: ``"exact"`` where the input's gradient is a product of full precision
+            whatever the bits; see `pabzip.unmask.PsgConfig`.
         drop_ratio: fraction of steps that are skipped, in [0, 1); the costs are averages over all
             steps, skipped ones too.
 
@@ -111,6 +115,8 @@ def layer_costs(
     bits), as used in Peek-a-Boo, Section 4.1 and Appendix B (``drop_ratio``: stochastic mini-batch
     dropping). The first layer's input gradient is counted though nothing needs it, since the
     paper's dense numbers include it: 1.706 Tr for ResNet-18, printed as 1.71, and 1.704 without.
+    Its numbers with PSG count quantized input gradients. The published code computes exact ones;
+    that it also computes every output and weight gradient twice is counted neither there nor here.
     """
     kept = {} if masks is None else _kept_fractions(net, masks)
     costs = []
@@ -120,6 +126,7 @@ def layer_costs(
             bits = (_FULL, _FULL, _FULL)
         inputs, weights, gradients = bits
         products = macs * kept.get(name, 1.0) * (1.0 - drop_ratio)
+        exact = input_gradient == "exact"
         costs.append(
             LayerCost(
                 name=name,
@@ -127,7 +134,7 @@ def layer_costs(
                 kept=kept.get(name, 1.0),
                 masked=name in kept,
                 forward=products * _FULL * _FULL,
-                input_gradient=products * gradients * weights,
+                input_gradient=products * (_FULL * _FULL if exact else gradients * weights),
                 weight_gradient=products * gradients * inputs,
             )
         )
@@ -142,6 +149,7 @@ def bit_operations(
     input_bits: int = _FULL,
     weight_bits: int = _FULL,
     gradient_bits: int = _FULL,
+    input_gradient: str = "quantized",
     drop_ratio: float = 0.0,
 ) -> float:
     """Return the bit operations of one training step of one sample: the sum of `layer_costs`.
@@ -151,7 +159,7 @@ def bit_operations(
     costs = layer_costs(
         net, input_shape, masks,
         input_bits=input_bits, weight_bits=weight_bits, gradient_bits=gradient_bits,
-        drop_ratio=drop_ratio,
+        input_gradient=input_gradient, drop_ratio=drop_ratio,
     )  # fmt: skip
     return sum(cost.total for cost in costs)
 
@@ -197,12 +205,12 @@ def step_costs(
     Source: see `layer_costs`.
     """
     method, psg = method_of(recipe), recipe.psg
-    bits = {}
+    cheap: dict[str, Any] = {}
     if method.masked and method.psg:
-        names = ("input_bits", "weight_bits", "gradient_bits")
-        bits = {name: getattr(psg, name) for name in names}
+        names = ("input_bits", "weight_bits", "gradient_bits", "input_gradient")
+        cheap = {name: getattr(psg, name) for name in names}
     layers = layer_costs(
-        net, input_shape, masks if method.masked else None, drop_ratio=recipe.drop_ratio, **bits
+        net, input_shape, masks if method.masked else None, drop_ratio=recipe.drop_ratio, **cheap
     )
     return StepCosts(
         epoch=epoch,
@@ -226,7 +234,7 @@ def method_costs(
         net: any network; it stays as it is.
         input_shape: shape of one sample without the batch.
         masks: of every seeded weight, True where it survives; the dense methods go without.
-        psg: bit widths of the methods with predictive gradients; the paper's by default.
+        psg: settings of the methods with predictive gradients; the paper's by default.
         drop_ratio: as for `layer_costs`.
 
     Returns:

@@ -135,8 +135,9 @@ class LatentRecipe(Section, table="latent"):
 class PsgRecipe(Section, table="psg"):
     """Low-precision gradients (predictive sign gradient), used by the methods ``pab-*-psg``.
 
-    Source: Peek-a-Boo, Section 3.3 and Table 5 (bit widths); the published command for the
-    threshold. A relative threshold is the paper's, an absolute one the published command's.
+    Source: Peek-a-Boo, Section 3.3 and Table 5 (bit widths); the published CIFAR command for the
+    threshold, which is relative there as in the paper. The published code hands on exact input
+    gradients and has its own quantizer.
     """
 
     input_bits: int = setting(8, "Bits of a layer's inputs in the backward pass.", ge=2, le=32)
@@ -154,6 +155,17 @@ class PsgRecipe(Section, table="psg"):
         "remove",
         "Gradients below psg.threshold: set to zero, all kept, or replaced by precise ones.",
         choices=lambda: constant("pabzip.unmask", "psg_functions", "BEHAVIORS"),
+    )
+    input_gradient: str = setting(
+        "quantized",
+        "Gradient that a layer hands on: of quantized operands (the paper's text) or exact (its"
+        " code).",
+        choices=lambda: constant("pabzip.unmask", "psg_functions", "INPUT_GRADIENTS"),
+    )
+    quantizer: str = setting(
+        "symmetric",
+        "How tensors are rounded to few bits: ours, or that of the published code.",
+        choices=lambda: constant("pabzip.unmask", "psg_functions", "QUANTIZERS"),
     )
 
 

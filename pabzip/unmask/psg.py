@@ -54,11 +54,12 @@ def apply_psg(
 
     The forward pass stays exact. In the backward pass input x, weight w and output gradient g are
     replaced by their quantized versions (see `quantize`): the weight gradient is g~ x~^T, the input
-    gradient w~^T g~, and small weight gradients are treated as ``config.behavior`` says. Bias
-    gradients are exact. There is one forward and one backward product, and a further backward
-    product for ``"correct"`` alone. What is not needed (the input gradient of the first layer, the
-    weight gradient of a frozen layer) is not computed. In evaluation mode gradients are exact, so a
-    search that runs in it measures the network itself.
+    gradient w~^T g~ (w^T g where ``config.input_gradient`` is ``"exact"``), and small weight
+    gradients are treated as ``config.behavior`` says. Bias gradients are exact. Output and both
+    gradients take one product each, the weight gradient a further one for ``"correct"`` alone. What
+    is not needed (the input gradient of the first layer, the weight gradient of a frozen layer) is
+    not computed. In evaluation mode gradients are exact, so a search that runs in it measures the
+    network itself.
 
     Each layer's class becomes a subclass of its own that routes the ``torch.nn.functional`` calls
     of its ``forward``; so Conv and Linear layers, their lazy initializations, and subclasses of
@@ -81,9 +82,10 @@ def apply_psg(
             has PSG already.
         SeedError: ``weights`` is not given and ``net`` was not drawn from a seed.
 
-    Source: Peek-a-Boo, Sections 3.3 and 4.4; Wang et al. 2019 (E2-Train). Deviations: the signs of
-    the predicted gradients are not taken, as in Peek-a-Boo; the forward pass is exact, where the
-    published layers quantize it too; the published code runs every layer twice.
+    Source: Peek-a-Boo, Sections 3.3 and 4.4; Wang et al. 2019 (E2-Train), who take the signs of the
+    predicted gradients, which Peek-a-Boo does not. Deviation: the code published with Peek-a-Boo,
+    whose networks have an exact forward pass too, computes every output and every weight gradient
+    twice, exact and quantized; here there is one of each.
     """
     config = PsgConfig() if config is None else config
     names = list(seeding(net).specs if weights is None else weights)

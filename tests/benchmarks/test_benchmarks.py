@@ -20,6 +20,7 @@ import pytest
 import torch
 import zstandard
 from scipy.stats import entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pabzip
 from pabzip.seeds import unpack_codes
@@ -233,6 +234,62 @@ def test_published_psg_keeps_the_forward_pass(load):
     kept = second != 0
     assert (second.abs()[kept] >= 0.2 * second.abs().max()).all()  # small ones are removed
     assert 0 < kept.sum() < kept.numel()
+
+
+class Products(TorchDispatchMode):
+    """Counts the backward products of convolutions: gradients of inputs and of weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.inputs = self.weights = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            of_input, of_weight, _ = args[-1]
+            self.inputs += of_input
+            self.weights += of_weight
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("way", "products"), [("dense", (19, 20)), ("ours", (19, 20)),
+                                               ("published", (19, 40))])  # fmt: skip
+def test_backward_products_of_a_training_step(load, way, products):
+    module = load("train_speed")
+    net = pabzip.init_(pabzip.models.build("resnet18", {"width": 4}), 0)
+    if way == "ours":
+        module.apply_psg(net)
+    elif way == "published":
+        module.apply_published_psg(net, module.PsgConfig())
+    loss = net(torch.randn(2, 3, 32, 32)).square().sum()
+    with Products() as counted:
+        loss.backward()
+    assert (counted.inputs, counted.weights) == products
+
+
+def test_published_psg_computes_what_our_published_choices_do(load):
+    module = load("train_speed")
+    config = module.PsgConfig(4, 4, 8, 0.1, input_gradient="exact", quantizer="published")
+    gradients = []
+    for apply in (module.apply_psg, module.apply_published_psg):
+        net = pabzip.init_(pabzip.models.build("resnet20", {"width": 2}), 0, skip=["fc"]).double()
+        apply(net, config)
+        images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        net(images.double()).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+PUBLISHED_PSG = {"bop.start=first-gradient", "psg.input_gradient=exact", "psg.quantizer=published"}
+
+
+@pytest.mark.parametrize("name", ["digits", "cluttered-digits"])
+def test_a_row_is_called_published_only_if_all_of_it_is(load, name):
+    rows = load("methods").STUDIES[name].rows
+    for title, flags in rows.items():
+        assert "published" not in title or set(flags.split()) >= PUBLISHED_PSG
+    file = "methods.json" if name == "digits" else f"methods-{name}.json"
+    recorded = json.loads((FOLDER / "results" / file).read_text())
+    assert {row["method"] for row in recorded["rows"]} <= set(rows)
 
 
 def test_methods(bench, tmp_path_factory):

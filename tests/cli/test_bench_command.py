@@ -69,6 +69,13 @@ def test_bits_and_dropped_steps(bitops):
     assert found["methods"]["dense-sgd"] == sum(r["macs"] for r in found["layers"]) * 3 * 512
 
 
+def test_an_exact_input_gradient_is_counted(bitops):
+    found = bitops("--set", "psg.input_gradient=exact", "--set", "psg.gradient_bits=8",
+                   "--set", "classifier=seeded")  # fmt: skip
+    kept = found["methods"]["pab-bop"] / (3 * 1024)
+    assert found["methods"]["pab-bop-psg"] == pytest.approx(kept * (2 * 1024 + 8 * 8), abs=99)
+
+
 def test_a_setting_that_the_count_does_not_depend_on_is_told(run):
     result = run(*SMALL, "--set", "bop.threshold=1", "--json")
     assert result.exit_code == 0

@@ -86,6 +86,15 @@ def test_every_configuration_of_table_5_trains(ask, method, bits):
     assert trained["bitops"] == trained["survivors"] * (forward + backward)
 
 
+def test_the_published_choices_train(ask):
+    changes = ("psg.input_bits=4", "psg.gradient_bits=8", "psg.input_gradient=exact",
+               "psg.quantizer=published")  # fmt: skip
+    flags = [part for change in changes for part in ("--set", change)]
+    trained = ask("train", "--method", "pab-bop-psg", *flags, *TINY)
+    assert 0 < trained["flipped"] < 1
+    assert trained["bitops"] == trained["survivors"] * (2 * 32 * 32 + 4 * 8)
+
+
 @pytest.mark.parametrize("behavior", ["remove", "all", "correct"])
 def test_every_behavior_of_figure_4_trains(ask, behavior):
     trained = ask("train", "--method", "pab-bop-psg", "--set", f"psg.behavior={behavior}",

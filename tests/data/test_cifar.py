@@ -85,6 +85,19 @@ def test_reads_the_unpacked_folder(kind):
     assert inputs.shape == (2, 3, 32, 32)
 
 
+def test_the_deviations_of_cifar10_and_the_published_ones(kind):
+    name, _, root = kind
+    if name == "cifar100":
+        return
+    true, published = (data.load(n, root=root) for n in ("cifar10", "cifar10-published"))
+    assert torch.equal(true.train.images, published.train.images)
+    assert torch.equal(true.test.labels, published.test.labels)
+    assert (published.num_classes, published.input_shape) == (10, (3, 32, 32))
+    ratio = published.test.inputs() / true.test.inputs()
+    expected = torch.tensor([0.2470 / 0.2023, 0.2435 / 0.1994, 0.2616 / 0.2010])
+    torch.testing.assert_close(ratio.mean(dim=(0, 2, 3)), expected)
+
+
 def test_unpacks_an_archive_that_is_there(kind):
     name, dataset, root = kind
     remove(root / dataset.base_folder)

@@ -16,6 +16,7 @@ from pabzip.registry import DATASETS, register_dataset
 NAMES = {
     "caltech101": Geometry(101, 3, 224),
     "cifar10": Geometry(10, 3, 32),
+    "cifar10-published": Geometry(10, 3, 32),
     "cifar100": Geometry(100, 3, 32),
     "cluttered-digits": Geometry(10, 3, 32),
     "digits": Geometry(10, 1, 8),

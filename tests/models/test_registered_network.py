@@ -59,6 +59,20 @@ def test_its_options_are_checked():
 
 
 @pytest.mark.usefixtures("tiny")
+def test_its_variants_are_its_own_and_recorded_where_they_are_used():
+    @register_network("tiny-biased", options={"hidden": 4}, variants={"bias": False})
+    def tiny_biased(*, num_classes, in_channels, image_size, hidden, bias):
+        return nn.Linear(in_channels * image_size**2, num_classes, bias=bias)
+
+    assert models.build("tiny-biased").bias is None
+    assert models.build("tiny-biased", bias=True).bias is not None
+    assert "bias" not in models.build("tiny-biased", bias=False).pabzip_arch[1]
+    assert models.build("tiny-biased", bias=True).pabzip_arch[1]["bias"] is True
+    with pytest.raises(ArchitectureError, match="hidden, bias, found 'affine'"):
+        models.build("tiny-biased", affine=False)
+
+
+@pytest.mark.usefixtures("tiny")
 def test_to_files_and_checkpoints_it_is_custom(tmp_path):
     def build():
         return models.build("tiny", in_channels=1, image_size=8)

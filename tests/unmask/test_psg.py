@@ -13,6 +13,7 @@ from torch import nn
 
 import pabzip.init
 from pabzip.errors import RecipeError, SeedError
+from pabzip.models import build
 from pabzip.search import synflow
 from pabzip.unmask import Bop, PsgConfig, apply_psg, quantize, remove_psg
 from pabzip.unmask.psg_functions import levels
@@ -377,6 +378,60 @@ def test_a_layer_under_two_names_is_changed_once():
     assert net.train()(torch.ones(2, 4)).shape == (2, 4)
 
 
+def test_an_exact_input_gradient_needs_no_quantized_weight():
+    gradients = []
+    nets = [seeded_net(), seeded_net()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, weight_bits in zip(nets, (2, 16), strict=True):
+        apply_psg(net, PsgConfig(4, weight_bits, 8, input_gradient="exact"))
+        net(tensor((2, 3, 6, 6)).float()).square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_published_choices_under_autocast(dtype):
+    x, g = tensor((4, 3, 8, 8), 1).float().relu(), tensor((4, 5, 8, 8), 2).to(dtype)
+    found = []
+    for config in (EXACT, PsgConfig(8, 8, 8, behavior="all", quantizer="published")):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 5, 3, padding=1)
+        apply_psg(layer, config, weights=["weight"])
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype):
+            layer(inputs).backward(g)
+        assert inputs.grad.dtype == layer.weight.grad.dtype == torch.float32
+        found.append((inputs.grad, layer.weight.grad))
+    for exact, rough in zip(*found, strict=True):
+        assert 0 < float((exact - rough).norm() / exact.norm()) < 0.05
+
+
+def gradient_error(config):
+    """How far the seeded gradients of a whole network are from exact ones, as a fraction."""
+    net = pabzip.init.init_(build("resnet20", width=8), 0)
+    images = tensor((16, 3, 32, 32)).float()
+    gradients = []
+    for each in (None, config):
+        handle = None if each is None else apply_psg(net, each)
+        net.zero_grad()
+        F.cross_entropy(net(images), torch.arange(16) % 10).backward()
+        parts = pabzip.init.seeded_parameters(net).values()
+        gradients.append(torch.cat([p.grad.flatten() for p in parts]))
+        if handle is not None:
+            handle.remove()
+    exact, rough = gradients
+    return float((rough - exact).norm() / exact.norm())
+
+
+def test_four_bits_keep_the_gradient_of_a_whole_network_as_published():
+    ours = gradient_error(PsgConfig(4, 4, 8))
+    exact = gradient_error(PsgConfig(4, 4, 8, input_gradient="exact"))
+    published = gradient_error(PsgConfig(4, 4, 8, input_gradient="exact", quantizer="published"))
+    assert published < exact < ours
+    assert published < ours / 2
+
+
 def test_second_application_is_refused_and_changes_nothing():
     net = seeded_net()
     handle = apply_psg(net, weights=["3.weight"])
@@ -405,6 +460,8 @@ def test_names_that_are_no_layer():
         ({"threshold": -1.0}, "threshold: expected zero or more, and finite, found -1.0"),
         ({"threshold": float("nan")}, "threshold: .* found nan"),
         ({"behavior": "drop"}, "behavior: expected one of all, correct, remove, found 'drop'"),
+        ({"input_gradient": "no"}, "input_gradient: expected one of quantized, exact, found 'no'"),
+        ({"quantizer": "int"}, "quantizer: expected one of symmetric, published, found 'int'"),
     ],
 )
 def test_configuration_out_of_range(values, problem):

@@ -60,6 +60,25 @@ def treated(predicted, exact, threshold, behavior, adaptive):
     return result
 
 
+def published_levels(values, bits, role):
+    """The published quantizer, value by value: shift to zero, divide, cut off, round, undo."""
+    if role == "input":
+        largest = np.mean([max(abs(value) for value in sample.flat) for sample in values])
+        signed = any(value < 0 for value in values.flat)
+    elif role == "weight":
+        return np.stack([published_levels(each, bits, "gradient") for each in values])
+    else:
+        largest, signed = max(abs(value) for value in values.flat), True
+    lowest = -largest if signed else 0.0
+    step = (largest - lowest) / 2**bits
+    result = np.zeros_like(values)
+    for at in np.ndindex(values.shape):
+        if values[at] != 0:
+            level = min(max((values[at] - lowest) / step, 0), 2**bits - 1)
+            result[at] = round(level) * step + lowest
+    return result
+
+
 GEOMETRIES = {
     "plain": {"shape": (4, 6), "kernel": (3, 3)},
     "stride, padding": {"shape": (4, 6), "kernel": (3, 3), "stride": (2, 1), "padding": (1, 2)},
@@ -102,6 +121,83 @@ def test_convolutions(name, behavior, channels_last):
     assert np.count_nonzero(wanted == predicted) > 0
     if behavior != "all":
         assert np.count_nonzero(wanted != predicted) > 0
+
+
+@pytest.mark.parametrize("input_gradient", ["quantized", "exact"])
+@pytest.mark.parametrize("quantizer", ["symmetric", "published"])
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("name", ["plain", "grouped", "stride, padding"])
+def test_published_choices(name, rectified, quantizer, input_gradient):
+    torch.manual_seed(len(name))
+    layer, geometry = layer_of(**GEOMETRIES[name])
+    config = PsgConfig(4, 3, 6, 0.15, "correct", input_gradient=input_gradient, quantizer=quantizer)
+    apply_psg(layer, config, weights=["weight"])
+    inputs = torch.randn(3, layer.in_channels, 6, 7, dtype=torch.float64)
+    inputs[1] *= 3  # so that the mean of the samples' largest is far from the largest of all
+    if rectified:
+        inputs.relu_()
+    output = layer(inputs.requires_grad_())
+    gradient = torch.randn(output.shape, dtype=torch.float64)
+    output.backward(gradient)
+    x, w, g = inputs.detach().numpy(), layer.weight.detach().numpy(), gradient.numpy()
+    if quantizer == "symmetric":
+        rough = levels(x, 4), levels(w, 3), levels(g, 6)
+    else:
+        rough = (
+            published_levels(x, 4, "input"),
+            published_levels(w, 3, "weight"),
+            published_levels(g, 6, "gradient"),
+        )
+    predicted, rough_input = products(*rough, **geometry)
+    exact, exact_input = products(x, w, g, **geometry)
+    found = layer.weight.grad.numpy()
+    wanted = treated(predicted, exact, 0.15, "correct", adaptive=True)
+    np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-12)
+    of_input = exact_input if input_gradient == "exact" else rough_input
+    np.testing.assert_allclose(inputs.grad.numpy(), of_input, rtol=1e-11, atol=1e-12)
+    assert not np.allclose(rough_input, exact_input, rtol=1e-2)
+    assert np.count_nonzero(wanted != predicted) > 0
+
+
+@pytest.mark.parametrize("role", ["input", "weight", "gradient"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_published_quantizer(role, bits, dtype):
+    values = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(bits), dtype=dtype)
+    values[2] *= 4
+    values[0, 0] = 0.0
+    for given in (values, values.relu()):
+        found = quantize(given, bits, quantizer="published", role=role)
+        wanted = published_levels(given.double().numpy(), bits, role)
+        assert found.dtype == dtype
+        tolerance = 1e-12 if dtype == torch.float64 else 3e-6
+        np.testing.assert_allclose(found.double().numpy(), wanted, rtol=tolerance, atol=1e-12)
+        assert not found[0, 0].any()
+
+
+def test_published_quantizer_uses_every_level_and_cuts_off():
+    ramp = torch.linspace(0, 1, 1001).reshape(1, -1)
+    assert len(quantize(ramp, 4, quantizer="published", role="input").unique()) == 16
+    assert len(quantize(ramp, 4).unique()) == 8
+    assert len(quantize(ramp * 2 - 1, 4, quantizer="published").unique()) == 16
+    assert quantize(ramp, 4, quantizer="published", role="input").max() == 15 / 16
+    assert quantize(ramp, 4, quantizer="published").max() == 7 / 8
+    two = torch.tensor([[1.0], [3.0]])  # mean of the largest: 2
+    found = quantize(two, 8, quantizer="published", role="input")
+    assert found.tolist() == [[1.0], [2 * 255 / 256]]
+
+
+def test_published_quantizer_at_the_edges():
+    for role in ("input", "weight", "gradient"):
+        zeros = quantize(torch.zeros(2, 3), 4, quantizer="published", role=role)
+        assert zeros.tolist() == [[0.0] * 3] * 2
+        lost = quantize(torch.tensor([[1.0, float("nan")]]), 4, quantizer="published", role=role)
+        assert lost.isnan().all()
+    pruned = torch.tensor([[0.0, 0.0], [4.0, -4.0]])
+    found = quantize(pruned, 3, quantizer="published", role="weight")
+    assert found.tolist() == [[0.0, 0.0], [3.0, -4.0]]
+    single = torch.tensor([1.0, -0.5])  # without a batch, as a linear map takes it
+    assert quantize(single, 2, quantizer="published", role="input").tolist() == [0.5, -0.5]
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
