@@ -133,8 +133,9 @@ def _summary(
     points = []
     for setting in settings:
         same = [run for run in runs if setting.items() <= run.items()]
-        measured = ("bytes", "sign_bytes", "flipped", "test_accuracy", "test_loss")
-        measured += ("validation_accuracy",)
+        measured = (
+            "bytes", "sign_bytes", "flipped", "test_accuracy", "test_loss", "validation_accuracy",
+        )  # fmt: skip
         means = {name: statistics.fmean(run[name] for run in same) for name in measured}
         spread = statistics.stdev(run["test_accuracy"] for run in same) if len(same) > 1 else 0.0
         points.append({**setting, **means, "test_accuracy_deviation": spread})
