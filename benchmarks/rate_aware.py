@@ -2,8 +2,11 @@
 
 Every run trains a ticket on the digits, packs it and takes the file's size. Plain Bop moves along
 its curve by its threshold, ours by its flip cost; the published start is there for comparison.
-The settings below were settled on by trying others on the same seeds and test images (ResNet-20's
-flip costs at a threshold of 1e-4 did worse than plain Bop), so the best points flatter every rule.
+Which point is the best, and which are as good, is said by training images that are held out; test
+accuracy is what is told of them. The settings below are older than that: they were settled on by
+trying others on the same seeds and test images (ResNet-20's flip costs at a threshold of 1e-4 did
+worse than plain Bop), and the recorded results chose on the test images too, so their best points
+flatter every rule.
 With ``--arch`` the results file keeps what it has of the other networks.
 """
 
@@ -23,8 +26,10 @@ Point = dict[str, Any]
 ``start`` of its moving average, ``threshold`` (tau) and ``flip_cost`` (lambda)."""
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "rate-aware.png"
+VALIDATION = "0.1"
+"""Fraction of the training images held out to choose by."""
 TOLERANCE = 2.5 / 397
-"""Accuracy that counts as equal: two of the 397 test images."""
+"""Accuracy that counts as equal: two of 397 images, as many as the test has."""
 
 PUBLISHED = "Bop, start at first gradient"
 THRESHOLDS = "Bop, start at zero"
@@ -75,7 +80,8 @@ def main() -> None:
     chosen = [arch for arch in plan if arguments.arch in (None, arch)]
     if not chosen:
         target.error(f"--arch: expected one of {', '.join(FULL)}")
-    flags = ["--data", "digits", "--device", "cpu", *(QUICK_FLAGS if arguments.quick else ())]
+    flags = ["--data", "digits", "--device", "cpu", "--validation", VALIDATION]
+    flags += QUICK_FLAGS if arguments.quick else ()
     if arguments.keep_ratio:
         flags += ["--keep-ratio", str(arguments.keep_ratio)]
     facts = machine("torch")
@@ -110,7 +116,7 @@ def _train(
         named[f"{title}, {arch}"] = point
     measured = (
         "seed", "bytes", "sign_bytes", "expected_bytes", "flipped", "test_accuracy", "test_loss",
-        "survivors", "epochs",
+        "survivors", "epochs", "validation_accuracy",
     )  # fmt: skip
     found = run_study(rows, ["--arch", arch, *flags], seeds, jobs=workers)
     return [
@@ -127,13 +133,15 @@ def _summary(
     points = []
     for setting in settings:
         same = [run for run in runs if setting.items() <= run.items()]
-        measured = ("bytes", "sign_bytes", "flipped", "test_accuracy", "test_loss")
+        measured = (
+            "bytes", "sign_bytes", "flipped", "test_accuracy", "test_loss", "validation_accuracy",
+        )  # fmt: skip
         means = {name: statistics.fmean(run[name] for run in same) for name in measured}
         spread = statistics.stdev(run["test_accuracy"] for run in same) if len(same) > 1 else 0.0
         points.append({**setting, **means, "test_accuracy_deviation": spread})
     plain = [point for point in points if point["rule"] != RATE_AWARE]
-    best = max(plain, key=lambda point: (point["test_accuracy"], -point["bytes"]))
-    least = best["test_accuracy"] - TOLERANCE
+    best = max(plain, key=lambda point: (point["validation_accuracy"], -point["bytes"]))
+    least = best["validation_accuracy"] - TOLERANCE
     return {
         "arch": arch,
         "seeds": seeds,
@@ -144,7 +152,7 @@ def _summary(
         "best_plain": best,
         "smallest_equal": {
             rule: min(
-                (p for p in points if p["rule"] == rule and p["test_accuracy"] >= least),
+                (p for p in points if p["rule"] == rule and p["validation_accuracy"] >= least),
                 key=lambda point: point["bytes"],
                 default=None,
             )
@@ -175,8 +183,9 @@ def _table(found: dict[str, Any]) -> str:
     for rule, point in found["smallest_equal"].items():
         if point is not None:
             lines.append(
-                f"Smallest within {TOLERANCE:.1%} of plain Bop's best accuracy, {rule}: "
-                f"{point['bytes']:,.0f} bytes, {point['sign_bytes']:,.0f} of them signs.\n"
+                f"Smallest within {TOLERANCE:.1%} of plain Bop's best validation accuracy, {rule}: "
+                f"{point['bytes']:,.0f} bytes, {point['sign_bytes']:,.0f} of them signs, test "
+                f"accuracy {point['test_accuracy']:.2%}.\n"
             )
     lines.append(f"Expected bytes: off by {found['expected_bytes_error']:.2%} at most.\n")
     return "".join(lines)

@@ -12,7 +12,7 @@ import click
 
 from pabzip.cli._output import Reporter, one_line, plain_table, write_text
 from pabzip.errors import PabzError, RecipeError
-from pabzip.train.config import Recipe, all_settings, to_dict
+from pabzip.train.config import Recipe, all_settings
 from pabzip.train.settings import Setting, unknown
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def import_packages(names: Iterable[str]) -> None:
 
 def show_settings(reporter: Reporter, recipe: Recipe) -> None:
     """Write every setting, with its value in a recipe."""
-    values = to_dict(recipe)
+    values = recipe.model_dump(mode="json")
     rows = []
     for setting in all_settings():
         table, _, name = setting.key.rpartition(".")

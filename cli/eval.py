@@ -1,4 +1,4 @@
-"""`pabzip eval`: measure accuracy and loss on test images."""
+"""`pabzip eval`: measure accuracy and loss on test or validation images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from pabzip.errors import ArchitectureError, DataError
 @click.command("eval")
 @click.argument("source", metavar="FILE")
 @click.option("--data", help="Dataset to measure on. [the one that FILE was trained on]")
+@click.option(
+    "--part",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Images to measure on: validation are those that the training of FILE held out.",
+)
 @click.option("--data-root", help="Folder that holds the dataset.")
 @click.option("--download", is_flag=True, help="Fetch the dataset where it is missing.")
 @click.option(
@@ -30,6 +37,7 @@ from pabzip.errors import ArchitectureError, DataError
 def command(
     source: str,
     data: str | None,
+    part: str,
     data_root: str | None,
     download: bool,
     packages: tuple[str, ...],
@@ -38,14 +46,14 @@ def command(
     max_bytes: int | None,
     reporter: Reporter,
 ) -> None:
-    """Measure FILE on the test images of its dataset.
+    """Measure FILE on the test images of its dataset, or on validation images.
 
     FILE is a ticket (.pabz), a checkpoint (.pt) or an exported model (.onnx); '-' reads a ticket
     from stdin. A custom architecture needs --arch.
     """
     require("torch", extra="train", purpose="pabzip eval")
     from pabzip.cli._settings import import_packages
-    from pabzip.data import load
+    from pabzip.data import hold_out, load
     from pabzip.train.build import pick_device
     from pabzip.train.evaluation import evaluate, open_model
 
@@ -54,16 +62,25 @@ def command(
     file = read_source(source, max_bytes=max_bytes)
     try:
         with naming(source):
-            model, named = open_model(file, pick_device(device), net=net, max_bytes=max_bytes)
+            opened = open_model(file, pick_device(device), net=net, max_bytes=max_bytes)
     except ArchitectureError as error:
         raise ArchitectureError(f"{source}: {error}") from error
-    name = data or named
+    name = data or opened.data
     if name is None:
         raise click.UsageError(f"{source} does not say what it was trained on; name it with --data")
-    images = load(name, root=data_root, download=download).test
-    reporter.detail(f"measuring on {len(images):,} test images of {name}")
+    if part == "validation" and opened.held_out is None:
+        raise click.UsageError(
+            f"{source} does not say which images its training held out, as tickets and "
+            "checkpoints of train --validation do; measure it on --part test"
+        )
+    splits = load(name, root=data_root, download=download)
+    images = splits.test
+    if part == "validation" and opened.held_out is not None:
+        fraction, seed = opened.held_out
+        images = hold_out(splits, fraction, seed=seed).validation or images
+    reporter.detail(f"measuring on {len(images):,} {part} images of {name}")
     try:
-        found = evaluate(model, images)
+        found = evaluate(opened.model, images)
     except (RuntimeError, ValueError, IndexError) as error:
         if "out of memory" in str(error):
             raise
@@ -75,5 +92,5 @@ def command(
     reporter.result(
         found.to_dict(),
         f"{label}: accuracy {found.accuracy:.2%}, loss {found.loss:.4f}, "
-        f"{found.samples:,} test images of {name}",
+        f"{found.samples:,} {part} images of {name}",
     )

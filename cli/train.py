@@ -212,9 +212,12 @@ def command(
         )
     if not first_process():
         return
+    measured = f"test accuracy {result.test_accuracy:.2%}"
+    if result.validation_accuracy is not None:
+        measured += f", validation accuracy {result.validation_accuracy:.2%}"
     reporter.result(
         result.to_dict(),
-        f"{target}: test accuracy {result.test_accuracy:.2%}, {result.arch} on {result.data}, "
+        f"{target}: {measured}, {result.arch} on {result.data}, "
         f"{result.epochs} epochs in {result.seconds:.1f} s; {result.survivors:,} of "
         f"{result.weights:,} weights survive, {result.flipped:.1%} of them with a flipped sign",
     )

@@ -32,7 +32,7 @@ VERSION = 1
 _KEYS = (
     "arch", "arch_options", "state_dict", "seed", "init", "recipe", "results",
 )  # fmt: skip
-_IN_METADATA = ("data", "method", "keep_ratio", "epochs", "test_accuracy")
+_IN_METADATA = ("data", "method", "keep_ratio", "epochs", "test_accuracy", "validation")
 _HOW = "save the network with pabzip.save_checkpoint(net, path), or train one with `pabzip train`"
 _PREFIX = "module."
 

@@ -3,6 +3,7 @@ from .image_files import ImageFiles
 from .images import AnyAugmentation, AnyImages, Images, Splits, batches
 from .order import permutation
 from .registry import Geometry, geometry, load, names
+from .validation import hold_out
 
 __all__ = [
     "AnyAugmentation",
@@ -16,6 +17,7 @@ __all__ = [
     "batches",
     "crop_and_flip",
     "geometry",
+    "hold_out",
     "load",
     "names",
     "permutation",

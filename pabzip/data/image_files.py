@@ -130,6 +130,13 @@ class ImageFiles:
         """Return the same images, whose batches go to ``device``; the files stay where they are."""
         return dataclasses.replace(self, device=torch.device(device))
 
+    def take(self, places: NDArray[np.int64]) -> ImageFiles:
+        """Return the images at some places, in that order."""
+        paths = tuple(self.paths[place] for place in places)
+        return dataclasses.replace(
+            self, paths=paths, labels=self.labels[torch.from_numpy(places).to(self.labels.device)]
+        )
+
     def read(
         self,
         order: NDArray[np.int64],

@@ -67,6 +67,11 @@ class Images:
             self, images=self.images.to(device), labels=self.labels.to(device)
         )
 
+    def take(self, places: NDArray[np.int64]) -> Images:
+        """Return the images at some places, in that order."""
+        chosen = torch.from_numpy(places).to(self.device)
+        return dataclasses.replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return ``(pixels / peak - mean) / std`` by channel.
 
@@ -117,7 +122,7 @@ in files."""
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A dataset: its training and its test images.
+    """A dataset: its training and its test images, and where they are apart, validation images.
 
     Attributes:
         name: as given to `pabzip.data.load`.
@@ -126,6 +131,8 @@ class Splits:
         num_classes: number of labels.
         augmentation: what the training images are put through where the field does so (random
             crop and flip for CIFAR), else None. `pabzip.data.batches` applies it on request.
+        validation: images to choose settings by, which are not among ``train``, such as those of
+            `hold_out`; None where there are none.
     """
 
     name: str
@@ -133,6 +140,7 @@ class Splits:
     test: AnyImages
     num_classes: int
     augmentation: AnyAugmentation | None = None
+    validation: AnyImages | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from pabzip import data, models
-from pabzip.data import Splits, batches
+from pabzip.data import Splits, batches, hold_out
 from pabzip.data.registry import Geometry
 from pabzip.errors import ArchitectureError, RecipeError
 from pabzip.init import init_
@@ -169,6 +169,24 @@ def sharded(recipe: Recipe, group: ProcessGroup) -> Recipe:
         ) from error
 
 
+def held_out(recipe: Recipe, splits: Splits) -> Splits:
+    """Return ``splits`` with the validation images that the recipe asks for.
+
+    Raises:
+        RecipeError: no image would be held out, or less than a batch be left to train on.
+    """
+    if not recipe.validation:
+        return splits
+    parted = hold_out(splits, recipe.validation, seed=recipe.seed)
+    if len(parted.train) < recipe.batch_size:
+        raise RecipeError(
+            f"validation: expected at least a batch of {recipe.batch_size} training images left, "
+            f"found {len(parted.train)} of {len(splits.train)} with {recipe.validation}; lower "
+            "validation or batch_size"
+        )
+    return parted
+
+
 def prepare_data(
     recipe: Recipe,
     device: torch.device,
@@ -179,14 +197,15 @@ def prepare_data(
 ) -> Splits:
     """Return the data of a run, on its device, once it is sure that the run can use it.
 
-    The first process downloads before the others read. ``splits`` and ``download`` are as for
-    `pabzip.train.train`.
+    Validation images are held out where the recipe says so. The first process downloads before the
+    others read. ``splits`` and ``download`` are as for `pabzip.train.train`.
     """
     if splits is None:
         load = partial(data.load, recipe.data, root=recipe.data_root, download=download)
         if download and group.size > 1:
             group.from_first(lambda: load().name)
         splits = load()
+    splits = held_out(recipe, splits)
     if recipe.augment and splits.augmentation is None:
         raise RecipeError(
             f"augment: expected false for {splits.name}, which has no augmentation, found true"
@@ -203,4 +222,9 @@ def prepare_data(
             f"shards: expected at most the {len(splits.train)} training images, found "
             f"{recipe.shards}"
         )
-    return dataclasses.replace(splits, train=splits.train.to(device), test=splits.test.to(device))
+    return dataclasses.replace(
+        splits,
+        train=splits.train.to(device),
+        test=splits.test.to(device),
+        validation=None if splits.validation is None else splits.validation.to(device),
+    )

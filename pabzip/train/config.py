@@ -195,6 +195,13 @@ class Recipe(ScoreSections):
         ge=0,
         le=2**64 - 1,
     )
+    validation: float = setting(
+        0.0,
+        "Fraction of the training images held out to measure epochs on; tested once, at the end.",
+        flag="--validation",
+        ge=0,
+        lt=1,
+    )
     scheme: str = setting("kaiming_normal", "How seeded weights are drawn.", choices=SCHEMES)
     classifier: str = setting(
         "dense",
@@ -368,10 +375,13 @@ def merge(recipe: Recipe, overrides: Table) -> Recipe:
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Return ``recipe`` as nested plain values that JSON and a checkpoint can hold.
 
-    TOML can hold them but for None, for which it has no word.
+    TOML can hold them but for None, for which it has no word. A run that holds nothing out says
+    nothing of ``validation``.
     """
     values = recipe.model_dump(mode="json")
-    single = [declared.key for declared in settings_of(Recipe)]
+    if not recipe.validation:
+        del values["validation"]
+    single = [declared.key for declared in settings_of(Recipe) if declared.key in values]
     return {key: values[key] for key in dict.fromkeys((*single, *values))}
 
 
@@ -404,10 +414,12 @@ def refuse_import(values: Table) -> None:
 def comparable(recipe: Recipe | Table) -> dict[str, Any]:
     """Return what a recipe does, without where it does it, for comparing two.
 
-    These are plain values by dotted key; a number of iterations left out is the published one. The
-    values of `to_dict`, which a file may have held, serve as well as the recipe.
+    These are plain values by dotted key; a number of iterations left out is the published one, and
+    no word of validation is none held out. The values of `to_dict`, which a file may have held,
+    serve as well as the recipe.
     """
-    values = dict(to_dict(recipe) if isinstance(recipe, Recipe) else recipe)
+    given = to_dict(recipe) if isinstance(recipe, Recipe) else recipe
+    values: dict[str, Any] = {"validation": 0.0, **given}
     search = values.get("search")
     if isinstance(search, Mapping) and search.get("iterations") is None:
         values["search"] = {**search, "iterations": _published(search.get("method"))}

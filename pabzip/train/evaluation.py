@@ -7,7 +7,7 @@ with weights that lie the same way in memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -84,8 +84,8 @@ def evaluate(
         OSError: the file cannot be opened.
     """
     if isinstance(model, str | os.PathLike):
-        model, trained_on = open_model(model, device or "cpu")
-        data = trained_on if data is None else data
+        opened = open_model(model, device or "cpu")
+        model, data = opened.model, opened.data if data is None else data
     if isinstance(data, str):
         data = load(data)
     if isinstance(data, Splits):
@@ -174,13 +174,29 @@ def _measure(forward: Callable[[Tensor], Any], inputs: Tensor, labels: Tensor) -
     return torch.stack([correct.double(), loss])
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """What `open_model` read.
+
+    Attributes:
+        model: the network, or a function to logits.
+        data: the dataset that the file says it was trained on, if it does.
+        held_out: fraction of the training images that it says were held out, and the seed that
+            chose them, as `pabzip.data.hold_out` takes both; if it does.
+    """
+
+    model: Model
+    data: str | None
+    held_out: tuple[float, int] | None
+
+
 def open_model(
     source: str | os.PathLike[str] | bytes,
     device: torch.device | str,
     *,
     net: nn.Module | None = None,
     max_bytes: int | None = None,
-) -> tuple[Model, str | None]:
+) -> OpenedModel:
     """Read a ticket, a checkpoint (.pt, .pth) or an exported model (.onnx), by its suffix.
 
     Args:
@@ -188,37 +204,37 @@ def open_model(
         device: where a network runs; an exported model runs on the CPU.
         net: takes the weights in place of the network that the file names.
         max_bytes: refuse a ticket that regenerates to more.
-
-    Returns:
-        The model, and the dataset that the file says it was trained on, if it does.
     """
     path = Path("" if isinstance(source, bytes) else source)
     suffix = path.suffix.lower()
-    named: object
+    told: Mapping[str, object]
     model: Model
+    seed: int | None = None
     if suffix == ".onnx":
         from pabzip.runtime.onnx_session import open_onnx, session_logits
 
         session = open_onnx(path)
         logits = session_logits(session)
-        model, named = (
-            lambda images: logits(images.cpu().numpy()),
-            session.get_modelmeta().custom_metadata_map.get("pabzip.data"),
-        )
+        model = lambda images: logits(images.cpu().numpy())  # noqa: E731
+        told = {"data": session.get_modelmeta().custom_metadata_map.get("pabzip.data")}
     elif suffix in (".pt", ".pth"):
         from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
 
         checkpoint = load_checkpoint(path)
         model = network_from_checkpoint(checkpoint, net).to(device)
-        named = checkpoint.metadata().get("data")
+        told, seed = checkpoint.metadata(), checkpoint.seed
     else:
         from pabzip.runtime import loaders
         from pabzip.ticket import Ticket
 
         with Ticket.open(source, max_bytes=max_bytes) as ticket:
-            named = ticket.metadata.get("data")
+            told, seed = ticket.metadata, ticket.seed
         if net is None:
             model = loaders.load(source, device=device, max_bytes=max_bytes)
         else:
             model = loaders.load_into(net, source, max_bytes=max_bytes).to(device)
-    return model, named if isinstance(named, str) and named else None
+    data, fraction = told.get("data"), told.get("validation")
+    held_out = None
+    if isinstance(fraction, int | float) and fraction and seed is not None:
+        held_out = fraction, seed
+    return OpenedModel(model, data if isinstance(data, str) and data else None, held_out)

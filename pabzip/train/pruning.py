@@ -283,7 +283,8 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
         there |= {"search.epoch": 0, "search.shots": 1}
         here |= {"search.epoch": recipe.search.epoch, "search.shots": recipe.search.shots}
     else:
-        decide = {"keep_ratio", *(["data", "batch_size"] if recipe.search.reads["samples"] else [])}
+        sampled = ["data", "batch_size", "validation"] if recipe.search.reads["samples"] else []
+        decide = {"keep_ratio", *sampled}
         for values, settings in ((there, checkpoint.settings), (here, recipe)):
             for key, value in comparable(settings).items():
                 if key in decide or key.startswith("search."):

@@ -35,9 +35,9 @@ class Progress:
     flips_per_step: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpochStats(Results):
-    """One epoch in numbers.
+    """One epoch in numbers, measured on the validation images or, where there are none, the test's.
 
     Attributes:
         epoch: counted from 1.
@@ -45,8 +45,12 @@ class EpochStats(Results):
         loss: mean cross-entropy over the epoch's training samples, as they were seen; 0 where every
             step of it was dropped.
         train_accuracy: fraction of them classified rightly, as they were seen.
-        test_loss: mean cross-entropy over the test set, after the epoch.
-        test_accuracy: fraction of the test set classified rightly, after the epoch.
+        test_loss: mean cross-entropy over the test set, after the epoch; None in a run with
+            validation images.
+        test_accuracy: fraction of the test set classified rightly, after the epoch; likewise.
+        validation_loss: mean cross-entropy over the validation images, after the epoch; None in a
+            run without.
+        validation_accuracy: fraction of these classified rightly, after the epoch; likewise.
         flips_per_step: mean number of signs flipped in a step.
         flipped: fraction of the surviving weights whose sign differs from the seed's.
         seconds: wall-clock time of the epoch, evaluation included.
@@ -58,12 +62,35 @@ class EpochStats(Results):
     epochs: int
     loss: float
     train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
     flips_per_step: float
     flipped: float
     seconds: float
     expected_bytes: float | None = None
+
+    @property
+    def part(self) -> str:
+        """On which images it was measured: ``"validation"`` or ``"test"``."""
+        return "test" if self.validation_loss is None else "validation"
+
+    @property
+    def measured(self) -> tuple[float, float]:
+        """Loss and accuracy on these."""
+        loss, accuracy = self.validation_loss, self.validation_accuracy
+        if loss is None or accuracy is None:
+            loss, accuracy = self.test_loss, self.test_accuracy
+        assert loss is not None
+        assert accuracy is not None
+        return loss, accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers by name, without those of images that it was not measured on."""
+        other = "test_" if self.part == "validation" else "validation_"
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if not name.startswith(other)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +172,10 @@ class TrainResult(Results):
         survivors: number of them that the mask kept (K).
         flipped: fraction of the survivors whose sign differs from the seed's.
         seed: the recipe's seed.
+        validation: fraction of the training images that were held out; this and the next two are
+            left out of a dictionary where there were no validation images.
+        validation_loss: mean cross-entropy on these, after the last epoch.
+        validation_accuracy: fraction of these classified rightly, likewise.
     """
 
     arch: str
@@ -163,6 +194,16 @@ class TrainResult(Results):
     survivors: int
     flipped: float
     seed: int
+    validation: float = 0.0
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers by name."""
+        values = dataclasses.asdict(self)
+        if self.validation_loss is None:
+            del values["validation"], values["validation_loss"], values["validation_accuracy"]
+        return values
 
     def lasting(self) -> dict[str, Any]:
         """Return what travels in the checkpoint: all but where it was written and how long it took.

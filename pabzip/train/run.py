@@ -12,7 +12,7 @@ from pabzip.data import Splits, load
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.formats.atomic import open_atomic
 from pabzip.init import Seeding, attach_seeding, seeding
-from pabzip.train.build import build_network, isolated, pick_device, sharded
+from pabzip.train.build import build_network, held_out, isolated, pick_device, sharded
 from pabzip.train.callbacks import Callback
 from pabzip.train.config import Recipe, comparable, method_of, to_dict
 from pabzip.train.cost import step_costs
@@ -48,6 +48,9 @@ def train(
     bit for bit on a CPU. The first process alone searches, writes and has callbacks; all
     return the results.
 
+    With ``recipe.validation``, or where ``splits`` has validation images, epochs are measured on
+    these, and the test images are seen once, by the network as it is written.
+
     Args:
         recipe: what to do.
         output: path of the checkpoint, written whole at the very end; an existing file stays as it
@@ -73,8 +76,8 @@ def train(
         SearchError: the search found no usable mask.
         ArchitectureError: the architecture does not fit the data.
         DataError: the dataset is unknown or missing.
-        RecipeError: a device that is not there, augmentation where the data has none, or a resumed
-            run that was begun with another recipe.
+        RecipeError: a device that is not there, augmentation where the data has none, too few
+            images to hold some out, or a resumed run that was begun with another recipe.
         CheckpointError: the saved state is damaged, or ``ticket`` is not of this recipe.
         OSError: ``output`` or the state cannot be written.
 
@@ -190,6 +193,7 @@ def find_ticket(
     with isolated(recipe.seed, device), open_atomic(output) as file:
         if splits is None:
             splits = load(recipe.data, root=recipe.data_root, download=download)
+        splits = held_out(recipe, splits)
         net = build_network(recipe, splits).to(device)
         masks = search_masks(net, recipe, splits, on_iteration=on_iteration)
         costs = step_costs(net, splits.input_shape, masks, recipe)

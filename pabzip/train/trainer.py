@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.checkpoint import Checkpoint, load_checkpoint
-from pabzip.data import Splits, batches
+from pabzip.data import AnyImages, Splits, batches
 from pabzip.errors import RecipeError, TrainingError
 from pabzip.init import seeded_parameters
 from pabzip.search import apply_masks
@@ -25,7 +25,7 @@ from pabzip.train.callbacks import Callback
 from pabzip.train.config import Recipe, method_of
 from pabzip.train.cost import step_costs
 from pabzip.train.distributed import ProcessGroup
-from pabzip.train.evaluation import batch_sums, summarized
+from pabzip.train.evaluation import Evaluation, batch_sums, summarized
 from pabzip.train.file_size import ExpectedBytes
 from pabzip.train.optimizers import Optimizers, predictive_gradients, shortened
 from pabzip.train.precision import Precision
@@ -49,7 +49,8 @@ class Trainer:
     """The loop of one run, which can be saved after any step and resumed.
 
     Searches happen where `planned_searches` says. Before the first, the whole network trains; from
-    then on what each one leaves.
+    then on what each one leaves. Epochs are measured on the validation images, where there are any,
+    and then the test images are seen at the end alone.
 
     Args:
         recipe: as for `train`, with the number of its shards.
@@ -116,9 +117,10 @@ class Trainer:
         self._gradients = BatchGradients(net, recipe.seed, recipe.shards, group, precision)
         self._costs: StepCosts | None = None
         self._expected: ExpectedBytes | None = None
+        self._tested: Evaluation | None = None
 
     def run(self) -> None:
-        """Search, and train all epochs that are left."""
+        """Search, train all epochs that are left, and test what no epoch tested."""
         for callback in self.callbacks:
             callback.on_train_start(self.recipe, self.steps)
         while self.state.epoch <= self.recipe.epochs:
@@ -126,10 +128,13 @@ class Trainer:
                 self._remember()
             self._search_when_due()
             self._epoch()
+        if self.splits.validation is not None:
+            self._tested = self._evaluate("test")
 
     def result(self, output: str | os.PathLike[str]) -> TrainResult:
         """Return the results of a run that is done; ``output`` is named in them."""
-        recipe, last = self.recipe, self.state.history[-1]
+        recipe, last, tested = self.recipe, self.state.history[-1], self._tested
+        test_loss, test_accuracy = (tested.loss, tested.accuracy) if tested else last.measured
         costs = self._count_costs() if self._costs is None else self._costs
         survivors, keep_ratio = costs.survivors, recipe.keep_ratio if self.method.masked else 1.0
         if self.method.scores:
@@ -142,17 +147,20 @@ class Trainer:
             method=recipe.method,
             keep_ratio=keep_ratio,
             epochs=recipe.epochs,
-            test_accuracy=last.test_accuracy,
+            test_accuracy=test_accuracy,
             output=os.fspath(output),
             seconds=perf_counter() - self.state.begun,
             bitops=costs.bitops,
             layer_bitops=costs.layer_bitops,
-            test_loss=last.test_loss,
+            test_loss=test_loss,
             train_accuracy=last.train_accuracy,
             weights=costs.weights,
             survivors=survivors,
             flipped=last.flipped,
             seed=recipe.seed,
+            validation=recipe.validation,
+            validation_loss=last.validation_loss,
+            validation_accuracy=last.validation_accuracy,
         )
 
     def resume(self, state: Mapping[str, Any], place: str) -> None:
@@ -262,21 +270,15 @@ class Trainer:
             state.masks, self._expected = learned, None
         self.check_ranks(f"the network after epoch {epoch}")
         trained = state.metrics.read()
-        sums = batch_sums(state.net, self.splits.test, part=(self.group.rank, self.group.size))
-        self.group.all_reduce(sums)
-        tested = summarized(sums, len(self.splits.test))
-        if not math.isfinite(tested.loss):
-            raise TrainingError(
-                f"epoch {epoch}, step {trained.step}: expected a finite test loss, found "
-                f"{tested.loss:g}; lower sgd.lr, or use an architecture with batch norm"
-            )
+        part = "test" if self.splits.validation is None else "validation"
+        found = self._evaluate(part)
+        measured = {f"{part}_loss": found.loss, f"{part}_accuracy": found.accuracy}
         stats = EpochStats(
             epoch=epoch,
             epochs=self.recipe.epochs,
             loss=trained.loss,
             train_accuracy=trained.accuracy,
-            test_loss=tested.loss,
-            test_accuracy=tested.accuracy,
+            **measured,
             flips_per_step=trained.flips_per_step,
             flipped=self._flipped(),
             seconds=perf_counter() - state.epoch_begun,
@@ -288,6 +290,24 @@ class Trainer:
             callback.on_epoch_end(stats)
         if self._schedule.epoch_due():
             self._save()
+
+    def _evaluate(self, part: str) -> Evaluation:
+        """Measure the network, by all processes, on the ``"test"`` or ``"validation"`` images.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        images: AnyImages = getattr(self.splits, part)
+        sums = batch_sums(self.state.net, images, part=(self.group.rank, self.group.size))
+        self.group.all_reduce(sums)
+        found = summarized(sums, len(images))
+        if not math.isfinite(found.loss):
+            epoch = min(self.state.epoch, self.recipe.epochs)
+            raise TrainingError(
+                f"epoch {epoch}, step {self.steps}: expected a finite {part} loss, found "
+                f"{found.loss:g}; lower sgd.lr, or use an architecture with batch norm"
+            )
+        return found
 
     def _train_steps(self) -> None:
         """Take one step for each batch that is left of the epoch.

@@ -58,6 +58,13 @@ def test_a_file_that_names_no_data_needs_the_flag(project, run):
     assert "--data" in result.stderr
 
 
+def test_a_file_of_a_run_without_validation_has_no_such_part(project, run):
+    for source in ("model.pabz", "model.pt"):
+        result = run("eval", source, "--data", "digits", "--part", "validation")
+        assert result.exit_code == 2
+        assert f"{source} does not say which images its training held out" in result.stderr
+
+
 def test_unknown_data_lists_the_known(project, run):
     result = run("eval", "model.pabz", "--data", "mnst")
     assert result.exit_code == 1

@@ -78,6 +78,44 @@ def test_interrupted_told_and_resumed(folder, run, failing):
     assert (folder / "model.pt").read_bytes() == (folder / "whole.pt").read_bytes()
 
 
+def test_validation_is_told_apart_and_measured_again(folder, run):
+    held = ("--validation", "0.2", "--log", "run.jsonl")
+    result = run("train", *TINY, *held, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    epoch = json.loads((folder / "run.jsonl").read_text().splitlines()[-2])
+    assert epoch["validation_accuracy"] == found["validation_accuracy"]
+    assert "test_accuracy" not in epoch
+    assert run("pack", "model.pt").exit_code == 0
+    for source in ("model.pt", "model.pabz"):
+        result = run("eval", source, "--part", "validation", "--data", "digits", "--json")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout) == {
+            "accuracy": found["validation_accuracy"], "loss": found["validation_loss"],
+            "samples": 280,
+        }  # fmt: skip
+        tested = json.loads(run("eval", source, "--json").stdout)
+        assert (tested["accuracy"], tested["samples"]) == (found["test_accuracy"], 397)
+    shown = run("eval", "model.pabz", "--part", "validation").stdout
+    assert "280 validation images of digits" in shown
+    shown = run("train", *TINY, *held, "-f").stdout
+    accuracies = f"test accuracy {found['test_accuracy']:.2%}, validation accuracy "
+    assert f"model.pt: {accuracies}{found['validation_accuracy']:.2%}, conv2" in shown
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [
+        ("1", "validation: expected a number at least 0 and below 1, found 1"),
+        ("0.9", "at least a batch of 350 training images left, found 140 of 1400 with 0.9"),
+    ],
+)
+def test_a_validation_part_that_cannot_be_is_refused(folder, run, fraction, message):
+    result = run("train", *TINY, "--validation", fraction)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    assert names(folder) == []
+
+
 def test_force_begins_again_and_discards_the_state(folder, run, failing):
     mend = failing(TrainingError("epoch 2, step 1: expected a finite loss, found nan"))
     result = run("train", *TINY, "--save-every", "1epoch")

@@ -95,6 +95,18 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, alone: Path) -> Non
     assert steps[0][2] > 0
 
 
+def test_two_processes_hold_out_the_same_images(tmp_path: Path) -> None:
+    changes = {**TINY, "validation": 0.3, "epochs": 1}
+    alone, file = tmp_path / "alone.pt", tmp_path / "model.pt"
+    assert [code for code, *_ in run(1, alone, changes)] == [0]
+    found = run(2, file, changes)
+    assert [code for code, *_ in found] == [0, 0], found
+    assert found[0][1] == found[1][1]
+    assert file.read_bytes() == alone.read_bytes()
+    epoch = json.loads(Path(f"{file}.jsonl").read_text().splitlines()[-2])
+    assert epoch["validation_loss"] == found[0][1]["validation_loss"]
+
+
 @pytest.mark.slow
 def test_learned_tickets_and_rounds_of_pruning_too(tmp_path: Path) -> None:
     gem = {"method": "gem-miner", "gem_miner": {"lr": 10.0, "period": 1}}

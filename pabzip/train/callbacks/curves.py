@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _TRAIN = "#3b6fb6"
-_TEST = "#d1603d"
+_MEASURED = "#d1603d"
 
 
 @register_callback(
@@ -70,13 +70,14 @@ def draw_curves(stats: Sequence[EpochStats], title: str) -> Figure:
     """Draw five panels over the epochs, or four where no file size was expected."""
     from matplotlib.figure import Figure
 
+    part = stats[-1].part
     sized = any(each.expected_bytes is not None for each in stats)
     # Made without pyplot, a figure draws by Agg, whatever the environment has.
     figure = Figure(figsize=(12, 7), dpi=120, layout="constrained")
     figure.suptitle(title)
     panels = figure.subplot_mosaic("LLLAAA;SSFFBB" if sized else "LLLAAA;SSSFFF")
-    _draw(panels["L"], "loss (nats)", stats, ["loss", "test_loss"])
-    _draw(panels["A"], "accuracy (%)", stats, ["train_accuracy", "test_accuracy"], 100)
+    _draw(panels["L"], "loss (nats)", stats, ["loss", f"{part}_loss"])
+    _draw(panels["A"], "accuracy (%)", stats, ["train_accuracy", f"{part}_accuracy"], 100)
     _draw(panels["S"], "signs flipped a step", stats, ["flips_per_step"])
     _draw(panels["F"], "survivors with a flipped sign (%)", stats, ["flipped"], 100)
     if sized:
@@ -87,10 +88,10 @@ def draw_curves(stats: Sequence[EpochStats], title: str) -> Figure:
 def _draw(
     axes: Axes, title: str, stats: Sequence[EpochStats], names: Sequence[str], scale: float = 1
 ) -> None:
-    """Draw one quantity: for training and for test images, or a single one from zero up."""
+    """Draw one quantity: for training and for measured images, or a single one from zero up."""
     epochs = [each.epoch for each in stats]
     mark = "." if len(epochs) <= 30 else ""  # points, as a single epoch has no line
-    looks = ((_TRAIN, "training, as seen"), (_TEST, "test"))
+    looks = ((_TRAIN, "training, as seen"), (_MEASURED, stats[-1].part))
     for name, (color, label) in zip(names, looks, strict=False):
         found = [getattr(each, name) for each in stats]
         values = [float("nan") if value is None else scale * value for value in found]

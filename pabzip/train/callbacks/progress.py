@@ -16,7 +16,8 @@ from pabzip.train.results import EpochStats, Progress
 class ProgressBar(Callback):
     """A bar on stderr, and only where stderr is a terminal.
 
-    Shows loss, training accuracy and flips a step; after an epoch test accuracy and expected bytes.
+    Shows loss, training accuracy and flips a step; after an epoch test accuracy, or validation
+    accuracy where there are such images, and expected bytes.
 
     Args:
         file: where the bar goes; stderr by default.
@@ -68,8 +69,9 @@ class ProgressBar(Callback):
         self._bar.update((progress.epoch - 1) * self._steps + progress.step - self._bar.n)
 
     def on_epoch_end(self, stats: EpochStats) -> None:
-        """Remember test accuracy and size of the ticket, to be shown from now on."""
-        self._after_epoch = {"test": f"{stats.test_accuracy:.2%}"}
+        """Remember accuracy and size of the ticket, to be shown from now on."""
+        _, accuracy = stats.measured
+        self._after_epoch = {stats.part: f"{accuracy:.2%}"}
         if stats.expected_bytes is not None:
             self._after_epoch["bytes"] = f"{stats.expected_bytes:,.0f}"
 

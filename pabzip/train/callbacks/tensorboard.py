@@ -11,7 +11,7 @@ from pabzip._optional import require
 from pabzip.registry import register_callback
 from pabzip.train.callbacks.base import Callback
 from pabzip.train.config import Recipe, to_dict
-from pabzip.train.results import EpochStats, Progress
+from pabzip.train.results import EpochStats, Progress, TrainResult
 
 
 @register_callback(
@@ -68,11 +68,12 @@ class TensorBoard(Callback):
 
     def on_epoch_end(self, stats: EpochStats) -> None:
         """Write one epoch, at its last step."""
+        loss, accuracy = stats.measured
         values = {
             "loss/train": stats.loss,
-            "loss/test": stats.test_loss,
+            f"loss/{stats.part}": loss,
             "accuracy/train": stats.train_accuracy,
-            "accuracy/test": stats.test_accuracy,
+            f"accuracy/{stats.part}": accuracy,
             "signs/flips_per_step": stats.flips_per_step,
             "signs/flipped": stats.flipped,
         }
@@ -80,6 +81,12 @@ class TensorBoard(Callback):
             values["ticket/expected_bytes"] = stats.expected_bytes
         self._write(stats.epoch * self._steps, values)
         self._writer.flush()
+
+    def on_train_end(self, result: TrainResult) -> None:
+        """Write what the test images gave, where epochs were measured on others."""
+        if result.validation_accuracy is not None:
+            values = {"loss/test": result.test_loss, "accuracy/test": result.test_accuracy}
+            self._write(result.epochs * self._steps, values)
 
     def close(self) -> None:
         """Close the event file."""
