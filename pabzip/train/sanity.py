@@ -23,7 +23,7 @@ from pabzip.seeds import InitSpec, magnitudes, weights
 from pabzip.train.build import build_network
 from pabzip.train.config import Recipe, from_dict, merge, method_of
 from pabzip.train.pruning import learned_by_scores, search_masks
-from pabzip.train.trainer import train
+from pabzip.train.run import train
 
 CHECKS = ("shuffled", "reinitialized", "inverted")
 """The three checks: the mask shuffled within each layer, the same mask over the weights of another

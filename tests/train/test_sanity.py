@@ -15,7 +15,7 @@ from pabzip.data import load
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.train import Recipe, SearchRecipe, build_network, train
 from pabzip.train.methods import ImpRecipe
-from pabzip.train.pruning import find_ticket
+from pabzip.train.run import find_ticket
 from pabzip.train.sanity import CHECKS, _read, _row, _variants, sanity_checks
 from pabzip.train.score_settings import EdgePopupRecipe, GemMinerRecipe
 
