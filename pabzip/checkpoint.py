@@ -86,7 +86,8 @@ class Checkpoint:
         if not specs:
             raise SeedError(
                 "the ticket at initialization: expected a checkpoint that says how its weights "
-                "were drawn, found none that does; pack it as it is, or train it anew"
+                "were drawn, found none, as after training a ticket with flipped signs; pack it "
+                "as it is, or that ticket itself"
             )
         state = dict(self.state_dict)
         for name, spec in specs.items():

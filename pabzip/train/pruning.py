@@ -191,7 +191,7 @@ def ticket_settings(ticket: str | os.PathLike[str]) -> dict[str, Any]:
     """
     checkpoint = load_checkpoint(ticket)
     settings = dict(checkpoint.settings or {})
-    keys = ["data", "seed", "scheme", "classifier"]
+    keys = ["data", "seed", "scheme", "classifier", "validation"]
     if ":" not in str(settings.get("arch")):
         keys += ["arch", "arch_options"]
     if not learned_by_scores(checkpoint):
@@ -280,8 +280,11 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
         for values, specs in ((there, checkpoint.init), (here, seeding(net).specs)):
             streams = {f"init.{name}": f"stream {spec.stream}" for name, spec in specs.items()}
             values |= streams if alike else {}
-        there |= {"search.epoch": 0, "search.shots": 1}
+        # Scores have seen all images that were not held out.
+        held = checkpoint.settings.get("validation", 0.0)
+        there |= {"search.epoch": 0, "search.shots": 1, "validation": held}
         here |= {"search.epoch": recipe.search.epoch, "search.shots": recipe.search.shots}
+        here |= {"validation": recipe.validation}
     else:
         sampled = ["data", "batch_size", "validation"] if recipe.search.reads["samples"] else []
         decide = {"keep_ratio", *sampled}

@@ -129,7 +129,8 @@ def train(
             drawn = {}
             if not trainer.method.seeded:
                 # Magnitudes were trained: files name no seeded weight and store all as they are.
-                drawn = dict(seeding(net).specs)
+                # Flips of the ticket that it began as are known no more, so neither is the ticket.
+                drawn = {} if trainer.flipped_ticket else dict(seeding(net).specs)
                 attach_seeding(net, Seeding(seeding(net).seed, {}))
             if file is not None:
                 save_checkpoint(

@@ -20,7 +20,7 @@ from pabzip.data import Splits, load
 from pabzip.errors import CheckpointError, RecipeError
 from pabzip.init import Seeding
 from pabzip.seeds import InitSpec, magnitudes, weights
-from pabzip.train.build import build_network
+from pabzip.train.build import build_network, held_out
 from pabzip.train.config import Recipe, from_dict, merge, method_of
 from pabzip.train.pruning import learned_by_scores, search_masks
 from pabzip.train.run import train
@@ -225,8 +225,9 @@ def _lowest(ticket: Checkpoint, recipe: Recipe, splits: Splits) -> dict[str, Ten
     if not ticket.scores:
         count = sum(int(mask.sum()) for mask in kept.values())
         total = sum(mask.numel() for mask in kept.values())
-        others = recipe.replace(keep_ratio=1.0 - count / total)
-        masks = search_masks(build_network(others, splits), others, splits)
+        # Half a weight more, so that rounding never prunes one less than the ticket keeps.
+        others = recipe.replace(keep_ratio=1.0 - (count + 0.5) / total)
+        masks = search_masks(build_network(others, splits), others, held_out(others, splits))
         return {name: (~mask).float() for name, mask in masks.items()}
     lowest = {}
     for name, mask in kept.items():

@@ -89,15 +89,15 @@ class Trainer:
                 "a found ticket: expected a method that trains on a mask, found "
                 f"{recipe.method!r}; leave the ticket out, or choose another method"
             )
-        self._learned = ticket is not None and learned_by_scores(
-            ticket if isinstance(ticket, Checkpoint) else load_checkpoint(ticket)
-        )
+        found = load_checkpoint(ticket) if isinstance(ticket, str | os.PathLike) else ticket
+        self._learned = found is not None and learned_by_scores(found)
         self.steps = steps_per_epoch(len(splits.train), recipe.batch_size, recipe.shards)
         precision = Precision(recipe.precision, recipe.channels_last, device)
         net = build_network(recipe, splits).to(device)
         precision.lay_out(net)
         weights = seeded_parameters(net)
         self._initial_signs = {name: weight.detach().signbit() for name, weight in weights.items()}
+        self.flipped_ticket = found is not None and _flips(found.state_dict, self._initial_signs)
         self.recipe = recipe
         if self.method.short:
             shape = splits.input_shape
@@ -372,3 +372,12 @@ class Trainer:
         if self._save_to is not None:
             self._save_to({**origin(self.given, self.device), **self.state.state_dict()})
         self._schedule.saved()
+
+
+def _flips(ticket: Mapping[str, Tensor], signs: Mapping[str, Tensor]) -> bool:
+    """Return whether a ticket keeps a weight with another sign than the seed gave it."""
+    return any(
+        bool(((ticket[name] != 0) & (ticket[name].signbit() != sign.cpu())).any())
+        for name, sign in signs.items()
+        if name in ticket and ticket[name].shape == sign.shape
+    )

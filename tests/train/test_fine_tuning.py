@@ -138,3 +138,17 @@ def test_weights_of_another_magnitude_are_tuned_from_it(tmp_path):
     state = pabzip.load_file(tmp_path / "ticket.pabz")
     for name in ticket.init:
         assert torch.equal(state[name], ticket.state_dict[name])
+
+
+def test_the_ticket_of_flipped_signs_is_not_made_up(tmp_path):
+    flips, tuned = tmp_path / "flips.pt", tmp_path / "tuned.pt"
+    train(GEM.replace(method="free-flipping"), output=flips)
+    train(TUNE, output=tuned, ticket=flips)
+    message = "found none, as after training a ticket with flipped signs; pack it as it is"
+    with pytest.raises(SeedError, match=message):
+        pabzip.pack(tuned, tmp_path / "x.pabz", ticket=True)
+
+
+def test_images_that_scores_have_seen_are_not_held_out_later(gem, tmp_path):
+    with pytest.raises(CheckpointError, match=r"validation: 0.0 there, 0.1 here"):
+        train(TUNE.replace(validation=0.1), output=tmp_path / "x.pt", ticket=gem)

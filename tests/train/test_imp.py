@@ -14,8 +14,8 @@ from pabzip.data import load
 from pabzip.errors import RecipeError
 from pabzip.train import Callback, Recipe, SgdRecipe, build_network, train
 from pabzip.train.methods import ImpRecipe
-from pabzip.train.run import find_ticket
 from pabzip.train.resume import RunStateFile
+from pabzip.train.run import find_ticket
 
 KEEP, ROUNDS, LENGTH, LAST = 0.2, 3, 2, 1
 FORMS = {
