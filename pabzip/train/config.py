@@ -15,7 +15,8 @@ from pydantic import ConfigDict, field_validator, model_validator
 from pabzip.errors import RecipeError
 from pabzip.registry import DATASETS, METHODS, NETWORKS, SEARCHES, constant
 from pabzip.seeds import SCHEMES
-from pabzip.train.methods import BopRecipe, Method, MethodSections, SgdRecipe
+from pabzip.train.methods import BopRecipe, Method, SgdRecipe
+from pabzip.train.score_settings import ScoreSections
 from pabzip.train.settings import Section, Setting, setting, settings_of, unknown
 
 Table = Mapping[str, Any]
@@ -121,7 +122,7 @@ def _published(method: object) -> int:
     return int(facts.get("rounds", 1))
 
 
-class Recipe(MethodSections):
+class Recipe(ScoreSections):
     """One training run: what is trained, on what, and how.
 
     Every `Section` is a table of it, those of users' packages too (`Recipe.section`). ``shards``:

@@ -158,7 +158,7 @@ class PsgRecipe(Section, table="psg"):
 
 
 class MethodSections(Settings):
-    """The tables of the methods, which `pabzip.train.Recipe` inherits."""
+    """The tables of these methods, which `pabzip.train.Recipe` inherits."""
 
     bop: BopRecipe = BopRecipe()
     latent: LatentRecipe = LatentRecipe()
@@ -184,6 +184,7 @@ class Method:
         short: whether the epochs are cut to the bit operations of ``pab-bop-psg``.
         seeded: whether the trained weights still are plus or minus their seed's magnitudes;
             otherwise the checkpoint names no seeded weight and a file stores them as dense tensors.
+        scores: whether it learns which weights to keep, by scores (`pabzip.supermask`).
     """
 
     name: str
@@ -192,6 +193,7 @@ class Method:
     psg: bool = False
     short: bool = False
     seeded: bool = True
+    scores: bool = False
 
     @property
     def reads(self) -> frozenset[str]:

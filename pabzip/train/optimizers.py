@@ -13,6 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from pabzip.init import seeded_parameters
 from pabzip.registry import METHODS
+from pabzip.supermask import ScoreRule
 from pabzip.train.config import Recipe, method_of
 from pabzip.train.cost import bit_operations, step_costs
 from pabzip.train.methods import MilestoneDecay, Schedule
@@ -66,6 +67,11 @@ class Optimizers:
         Zero for rules that move magnitudes.
         """
         return self._no_flips if self._flipping is None else self._flipping.flips
+
+    @property
+    def learned_masks(self) -> dict[str, torch.Tensor] | None:
+        """Which weights a score method keeps now, bool by name; None for all other methods."""
+        return self._flipping.masks if isinstance(self._flipping, ScoreRule) else None
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

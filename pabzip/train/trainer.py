@@ -130,11 +130,15 @@ class Trainer:
         """Return the results of a run that is done; ``output`` is named in them."""
         recipe, last = self.recipe, self.state.history[-1]
         costs = self._count_costs() if self._costs is None else self._costs
+        survivors, keep_ratio = costs.survivors, recipe.keep_ratio if self.method.masked else 1.0
+        if self.method.scores:
+            survivors = sum(int(mask.sum()) for mask in self.state.masks.values())
+            keep_ratio = survivors / costs.weights
         return TrainResult(
             arch=recipe.arch,
             data=recipe.data,
             method=recipe.method,
-            keep_ratio=recipe.keep_ratio if self.method.masked else 1.0,
+            keep_ratio=keep_ratio,
             epochs=recipe.epochs,
             test_accuracy=last.test_accuracy,
             output=os.fspath(output),
@@ -144,7 +148,7 @@ class Trainer:
             test_loss=last.test_loss,
             train_accuracy=last.train_accuracy,
             weights=costs.weights,
-            survivors=costs.survivors,
+            survivors=survivors,
             flipped=last.flipped,
             seed=recipe.seed,
         )
@@ -218,6 +222,9 @@ class Trainer:
         with predictive_gradients(state.net, self.recipe):
             self._train_steps()
         state.optimizers.end_epoch()
+        learned = state.optimizers.learned_masks
+        if learned is not None:
+            state.masks, self._expected = learned, None
         self.check_ranks(f"the network after epoch {epoch}")
         trained = state.metrics.read()
         sums = batch_sums(state.net, self.splits.test, part=(self.group.rank, self.group.size))

@@ -1,0 +1,87 @@
+"""Edge-popup: keep the weights with the largest scores, and learn the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pabzip.errors import RecipeError
+from pabzip.search.masks import keep_largest
+from pabzip.supermask.scores import MakeOptimizer, ScoreRule, gradual_keep_ratio
+
+SCOPES = ("layer", "global")
+
+
+class EdgePopup(ScoreRule):
+    r"""Keeps the weights whose scores are the largest in size, a fixed number of them.
+
+    With gradient g of a weight w0 and its score s, ``d = g * w0 * sign(s)``, and of n weights
+    ``n - int((1 - keep_ratio) * n)`` are kept: those with the largest ``|s|``. A weight that is
+    pruned now goes on having a gradient, so it can come back.
+
+    Args:
+        net: a network drawn from a seed, whose seeded weights are float32.
+        optimizer: builds what moves the scores (`ScoreRule`).
+        keep_ratio: fraction of the weights that are kept, above 0, at most 1.
+        scope: ``"layer"`` keeps that fraction of each weight tensor, as published; ``"global"`` of
+            all together.
+        epochs: of the whole run; None prunes at once. Otherwise the fraction falls gradually
+            (`gradual_keep_ratio`).
+        period: epochs from one fall to the next; None without ``epochs``.
+        penalty: as for `ScoreRule`.
+        norm: as for `ScoreRule`.
+
+    Raises:
+        RecipeError: a value out of range.
+
+    Source: Ramanujan et al. 2020, "What's Hidden in a Randomly Weighted Neural Network?", with the
+    size of the score as in the published code (the paper's text ranks the score itself); Rare
+    Gems, Table 3, for ``scope="global"``, the gradual fall and the penalty.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: MakeOptimizer,
+        keep_ratio: float,
+        *,
+        scope: str = "layer",
+        epochs: int | None = None,
+        period: int | None = None,
+        penalty: float = 0.0,
+        norm: int = 2,
+    ):
+        if not 0.0 < keep_ratio <= 1.0:
+            raise RecipeError(
+                f"EdgePopup: keep_ratio: expected a number above 0 and at most 1, found "
+                f"{keep_ratio!r}"
+            )
+        if scope not in SCOPES:
+            raise RecipeError(
+                f"EdgePopup: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
+            )
+        self.keep_ratio, self.scope, self.epochs, self.period = keep_ratio, scope, epochs, period
+        super().__init__(net, optimizer, penalty=penalty, norm=norm)
+
+    def _begin(self, name: str) -> Tensor:
+        return self.kaiming_uniform(name)
+
+    def _gradient(self, name: str, gradient: Tensor) -> Tensor:
+        return gradient * self.drawn[name] * self.scores[name].sign()
+
+    def _factors(self) -> Mapping[str, Tensor]:
+        sizes = {name: score.abs() for name, score in self.scores.items()}
+        if self.scope == "global":
+            return self._largest(sizes)
+        return {name: self._largest({name: size})[name] for name, size in sizes.items()}
+
+    def _largest(self, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return which of the scores are kept, of one weight tensor or of all together."""
+        ratio = self.keep_ratio
+        if self.epochs is not None and self.period is not None:
+            ratio = gradual_keep_ratio(self.epoch, self.epochs, self.period, ratio)
+        whole = {name: torch.ones_like(size, dtype=torch.bool) for name, size in sizes.items()}
+        count = sum(size.numel() for size in sizes.values())
+        return keep_largest(sizes, whole, count - int((1.0 - ratio) * count))

@@ -1,0 +1,226 @@
+"""What all score methods share: a score for each weight, and a mask that the scores decide."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pabzip.errors import RecipeError
+from pabzip.init import seeded_parameters, seeding
+from pabzip.seeds import InitSpec, weights
+from pabzip.seeds.spec import fans
+from pabzip.unmask.rule import FlippingRule, check_not_negative
+
+# Each score's stream of the generator is its weight's with this bit turned, as for latent signs.
+_STREAM_BIT = 2**30
+
+MakeOptimizer = Callable[[list[Tensor]], Optimizer]
+"""Builds the optimizer of the scores, such as ``lambda scores: torch.optim.SGD(scores, 0.1)``."""
+
+
+class ScoreRule(FlippingRule):
+    r"""Learns a score s for each seeded weight, which decides what becomes of the weight.
+
+    A weight is always ``w = w0 * f(s)``: w0 is what the seed drew, which never changes, and the
+    factor f is 0 or 1 (or -1, where signs are learned). The gradient of f is taken to be 1 (the
+    straight-through estimator), so with gradient g of the weight, each step is::
+
+        d <- g * w0 + gradient of the penalty
+        s <- one step of a torch optimizer by d
+        w <- w0 * f(s)
+
+    The scores live here and the network holds the weights that it computes with, so any
+    ``nn.Module`` can be trained, packed and evaluated at any time; a pruned weight is +0.0.
+    It is a torch optimizer whose parameters are the scores: torch's schedulers work on it.
+
+    A subclass says where scores begin (`_begin`) and what they decide (`_factors`).
+
+    Args:
+        net: a network drawn from a seed, whose seeded weights are float32. Its weights change at
+            once: to what the first scores keep.
+        optimizer: builds what moves the scores.
+        penalty: lambda, zero or more: the weight of the penalty on the scores in the loss.
+        norm: of the penalty: 2 adds ``lambda * sum(s ** 2)`` to the loss, 1 ``lambda * sum(|s|)``.
+
+    Attributes:
+        scores: by name of the weight, of its shape, float32.
+        epoch: finished epochs, as `end_epoch` counted them.
+
+    Raises:
+        RecipeError: a value out of range, or a weight that is not float32.
+        SeedError: a network that was not drawn from a seed.
+
+    Source: Ramanujan et al. 2020 (edge-popup) for scores and estimator; Rare Gems, Section 3, for
+    the penalty. Deviation: published codes keep the scores in modules of their own, as parameters;
+    here they are beside the network, so that no architecture has to be written for them.
+    """
+
+    def __init__(
+        self, net: nn.Module, optimizer: MakeOptimizer, *, penalty: float = 0.0, norm: int = 2
+    ):
+        name = type(self).__name__
+        check_not_negative(name, penalty=penalty)
+        if norm not in (1, 2):
+            raise RecipeError(f"{name}: norm: expected 1 or 2, found {norm!r}")
+        self.net, self.penalty, self.norm, self.epoch = net, penalty, norm, 0
+        self.weights = seeded_parameters(net)
+        for key, weight in self.weights.items():
+            if weight.dtype != torch.float32:
+                raise RecipeError(
+                    f"{name}: {key}: expected a float32 weight, found {weight.dtype}; train in "
+                    "float32, under torch.autocast where speed matters"
+                )
+        self.drawn = {key: weight.detach().clone() for key, weight in self.weights.items()}
+        self.scores = {key: self._begin(key) for key in self.weights}
+        super().__init__(list(self.scores.values()), {})
+        self._optimizer = optimizer(list(self.scores.values()))
+        self.param_groups = self._optimizer.param_groups
+        self._write()
+
+    @abstractmethod
+    def _begin(self, name: str) -> Tensor:
+        """Return the first scores of a weight."""
+
+    @abstractmethod
+    def _factors(self) -> Mapping[str, Tensor]:
+        """Return what the scores make of each weight: 1 kept, 0 pruned, -1 flipped; by name."""
+
+    def _gradient(self, name: str, gradient: Tensor) -> Tensor:
+        """Return the gradient of a weight's scores, without the penalty's, from the weight's."""
+        return gradient * self.drawn[name]
+
+    def _project(self) -> None:
+        """Bring the scores back to where they may be; everywhere, unless a subclass says else."""
+
+    def _values(self, name: str) -> Tensor:
+        """Return the values of a weight's survivors, before their factors."""
+        return self.drawn[name]
+
+    def end_epoch(self) -> None:
+        """Count one finished epoch; a subclass may freeze or prune here."""
+        self.epoch += 1
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Which weights are kept now: bool tensors by name."""
+        return {name: weight.detach() != 0 for name, weight in self.weights.items()}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the weights and of the scores."""
+        super().zero_grad(set_to_none)
+        for weight in self.weights.values():
+            weight.grad = None
+
+    def _advance(self) -> None:
+        """Move the scores by one step, and write the weights that they now decide."""
+        for name, weight in self.weights.items():
+            score = self.scores[name]
+            if weight.grad is None:
+                score.grad = None
+                continue
+            score.grad = self._gradient(name, weight.grad)
+            if self.penalty:
+                slope = 2 * score if self.norm == 2 else score.sign()
+                score.grad.add_(slope, alpha=self.penalty)
+        self._optimizer.step()
+        self._project()
+        self._write()
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        """Write the weights, and count how many were kept, pruned or flipped anew."""
+        counts = []
+        factors = self._factors()
+        for name, weight in self.weights.items():
+            value = self._values(name) * factors[name]
+            value += 0.0  # a negative weight times 0 is -0.0; pruned weights are +0.0
+            counts.append(torch.count_nonzero(value.sign() != weight.sign()))
+            weight.copy_(value)
+        self._count(counts)
+
+    def uniform(self, name: str, bound: float) -> Tensor:
+        """Return numbers of a weight's shape, drawn evenly from -bound to bound by the seed."""
+        record, weight = seeding(self.net), self.weights[name]
+        spec = InitSpec(
+            "uniform", float(np.float32(bound)), record.specs[name].stream ^ _STREAM_BIT
+        )
+        drawn = torch.from_numpy(weights(record.seed, spec, 0, weight.numel()))
+        return drawn.view(weight.shape).to(weight.device)
+
+    def kaiming_uniform(self, name: str) -> Tensor:
+        """Return scores as published codes begin: evenly from -1/sqrt(fan_in) to 1/sqrt(fan_in)."""
+        fan_in, _ = fans(tuple(self.weights[name].shape))
+        return self.uniform(name, fan_in**-0.5)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return scores, epoch and the optimizer's state, as nested plain values and tensors."""
+        return {
+            "scores": list(self.scores.values()),
+            "epoch": self.epoch,
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a `state_dict` of the same rule on the same network; weights are written anew."""
+        for score, saved in zip(self.scores.values(), state_dict["scores"], strict=True):
+            score.copy_(saved)
+        self.epoch = int(state_dict["epoch"])
+        self._optimizer.load_state_dict(state_dict["optimizer"])
+        self.param_groups = self._optimizer.param_groups
+        self._write()
+
+
+class ScoreSchedule:
+    """Ends the epochs of a score rule: first the rule's own work, then the learning rate's.
+
+    Args:
+        rule: whose `ScoreRule.end_epoch` is called.
+        rate: a scheduler of torch's on ``rule``; None keeps the learning rate.
+    """
+
+    def __init__(self, rule: ScoreRule, rate: LRScheduler | None = None):
+        self._rule, self._rate = rule, rate
+
+    def step(self) -> None:
+        """Count one finished epoch."""
+        self._rule.end_epoch()
+        if self._rate is not None:
+            self._rate.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scheduler's state as plain values; the rule's own is saved with the rule."""
+        return {} if self._rate is None else self._rate.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a `state_dict`."""
+        if self._rate is not None:
+            self._rate.load_state_dict(state_dict)
+
+
+def gradual_keep_ratio(epoch: int, epochs: int, period: int, keep_ratio: float) -> float:
+    """Return which fraction of the weights may be left after an epoch, on the way to the last.
+
+    It falls by the same factor every ``period`` epochs, ``(epochs - 1) // period`` times in all,
+    from 1 to ``keep_ratio``.
+
+    Args:
+        epoch: finished epochs.
+        epochs: of the whole run.
+        period: epochs from one fall to the next, 1 or more.
+        keep_ratio: at the end, above 0, at most 1.
+
+    Source: Rare Gems, Algorithm 1 (the bound ``exp(-c j)``), with the number of falls of its
+    published code; by the algorithm as printed there would be ``epochs // period``.
+    """
+    falls = (epochs - 1) // period
+    if falls < 1:
+        return keep_ratio
+    return float(keep_ratio ** (min(epoch // period, falls) / falls))

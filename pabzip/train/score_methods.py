@@ -1,0 +1,54 @@
+"""The score methods: training methods that learn which weights to keep.
+
+Each draws the network, keeps its weights as drawn, and learns a score for each
+(`pabzip.supermask`). None needs a search.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+
+from pabzip.registry import register_method
+from pabzip.supermask import EdgePopup, ScoreRule, ScoreSchedule
+from pabzip.supermask.scores import MakeOptimizer
+from pabzip.train.config import Recipe
+from pabzip.train.score_settings import ScoreSettings
+
+
+def score_optimizer(own: ScoreSettings) -> MakeOptimizer:
+    """Return what builds the optimizer of the scores."""
+
+    def build(scores: list[Tensor]) -> Optimizer:
+        if own.optimizer == "adam":
+            return Adam(scores, own.lr, weight_decay=own.weight_decay)
+        return SGD(scores, own.lr, own.momentum, weight_decay=own.weight_decay)
+
+    return build
+
+
+def score_schedule(rule: ScoreRule, own: ScoreSettings, recipe: Recipe) -> ScoreSchedule:
+    """Return what ends the epochs of a rule."""
+    if own.schedule == "cosine":
+        return ScoreSchedule(rule, CosineAnnealingLR(rule, recipe.epochs))
+    if own.schedule == "milestones":
+        return ScoreSchedule(rule, MultiStepLR(rule, recipe.sgd.milestones, recipe.sgd.decay))
+    return ScoreSchedule(rule)
+
+
+@register_method("edge-popup", uses=("edge_popup", "keep_ratio"), masked=False, scores=True)
+def edge_popup(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
+    """Keep the weights with the largest scores."""
+    own = recipe.edge_popup
+    rule = EdgePopup(
+        net,
+        score_optimizer(own),
+        recipe.keep_ratio,
+        scope=own.scope,
+        epochs=recipe.epochs if own.gradual else None,
+        period=own.period,
+        penalty=own.penalty,
+        norm=own.norm,
+    )
+    return rule, score_schedule(rule, own, recipe)
