@@ -14,6 +14,7 @@ from torch import nn
 from pabzip.errors import SearchError
 from pabzip.formats import Tensor
 from pabzip.packing.pack import to_ticket
+from pabzip.seeds.frozen import KEPT
 from pabzip.ticket import SeededTensor, Ticket, TiedTensor
 
 if TYPE_CHECKING:
@@ -143,7 +144,11 @@ def _example(ticket: Ticket, survives: Mapping[str, NDArray[np.bool_]]) -> Ticke
         elif name in survives:
             codes = survives[name].astype(np.int8)
             codes.reshape(-1)[np.flatnonzero(codes)[::4]] = -1
-            tensors.append(SeededTensor(name, ticket.spec(name), codes))
+            frozen = ticket.frozen(name)
+            if frozen is not None:  # frozen places are never flipped
+                marks = frozen.marks(ticket.seed, ticket.spec(name).stream, 0, codes.size)
+                codes[marks.reshape(codes.shape) == KEPT] = 1
+            tensors.append(SeededTensor(name, ticket.spec(name), codes, frozen=frozen))
         else:
             tensors.append(ticket.tensor(name))
     return Ticket(
