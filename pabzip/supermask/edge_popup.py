@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
-from pabzip.search.masks import keep_largest
+from pabzip.seeds import Frozen
 from pabzip.supermask.scores import MakeOptimizer, ScoreRule, gradual_keep_ratio
 
 SCOPES = ("layer", "global")
@@ -32,6 +31,8 @@ class EdgePopup(ScoreRule):
         period: epochs from one fall to the next; None without ``epochs``.
         penalty: as for `ScoreRule`.
         norm: as for `ScoreRule`.
+        frozen: as for `ScoreRule`; weights that are kept for good count as kept, so that the whole
+            mask has ``keep_ratio``.
 
     Raises:
         RecipeError: a value out of range.
@@ -52,6 +53,7 @@ class EdgePopup(ScoreRule):
         period: int | None = None,
         penalty: float = 0.0,
         norm: int = 2,
+        frozen: Frozen | None = None,
     ):
         if not 0.0 < keep_ratio <= 1.0:
             raise RecipeError(
@@ -63,7 +65,7 @@ class EdgePopup(ScoreRule):
                 f"EdgePopup: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
             )
         self.keep_ratio, self.scope, self.epochs, self.period = keep_ratio, scope, epochs, period
-        super().__init__(net, optimizer, penalty=penalty, norm=norm)
+        super().__init__(net, optimizer, penalty=penalty, norm=norm, frozen=frozen)
 
     def _begin(self, name: str) -> Tensor:
         return self.kaiming_uniform(name)
@@ -82,6 +84,5 @@ class EdgePopup(ScoreRule):
         ratio = self.keep_ratio
         if self.epochs is not None and self.period is not None:
             ratio = gradual_keep_ratio(self.epoch, self.epochs, self.period, ratio)
-        whole = {name: torch.ones_like(size, dtype=torch.bool) for name, size in sizes.items()}
         count = sum(size.numel() for size in sizes.values())
-        return keep_largest(sizes, whole, count - int((1.0 - ratio) * count))
+        return self.keep_largest(sizes, count - int((1.0 - ratio) * count))

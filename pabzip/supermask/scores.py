@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pabzip.errors import RecipeError
-from pabzip.init import seeded_parameters, seeding
-from pabzip.seeds import InitSpec, weights
+from pabzip.init import attach_seeding, seeded_parameters, seeding, unwrap
+from pabzip.search.masks import keep_largest
+from pabzip.seeds import Frozen, InitSpec, weights
+from pabzip.seeds.frozen import KEPT
 from pabzip.seeds.spec import fans
 from pabzip.unmask.rule import FlippingRule, check_not_negative
 
@@ -48,9 +51,13 @@ class ScoreRule(FlippingRule):
         optimizer: builds what moves the scores.
         penalty: lambda, zero or more: the weight of the penalty on the scores in the loss.
         norm: of the penalty: 2 adds ``lambda * sum(s ** 2)`` to the loss, 1 ``lambda * sum(|s|)``.
+        frozen: how much of each mask the seed prunes or keeps for good; noted on the network's
+            record, so that files hold the rest alone. None goes by what the record has, which is
+            nothing of a network that was just drawn.
 
     Attributes:
-        scores: by name of the weight, of its shape, float32.
+        scores: by name of the weight, of its shape, float32; 0 at frozen places.
+        frozen: bool, True where the seed decides, by name of each weight that it decides about.
         epoch: finished epochs, as `end_epoch` counted them.
 
     Raises:
@@ -59,11 +66,18 @@ class ScoreRule(FlippingRule):
 
     Source: Ramanujan et al. 2020 (edge-popup) for scores and estimator; Rare Gems, Section 3, for
     the penalty. Deviation: published codes keep the scores in modules of their own, as parameters;
-    here they are beside the network, so that no architecture has to be written for them.
+    here they are beside the network, so that no architecture has to be written for them. For
+    ``frozen`` `pabzip.seeds.Frozen`; the weights are not scaled for it.
     """
 
     def __init__(
-        self, net: nn.Module, optimizer: MakeOptimizer, *, penalty: float = 0.0, norm: int = 2
+        self,
+        net: nn.Module,
+        optimizer: MakeOptimizer,
+        *,
+        penalty: float = 0.0,
+        norm: int = 2,
+        frozen: Frozen | None = None,
     ):
         name = type(self).__name__
         check_not_negative(name, penalty=penalty)
@@ -78,7 +92,9 @@ class ScoreRule(FlippingRule):
                     "float32, under torch.autocast where speed matters"
                 )
         self.drawn = {key: weight.detach().clone() for key, weight in self.weights.items()}
+        self._freeze(frozen)
         self.scores = {key: self._begin(key) for key in self.weights}
+        self._still()
         super().__init__(list(self.scores.values()), {})
         self._optimizer = optimizer(list(self.scores.values()))
         self.param_groups = self._optimizer.param_groups
@@ -90,11 +106,56 @@ class ScoreRule(FlippingRule):
 
     @abstractmethod
     def _factors(self) -> Mapping[str, Tensor]:
-        """Return what the scores make of each weight: 1 kept, 0 pruned, -1 flipped; by name."""
+        """Return what the scores make of each weight: 1 kept, 0 pruned, -1 flipped; by name.
+
+        At frozen places any value will do.
+        """
 
     def _gradient(self, name: str, gradient: Tensor) -> Tensor:
         """Return the gradient of a weight's scores, without the penalty's, from the weight's."""
         return gradient * self.drawn[name]
+
+    def _freeze(self, frozen: Frozen | None) -> None:
+        """Put a frozen part of all masks on record, and draw the one that is there."""
+        if frozen is not None:
+            inner = unwrap(self.net)
+            record = seeding(inner)
+            masks = {} if frozen == Frozen(0, 0) else dict.fromkeys(record.specs, frozen)
+            attach_seeding(inner, replace(record, frozen=masks))
+        self.frozen: dict[str, Tensor] = {}
+        self._kept_for_good: dict[str, Tensor] = {}
+        self._count_kept: dict[str, int] = {}
+        record = seeding(self.net)
+        for name, part in record.frozen.items():
+            weight = self.weights[name]
+            drawn = part.marks(record.seed, record.specs[name].stream, 0, weight.numel())
+            marks = torch.from_numpy(drawn).view(weight.shape).to(weight.device)
+            self.frozen[name], self._kept_for_good[name] = marks != 0, marks == KEPT
+            self._count_kept[name] = int(np.count_nonzero(drawn == KEPT))
+
+    def _still(self) -> None:
+        """Keep the scores of frozen places at 0, where no optimizer or penalty moves them."""
+        for name, frozen in self.frozen.items():
+            self.scores[name].masked_fill_(frozen, 0.0)
+
+    def keep_largest(self, sizes: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+        """Return which learned places survive where ``count`` of all weights of a group do.
+
+        Args:
+            sizes: finite floating tensors by name, larger is kept: of one weight tensor or several.
+            count: of survivors, those that the seed keeps for good among them; they come first.
+
+        Returns:
+            Bool tensors by name, False at frozen places.
+        """
+        learned = {
+            name: ~self.frozen[name]
+            if name in self.frozen
+            else torch.ones_like(size, dtype=torch.bool)
+            for name, size in sizes.items()
+        }
+        kept = sum(self._count_kept.get(name, 0) for name in sizes)
+        return keep_largest(sizes, learned, max(count - kept, 0))
 
     def _project(self) -> None:
         """Bring the scores back to where they may be; everywhere, unless a subclass says else."""
@@ -129,8 +190,11 @@ class ScoreRule(FlippingRule):
             if self.penalty:
                 slope = 2 * score if self.norm == 2 else score.sign()
                 score.grad.add_(slope, alpha=self.penalty)
+            if name in self.frozen:
+                score.grad = score.grad.masked_fill(self.frozen[name], 0.0)
         self._optimizer.step()
         self._project()
+        self._still()
         self._write()
 
     @torch.no_grad()
@@ -139,7 +203,11 @@ class ScoreRule(FlippingRule):
         counts = []
         factors = self._factors()
         for name, weight in self.weights.items():
-            value = self._values(name) * factors[name]
+            factor = factors[name]
+            if name in self.frozen:
+                kept = self._kept_for_good[name].to(factor.dtype)
+                factor = torch.where(self.frozen[name], kept, factor)
+            value = self._values(name) * factor
             value += 0.0  # a negative weight times 0 is -0.0; pruned weights are +0.0
             counts.append(torch.count_nonzero(value.sign() != weight.sign()))
             weight.copy_(value)

@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from pabzip.registry import register_method
+from pabzip.seeds import Frozen
 from pabzip.supermask import EdgePopup, ScoreRule, ScoreSchedule
 from pabzip.supermask.scores import MakeOptimizer
 from pabzip.train.config import Recipe
@@ -37,6 +38,13 @@ def score_schedule(rule: ScoreRule, own: ScoreSettings, recipe: Recipe) -> Score
     return ScoreSchedule(rule)
 
 
+def frozen_part(own: ScoreSettings, recipe: Recipe) -> Frozen | None:
+    """Return how much of each mask the seed fixes; None for nothing."""
+    if not own.frozen:
+        return None
+    return Frozen.for_keep_ratio(own.frozen, recipe.keep_ratio, own.frozen_split)
+
+
 @register_method("edge-popup", uses=("edge_popup", "keep_ratio"), masked=False, scores=True)
 def edge_popup(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
     """Keep the weights with the largest scores."""
@@ -50,5 +58,6 @@ def edge_popup(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule
         period=own.period,
         penalty=own.penalty,
         norm=own.norm,
+        frozen=frozen_part(own, recipe),
     )
     return rule, score_schedule(rule, own, recipe)

@@ -405,17 +405,3 @@ def test_a_small_file_that_declares_much_is_refused_before_anything_is_drawn(
     row[1], row[FROZEN][2] = [2**20, 2**20], 2**40 - row[6]
     with pytest.raises(FormatError, match="expected at most 268435456 bytes of tensors"):
         Reader(open_source(parts.sign()))
-
-
-@pytest.mark.parametrize("coder", ["huffman", "context"])
-def test_the_path_to_a_gpu_makes_the_same(coder: str, save: Callable[..., bytes]) -> None:
-    """The host decodes frozen masks, and the rest of such a file goes as any other's."""
-    pytest.importorskip("torch")
-    pytest.importorskip("triton")
-    from pabzip.runtime import cuda_state
-
-    with Ticket.open(save(small(), coder=coder)) as ticket:
-        state: dict[str, Any] = {}
-        names = ["w0", "w1", "tied", "w3"]
-        assert cuda_state._start_coded(ticket, names, state, "cpu", None) is None  # type: ignore[arg-type]
-        assert not state
