@@ -78,12 +78,13 @@ def _newton(weights: ActiveWeights, slopes: tuple[float, ...]) -> tuple[NDArray[
 def _row_thresholds(weights: ActiveWeights) -> NDArray[np.float64]:
     """Return a first guess a row: minus the quantile of its levels that its mask cuts at."""
     plan, levels, codes = weights
+    survives = weights.kept
     begin, guesses = 0, np.zeros(len(plan.rows))
     for index, end in enumerate(plan.ends.tolist()):
         learned = codes[begin:end] <= 1
         count = int(np.count_nonzero(learned))
         if count:
-            kept = int(np.count_nonzero(weights.kept[begin:end]))
+            kept = int(np.count_nonzero(survives[begin:end]))
             cut = min(max(count - kept, 0), count - 1)
             guesses[index] = -float(np.partition(levels[begin:end][learned], cut)[cut])
         begin = end

@@ -229,7 +229,7 @@ class ActiveWeights(NamedTuple):
     @property
     def kept(self) -> NDArray[np.bool_]:
         """Whether each is learned and survives."""
-        return (self.codes != 0) & (self.codes <= 1)
+        return np.asarray((self.codes != 0) & (self.codes <= 1))
 
 
 @compiled

@@ -53,7 +53,7 @@ class EdgePopup(ScoreRule):
         period: int | None = None,
         penalty: float = 0.0,
         norm: int = 2,
-        frozen: Frozen | None = None,
+        frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
         if not 0.0 < keep_ratio <= 1.0:
             raise RecipeError(

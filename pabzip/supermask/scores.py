@@ -51,9 +51,9 @@ class ScoreRule(FlippingRule):
         optimizer: builds what moves the scores.
         penalty: lambda, zero or more: the weight of the penalty on the scores in the loss.
         norm: of the penalty: 2 adds ``lambda * sum(s ** 2)`` to the loss, 1 ``lambda * sum(|s|)``.
-        frozen: how much of each mask the seed prunes or keeps for good; noted on the network's
-            record, so that files hold the rest alone. None goes by what the record has, which is
-            nothing of a network that was just drawn.
+        frozen: how much of each mask the seed prunes or keeps for good, one for all weights or by
+            name of the weight; noted on the network's record, so that files hold the rest alone.
+            None goes by what the record has, which is nothing of a network that was just drawn.
 
     Attributes:
         scores: by name of the weight, of its shape, float32; 0 at frozen places.
@@ -62,7 +62,7 @@ class ScoreRule(FlippingRule):
 
     Raises:
         RecipeError: a value out of range, or a weight that is not float32.
-        SeedError: a network that was not drawn from a seed.
+        SeedError: a network that was not drawn from a seed, or ``frozen`` names no seeded weight.
 
     Source: Ramanujan et al. 2020 (edge-popup) for scores and estimator; Rare Gems, Section 3, for
     the penalty. Deviation: published codes keep the scores in modules of their own, as parameters;
@@ -77,7 +77,7 @@ class ScoreRule(FlippingRule):
         *,
         penalty: float = 0.0,
         norm: int = 2,
-        frozen: Frozen | None = None,
+        frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
         name = type(self).__name__
         check_not_negative(name, penalty=penalty)
@@ -115,12 +115,13 @@ class ScoreRule(FlippingRule):
         """Return the gradient of a weight's scores, without the penalty's, from the weight's."""
         return gradient * self.drawn[name]
 
-    def _freeze(self, frozen: Frozen | None) -> None:
+    def _freeze(self, frozen: Frozen | Mapping[str, Frozen] | None) -> None:
         """Put a frozen part of all masks on record, and draw the one that is there."""
         if frozen is not None:
             inner = unwrap(self.net)
             record = seeding(inner)
-            masks = {} if frozen == Frozen(0, 0) else dict.fromkeys(record.specs, frozen)
+            each = dict.fromkeys(record.specs, frozen) if isinstance(frozen, Frozen) else frozen
+            masks = {name: part for name, part in each.items() if part != Frozen(0, 0)}
             attach_seeding(inner, replace(record, frozen=masks))
         self.frozen: dict[str, Tensor] = {}
         self._kept_for_good: dict[str, Tensor] = {}
@@ -240,6 +241,7 @@ class ScoreRule(FlippingRule):
         """Restore a `state_dict` of the same rule on the same network; weights are written anew."""
         for score, saved in zip(self.scores.values(), state_dict["scores"], strict=True):
             score.copy_(saved)
+        self._still()
         self.epoch = int(state_dict["epoch"])
         self._optimizer.load_state_dict(state_dict["optimizer"])
         self.param_groups = self._optimizer.param_groups

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pabzip
+from pabzip.errors import SeedError
 from pabzip.seeds import Frozen
 from pabzip.seeds.frozen import KEPT, PRUNED
 from pabzip.supermask import EdgePopup
@@ -165,3 +166,22 @@ def test_a_wrapped_network_is_frozen_inside():
     rule = EdgePopup(wrapped, OPTIMIZERS["sgd"], 0.4, frozen=FROZEN)
     assert list(rule.frozen) == ["module.0.weight", "module.2.weight"]
     assert list(pabzip.seeding(net).frozen) == ["0.weight", "2.weight"]
+
+
+def test_weights_may_be_frozen_by_name():
+    net = network()
+    rule = EdgePopup(net, OPTIMIZERS["sgd"], 0.4, frozen={"2.weight": FROZEN})
+    assert list(rule.frozen) == ["2.weight"]
+    assert pabzip.seeding(net).frozen == {"2.weight": FROZEN}
+    with pytest.raises(SeedError, match="found unknown names 1.weight"):
+        EdgePopup(net, OPTIMIZERS["sgd"], 0.4, frozen={"1.weight": FROZEN})
+
+
+def test_a_state_of_a_free_rule_leaves_frozen_places_alone():
+    state = EdgePopup(network(), OPTIMIZERS["sgd"], 0.4).state_dict()
+    net = network()
+    rule = EdgePopup(net, OPTIMIZERS["sgd"], 0.4, frozen=FROZEN)
+    rule.load_state_dict(state)
+    for name, score in rule.scores.items():
+        assert not score[rule.frozen[name]].any()
+    pabzip.pack(net, io.BytesIO())
