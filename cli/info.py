@@ -69,6 +69,9 @@ def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
             "weights": f"{weights:,}, of them {survivors:,} survive, keep ratio "
             f"{survivors / weights:.4g}",
         }
+    frozen = sum(row.get("frozen", 0) for row in info["tensors"])
+    if frozen:
+        codes["frozen"] = f"{frozen:,} weights, pruned or kept by the seed, without codes"
     rows = {
         "architecture": info["arch"],
         "seed": str(info["seed"]),

@@ -37,12 +37,17 @@ class Decoder(Protocol):
     """
 
     def codes(self, entry: SeededEntry, payload: Payload, out: NDArray[np.int8]) -> list[Task]:
-        """Return the work that writes codes to ``out``: flat, all zeros."""
+        """Return the work that writes codes to ``out``: flat, all zeros but for the marks.
+
+        The marks of `pabzip.seeds.frozen` stand where the seed freezes the mask; the payload has
+        no codes of those places, and they are left as they are.
+        """
 
     def weights(self, entry: SeededEntry, payload: Payload, out: NDArray[np.float32]) -> list[Task]:
         """Return the work that writes weights to ``out``: flat, all zeros.
 
-        They are, to the bit, what `pabzip.seeds.regenerate` makes of the codes.
+        They are, to the bit, what `pabzip.seeds.regenerate` makes of the codes. A tensor whose
+        mask the seed freezes in part is never asked for.
         """
 
 

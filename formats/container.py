@@ -59,8 +59,8 @@ def _looks_like(start: bytes) -> str:
     return f"the bytes {start[:8].hex(' ')}"
 
 
-VERSION = 1
-"""The format version that this package writes, and the newest that it reads."""
+VERSION = 2
+"""The newest format version that this package reads; it writes the oldest that will do."""
 
 _FIELDS = struct.Struct("<HHII")  # version, reserved, stored header bytes, inflated header bytes
 _CHECKSUM = struct.Struct("<I")
@@ -92,7 +92,7 @@ def encode_header(header: Header) -> bytes:
             "header",
             f"expected at most {MAX_HEADER_BYTES} bytes, found {len(text)}; shorten the metadata",
         )
-    fields = _FIELDS.pack(VERSION, 0, len(stored), len(text))
+    fields = _FIELDS.pack(header.version, 0, len(stored), len(text))
     return MAGIC + fields + checksum(fields, stored) + stored
 
 
@@ -111,7 +111,7 @@ def read_header(source: Source) -> tuple[Header, int]:
         )
     if version < 1 or reserved:
         raise FormatError(
-            "preamble", f"expected version 1 and 0, found version {version} and {reserved}"
+            "preamble", f"expected a version from 1 and 0, found version {version} and {reserved}"
         )
     if max(length, size) > MAX_HEADER_BYTES:
         raise FormatError(
@@ -123,7 +123,13 @@ def read_header(source: Source) -> tuple[Header, int]:
         raise FormatError("header", f"expected {length} bytes, found the file cut at {len(stored)}")
     if checksum(fields, stored) != sealed:
         raise FormatError("header", "expected its CRC-32, found another; the file is damaged")
-    return from_json(inflate(stored, size, "header")), PREAMBLE_BYTES + length
+    header = from_json(inflate(stored, size, "header"))
+    if header.version != version:
+        raise FormatError(
+            "preamble",
+            f"expected format version {header.version} for what the header holds, found {version}",
+        )
+    return header, PREAMBLE_BYTES + length
 
 
 def sections(header: Header, start: int) -> Iterator[Section]:

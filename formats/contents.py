@@ -100,6 +100,11 @@ class Header:
     groups: tuple[DenseGroup, ...] = field(default=())
     side: int = 0
 
+    @property
+    def version(self) -> int:
+        """The format version that the header needs: 2 where the seed freezes a mask, else 1."""
+        return 1 + any(entry.frozen is not None for entry in self.contents.seeded)
+
     def coding_of(self) -> dict[str, Coding]:
         """Return the coding of each seeded tensor, by name."""
         names = (entry.name for entry in self.contents.seeded)
@@ -123,6 +128,7 @@ def gather(
         FormatError: a rule of the format is broken; the message names the tensor.
         SeedError: the seed is not a 64-bit key.
     """
+    seed = check_seed(seed)
     held: list[Tensor] = []
     earlier: dict[str, Entry] = {}
     entries: list[Entry] = []
@@ -134,10 +140,10 @@ def gather(
             )
         held.append(tensor.tidy(tensor_place(tensor.name)))
     for tensor in held:
-        entries.append(tensor.entry(earlier))
+        entries.append(tensor.entry(earlier, seed))
         if isinstance(tensor.name, str):  # the validator refuses other names
             earlier.setdefault(tensor.name, entries[-1])
-    contents = Contents(check_seed(seed), arch, dict(options), dict(metadata), tuple(entries))
+    contents = Contents(seed, arch, dict(options), dict(metadata), tuple(entries))
     check_contents(contents)
     for tensor in held:
         tensor.check_values()

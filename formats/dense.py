@@ -133,7 +133,7 @@ class DenseTensor(StoredKind):
             )
         return replace(self, values=as_array(place, self.values, DENSE_TYPES[self.dtype].numpy))
 
-    def entry(self, earlier: Mapping[str, Entry]) -> DenseEntry:
+    def entry(self, earlier: Mapping[str, Entry], seed: int = 0) -> DenseEntry:
         """Return what a header says of the tensor."""
         return DenseEntry(self.name, self.shape, self.dtype, self.stored)
 

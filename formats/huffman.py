@@ -69,12 +69,12 @@ class Huffman:
 
     def check_length(self, entry: SeededEntry, length: int) -> None:
         """Check that ``length`` is exactly N + K bits, in bytes."""
-        expected = huffman_bytes(entry.count, entry.survivors)
+        expected = huffman_bytes(entry.learned, entry.learned_survivors)
         if length != expected:
             raise FormatError(
                 tensor_place(entry.name),
-                f"expected {expected} bytes of codes for {entry.count} weights and "
-                f"{entry.survivors} survivors, found {length}",
+                f"expected {expected} bytes of codes for {entry.learned} weights and "
+                f"{entry.learned_survivors} survivors, found {length}",
             )
 
     def encode(
@@ -83,7 +83,8 @@ class Huffman:
         """Return one payload per tensor, and no side stream."""
         payloads = []
         for tensor in tensors:
-            payloads.append(encode(tensor.codes))
+            marked = tensor.marked(seed)
+            payloads.append(encode(marked if tensor.frozen is None else marked[marked <= 1]))
             if on_tensor is not None:
                 on_tensor(tensor.name)
         return payloads, b""
@@ -94,7 +95,7 @@ class Huffman:
 
     def breakdown(self, tensors: Sequence[tuple[SeededEntry, int]], side: bytes) -> list[Spent]:
         """Split N bits of mask and K bits of signs."""
-        return [Spent.of(length, sign_bits=entry.survivors) for entry, length in tensors]
+        return [Spent.of(length, sign_bits=entry.learned_survivors) for entry, length in tensors]
 
 
 class HuffmanDecoder:
@@ -107,7 +108,11 @@ class HuffmanDecoder:
         """Return the work that writes codes to ``out``, in one piece."""
 
         def task() -> None:
-            out[:] = decode(payload, entry.count, entry.survivors)
+            codes = decode(payload, entry.learned, entry.learned_survivors)
+            if entry.frozen is None:
+                out[:] = codes
+            else:
+                out[out == 0] = codes
 
         return [task]
 

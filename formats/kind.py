@@ -136,8 +136,13 @@ class TensorKind(Protocol):
         """Return the tensor with little-endian, C-contiguous arrays of the types it must have."""
         return self  # type: ignore[return-value]  # the union of all kinds
 
-    def entry(self, earlier: Mapping[str, Entry]) -> Entry:
-        """Return what a header says of the tensor, given the entries before it, by name."""
+    def entry(self, earlier: Mapping[str, Entry], seed: int = 0) -> Entry:
+        """Return what a header says of the tensor.
+
+        Args:
+            earlier: the entries before it, by name.
+            seed: of the ticket, where an entry depends on what the seed draws.
+        """
 
     def check_values(self) -> None:
         """Check values whose rules need a checked entry."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,9 @@ from pabzip.formats.contents import Tensor
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.dense_sections import DenseGroup, decode_group, grouped
 from pabzip.formats.limits import DENSE_SECTION_BYTES, check_loaded_bytes, tensor_place
-from pabzip.formats.seeded import check_scales, scale_rows
+from pabzip.formats.seeded import check_scales, scale_rows, settle
 from pabzip.formats.sources import Source
+from pabzip.seeds import regenerate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +122,10 @@ class Reader(Mapping[str, Tensor]):
             coded = self.coded(name)
             weights = np.zeros(coded.entry.count, dtype=np.float32)
             with _in_tensor(name):
-                work = coded.decoder.weights(coded.entry, coded.payload, weights)
+                if coded.entry.frozen is None:
+                    work = coded.decoder.weights(coded.entry, coded.payload, weights)
+                else:
+                    work = [partial(self._frozen_weights, coded, weights)]
             tasks += [_in_tensor(name)(task) for task in work]
             found[name] = weights.reshape(coded.entry.shape)
             scales[name] = self.scales(name)
@@ -169,10 +174,21 @@ class Reader(Mapping[str, Tensor]):
     def _read_codes(self, name: str) -> NDArray[np.int8]:
         """Read the codes of one seeded tensor, in its shape."""
         coded = self.coded(name)
-        codes = np.zeros(coded.entry.count, dtype=np.int8)
         with _in_tensor(name):
-            run_tasks(coded.decoder.codes(coded.entry, coded.payload, codes), None)
-        return codes.reshape(coded.entry.shape)
+            return self._decoded(coded, None).reshape(coded.entry.shape)
+
+    def _decoded(self, coded: Coded, threads: int | None) -> NDArray[np.int8]:
+        """Return the codes of one seeded tensor, flat."""
+        codes = coded.entry.marks(self.header.contents.seed)
+        run_tasks(coded.decoder.codes(coded.entry, coded.payload, codes), threads)
+        if coded.entry.frozen is not None:
+            settle(codes)
+        return codes
+
+    def _frozen_weights(self, coded: Coded, out: NDArray[np.float32]) -> None:
+        """Write the weights of a tensor whose mask the seed freezes in part."""
+        codes = self._decoded(coded, 1)
+        regenerate(self.header.contents.seed, coded.entry.spec, codes, threads=1, out=out)
 
     def _read_parts(self, name: str) -> list[DenseTensor]:
         """Read what the dense sections hold of one tensor, with values of its own."""

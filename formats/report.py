@@ -12,6 +12,7 @@ from pabzip.formats.contents import Header
 from pabzip.formats.dense import DenseEntry
 from pabzip.formats.dense_sections import grouped
 from pabzip.formats.huffman import huffman_bytes
+from pabzip.formats.seeded import SeededEntry
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class TicketReport(Mapping[str, Any]):
         arch: name of the architecture, or ``"custom"``.
         sha256: of the regenerated state, 64 hexadecimal digits.
         tensors: one mapping a tensor: ``name``, ``shape``, ``dtype``, ``kind``, ``coder``,
-            ``bytes``, ``weights``, ``survivors``, and ``target`` of a tied one. Dense tensors have
+            ``bytes``, ``weights``, ``survivors``, ``target`` of a tied one, and ``frozen`` (places
+            that the seed prunes or keeps for good) of one with a frozen mask. Dense tensors have
             their section's encoding as ``coder`` and no ``survivors``; of those that share a
             section each has its share of the bytes, by raw sizes. Scales of a seeded tensor's rows
             count in its ``bytes``. A tied tensor is of kind ``"tied"``, has neither coder nor
@@ -112,6 +114,8 @@ def _rows(header: Header) -> list[dict[str, Any]]:
         }
         if entry.target is not None:
             row["target"] = entry.target
+        if isinstance(entry, SeededEntry) and entry.frozen is not None:
+            row["frozen"] = sum(entry.frozen_places)
         rows.append(row)
     return rows
 

@@ -14,7 +14,8 @@ from pabzip.errors import FormatError, SeedError, shown
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.kind import Coding, EntryKind, StoredKind
 from pabzip.formats.limits import as_array, check_integer, check_shape, tensor_place
-from pabzip.seeds import InitSpec, regenerate
+from pabzip.seeds import Frozen, InitSpec, regenerate
+from pabzip.seeds.frozen import KEPT, PRUNED
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class SeededEntry(EntryKind):
     """What a header says of a seeded tensor.
 
     Its row is ``[name, shape, distribution, scale, stream, coder, survivors, bytes]``, with a 1
-    after these where its rows have scales.
+    after these where its rows have scales, or a list of four where the seed freezes a part of its
+    mask: ``[pruned, kept, places pruned, places kept]``.
 
     Attributes:
         name: the parameter's name in the network's state.
@@ -40,6 +42,8 @@ class SeededEntry(EntryKind):
         survivors: number of codes that are not 0.
         scaled: whether each row along the first dimension has a scale. Dense sections hold these,
             float32 (rows,), under the tensor's name.
+        frozen: how much of the mask the seed fixes; None for none of it.
+        frozen_places: how many places that prunes and keeps.
     """
 
     name: str
@@ -47,6 +51,8 @@ class SeededEntry(EntryKind):
     spec: InitSpec
     survivors: int
     scaled: bool = False
+    frozen: Frozen | None = None
+    frozen_places: tuple[int, int] = (0, 0)
 
     kind: ClassVar[str] = "seeded"
     row_lengths: ClassVar[tuple[int, ...]] = (8, 9)
@@ -58,6 +64,16 @@ class SeededEntry(EntryKind):
         if not self.scaled:
             return ()
         return (DenseEntry(self.name, self.shape[:1], "float32", "float32"),)
+
+    @property
+    def learned(self) -> int:
+        """Number of places that have a code in the file: all that the seed does not freeze."""
+        return self.count - sum(self.frozen_places)
+
+    @property
+    def learned_survivors(self) -> int:
+        """Number of codes in the file that are not 0."""
+        return self.survivors - self.frozen_places[1]
 
     def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
         """Check the shape, the survivors, and that the init spec suits scales of rows."""
@@ -71,6 +87,35 @@ class SeededEntry(EntryKind):
                 f"expected {SCALED_DISTRIBUTION} of scale 1 where rows have scales, found "
                 f"{self.spec.distribution} of scale {self.spec.scale!r}",
             )
+        if self.frozen is not None:
+            self._check_frozen(place, count)
+
+    def _check_frozen(self, place: str, count: int) -> None:
+        """Check that a frozen part is one, and that shape and survivors leave room for it."""
+        if self.scaled:
+            raise FormatError(place, "expected scales of rows or frozen places, found both")
+        if self.frozen == Frozen(0, 0):
+            raise FormatError(place, "expected no word of frozen places where none is, found 0, 0")
+        pruned, kept = self.frozen_places
+        check_integer(place, "number of frozen pruned places", pruned, 0, count - self.survivors)
+        check_integer(place, "number of frozen kept places", kept, 0, self.survivors)
+
+    def marks(self, seed: int) -> NDArray[np.int8]:
+        """Return the marks of a frozen mask, flat (`pabzip.seeds.Frozen.marks`), counted.
+
+        A tensor without one has 0 everywhere.
+        """
+        if self.frozen is None:
+            return np.zeros(self.count, dtype=np.int8)
+        marks = self.frozen.marks(seed, self.spec.stream, 0, self.count)
+        found = int(np.count_nonzero(marks == PRUNED)), int(np.count_nonzero(marks == KEPT))
+        if found != self.frozen_places:
+            raise FormatError(
+                tensor_place(self.name),
+                f"expected the seed to prune {self.frozen_places[0]} and keep "
+                f"{self.frozen_places[1]} places for good, found {found[0]} and {found[1]}",
+            )
+        return marks
 
     def to_row(self, coding: Coding | None) -> list[Any]:
         """Return the tensor's row; the scale is the bit pattern of a float32."""
@@ -85,6 +130,7 @@ class SeededEntry(EntryKind):
             self.survivors,
             coding.length,
             *([1] if self.scaled else []),
+            *([[self.frozen.pruned, self.frozen.kept, *self.frozen_places]] if self.frozen else []),
         ]
 
     @classmethod
@@ -94,18 +140,25 @@ class SeededEntry(EntryKind):
         """Return the entry and the coding of a row; None without a list for its shape."""
         if not isinstance(row[1], list):
             return None
-        scaled = len(row) == 9
-        if scaled and (type(row[8]) is not int or row[8] != 1):
-            raise FormatError(place, f"expected a 1 for scales of its rows, found {shown(row[8])}")
         spec = _spec(place, *row[2:5])
+        frozen = row[8] if len(row) == 9 and isinstance(row[8], list) else None
+        scaled = len(row) == 9 and frozen is None
+        if scaled and (type(row[8]) is not int or row[8] != 1):
+            raise FormatError(
+                place,
+                "expected a 1 for scales of its rows or a list for frozen places, found "
+                f"{shown(row[8])}",
+            )
         entry = cls(row[0], tuple(row[1]), spec, survivors=row[6], scaled=scaled)
+        if frozen is not None:
+            entry = replace(entry, frozen=_frozen(place, frozen), frozen_places=tuple(frozen[2:]))
         return entry, Coding(coder=row[5], length=row[7])
 
     def tensor(self, codes: NDArray[np.int8] | None, parts: Sequence[DenseTensor]) -> SeededTensor:
         """Return the tensor of these codes, and scales where its rows have them."""
         assert codes is not None
         scales = check_scales(self.name, parts[0].values) if parts else None
-        return SeededTensor(self.name, self.spec, codes, scales)
+        return SeededTensor(self.name, self.spec, codes, scales, self.frozen)
 
 
 def _spec(place: str, distribution: Any, scale: Any, stream: Any) -> InitSpec:
@@ -122,6 +175,18 @@ def _spec(place: str, distribution: Any, scale: Any, stream: Any) -> InitSpec:
         raise FormatError(place, f"{error}; if it comes from a newer pabzip, upgrade") from None
 
 
+def _frozen(place: str, values: list[Any]) -> Frozen:
+    """Return the fractions of a row's list; `SeededEntry.check` sees to the places."""
+    if len(values) != 4:
+        raise FormatError(
+            place, f"expected two fractions and two counts of frozen places, found {shown(values)}"
+        )
+    try:
+        return Frozen(*values[:2])
+    except SeedError as error:
+        raise FormatError(place, str(error)) from None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SeededTensor(StoredKind):
     """A weight that its seed, its init spec and one code per weight determine.
@@ -134,6 +199,8 @@ class SeededTensor(StoredKind):
         scales: None, or float32 (rows,), one for each row along the first dimension, which its
             weights are multiplied by. Only with ``signed_constant`` of scale 1: the weights of
             row r are then 0 and plus or minus ``scales[r]``.
+        frozen: how much of the mask the seed fixes, so that no code of it is stored; None for
+            none. The codes of those places are 0 and +1 as the seed says. Not with ``scales``.
 
     Source: Peek-a-Boo, Appendix D (one code merges the mask and the sign flip).
     """
@@ -142,6 +209,7 @@ class SeededTensor(StoredKind):
     spec: InitSpec
     codes: NDArray[np.int8]
     scales: NDArray[np.float32] | None = None
+    frozen: Frozen | None = None
 
     dtype: ClassVar[str] = "float32"
 
@@ -174,10 +242,36 @@ class SeededTensor(StoredKind):
             )
         return replace(self, codes=codes, scales=check_scales(self.name, scales))
 
-    def entry(self, earlier: Mapping[str, Entry]) -> SeededEntry:
-        """Return what a header says of the tensor."""
+    def entry(self, earlier: Mapping[str, Entry], seed: int = 0) -> SeededEntry:
+        """Return what a header says of the tensor; what the seed freezes must be as it says."""
         survivors = int(np.count_nonzero(self.codes))
-        return SeededEntry(self.name, self.shape, self.spec, survivors, self.scales is not None)
+        scaled = self.scales is not None
+        if self.frozen is None:
+            return SeededEntry(self.name, self.shape, self.spec, survivors, scaled)
+        marks, codes = self._marks(seed), self.codes.reshape(-1)
+        places = int(np.count_nonzero(marks == PRUNED)), int(np.count_nonzero(marks == KEPT))
+        wrong = int(
+            np.count_nonzero(((marks == PRUNED) & (codes != 0)) | (marks == KEPT) & (codes != 1))
+        )
+        if wrong:
+            raise FormatError(
+                tensor_place(self.name),
+                f"expected code 0 where seed {seed} prunes and +1 where it keeps for good, found "
+                f"{wrong} of {sum(places)} frozen places otherwise",
+            )
+        return SeededEntry(self.name, self.shape, self.spec, survivors, scaled, self.frozen, places)
+
+    def _marks(self, seed: int) -> NDArray[np.int8]:
+        """Return the marks of the frozen places, flat."""
+        assert self.frozen is not None
+        return self.frozen.marks(seed, self.spec.stream, 0, self.codes.size)
+
+    def marked(self, seed: int) -> NDArray[np.int8]:
+        """Return the codes as coders take them: marks of `pabzip.seeds.frozen` at frozen places."""
+        if self.frozen is None:
+            return self.codes
+        marks = self._marks(seed).reshape(self.shape)
+        return np.where(marks == 0, self.codes, marks)
 
     def array(
         self, seed: int, *, backend: str = "numba", threads: int | None = None
@@ -194,6 +288,12 @@ class SeededTensor(StoredKind):
             stop = start + _RANGE
             part = regenerated(seed, self, start, stop, backend=backend, threads=threads)
             yield part.astype("<f4", copy=False)
+
+
+def settle(marked: NDArray[np.int8]) -> None:
+    """Put the codes in the place of the marks that are left: 0 pruned, +1 kept; in place."""
+    marked[marked == PRUNED] = 0
+    marked[marked == KEPT] = 1
 
 
 def check_scales(name: str, scales: NDArray[np.float32]) -> NDArray[np.float32]:

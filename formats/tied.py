@@ -93,7 +93,7 @@ class TiedTensor(TensorKind):
     name: str
     target: str
 
-    def entry(self, earlier: Mapping[str, Entry]) -> TiedEntry:
+    def entry(self, earlier: Mapping[str, Entry], seed: int = 0) -> TiedEntry:
         """Return what a header says of the tensor."""
         return TiedEntry(self.name, _target(self.name, self.target, earlier))
 

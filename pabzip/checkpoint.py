@@ -11,9 +11,9 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from pabzip.formats.container import MAGIC
 from pabzip.formats.limits import ARCHITECTURES
 from pabzip.init import Seeding, attach_seeding, seeding, unwrap
 from pabzip.models import build
-from pabzip.seeds import InitSpec, check_seed, weights
+from pabzip.seeds import Frozen, InitSpec, check_seed, weights
 
 FORMAT = "pabzip-checkpoint"
 VERSION = 1
@@ -35,6 +35,8 @@ _KEYS = (
 _IN_METADATA = ("data", "method", "keep_ratio", "epochs", "test_accuracy", "validation")
 _HOW = "save the network with pabzip.save_checkpoint(net, path), or train one with `pabzip train`"
 _PREFIX = "module."
+
+_Value = TypeVar("_Value")
 
 File = str | os.PathLike[str] | BinaryIO
 
@@ -47,7 +49,7 @@ class Checkpoint:
         arch: name of a registered architecture, or ``"custom"``.
         arch_options: its options, plain values.
         state_dict: tensors on the CPU by name, without a ``module.`` prefix.
-        seeding: the seed, and the init spec of each seeded weight.
+        seeding: the seed, the init spec of each seeded weight, and what of the masks it fixes.
         settings: how it was trained, as plain values, or None; the file's key is ``recipe``.
         results: how well, as plain values, or None.
         drawn: the init spec of each weight whose magnitudes were trained since it was drawn.
@@ -98,7 +100,7 @@ class Checkpoint:
         return replace(
             self,
             state_dict=state,
-            seeding=Seeding(self.seed, specs),
+            seeding=Seeding(self.seed, specs, self.seeding.frozen),
             results=results,
             drawn={},
             scores={},
@@ -173,6 +175,8 @@ def save_checkpoint(
         content["drawn"] = {name: asdict(spec) for name, spec in drawn.items()}
     if scores:
         content["scores"] = {name: score.detach().cpu() for name, score in scores.items()}
+    if record.frozen:
+        content["frozen"] = {name: asdict(frozen) for name, frozen in record.frozen.items()}
     if isinstance(file, str | os.PathLike):
         with open_atomic(file) as stream:
             torch.save(content, stream)
@@ -297,16 +301,20 @@ def _checked(content: object, place: str) -> Checkpoint:
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
         _refuse(place, "arch", f"one of {', '.join(ARCHITECTURES)}", arch)
     state = _state(place, content["state_dict"])
-    specs = _specs(place, content["init"])
+    specs = _made(place, "init", content["init"], InitSpec)
     state = _without_prefix(arch, state, specs)
+    frozen = _without_prefix(arch, _made(place, "frozen", content.get("frozen", {}), Frozen), specs)
     specs = _without_prefix(arch, specs, specs)
-    drawn = _specs(place, content.get("drawn", {}))
+    drawn = _made(place, "drawn", content.get("drawn", {}), InitSpec)
     scores = _state(place, content.get("scores", {}))
     for key, names in (("init", specs), ("drawn", drawn), ("scores", scores)):
         unknown = [name for name in names if name not in state]
         if unknown:
             expected = "the name of a tensor in state_dict"
             _refuse(place, f"{key}: {unknown[0]}", expected, "none such")
+    loose = [weight for weight in frozen if weight not in specs]
+    if loose:
+        _refuse(place, f"frozen: {loose[0]}", "the name of a weight in init", "none such")
     settings, results = (
         None if content[key] is None else _table(place, key, content[key])
         for key in ("recipe", "results")
@@ -315,7 +323,7 @@ def _checked(content: object, place: str) -> Checkpoint:
         arch=arch,
         arch_options=_table(place, "arch_options", content["arch_options"]),
         state_dict=state,
-        seeding=Seeding(_seed(place, content["seed"]), specs),
+        seeding=Seeding(_seed(place, content["seed"]), specs, frozen),
         settings=settings,
         results=results,
         drawn=drawn,
@@ -337,16 +345,16 @@ def _state(place: str, state: object) -> dict[str, torch.Tensor]:
     return dict(state)  # type: ignore[call-overload, no-any-return]
 
 
-def _specs(place: str, init: object) -> dict[str, InitSpec]:
-    """Return the init specs by name; none where training moved magnitudes."""
-    specs = {}
-    for name, spec in _table(place, "init", init).items():
-        fields = _table(place, f"init: {name}", spec)
+def _made(place: str, key: str, values: object, kind: Callable[..., _Value]) -> dict[str, _Value]:
+    """Return what tables of fields, by name, make of a kind."""
+    made = {}
+    for name, value in _table(place, key, values).items():
+        fields = _table(place, f"{key}: {name}", value)
         try:
-            specs[name] = InitSpec(**fields)
+            made[name] = kind(**fields)
         except (SeedError, TypeError) as error:
-            raise CheckpointError(f"{place}: init: {name}: {error}") from error
-    return specs
+            raise CheckpointError(f"{place}: {key}: {name}: {error}") from error
+    return made
 
 
 def _seed(place: str, seed: object) -> int:

@@ -8,11 +8,11 @@ packing read it; none of them asks for the seed again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pabzip.errors import SeedError
-from pabzip.seeds import InitSpec, check_seed, scheme_spec, weights
+from pabzip.seeds import Frozen, InitSpec, check_seed, scheme_spec, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,10 +33,13 @@ class Seeding:
     Attributes:
         seed: the 64-bit Philox key, ``0 <= seed < 2**64``.
         specs: init spec of each seeded weight, by parameter name, in the order of the network.
+        frozen: how much of a weight's mask the seed fixes for good, by parameter name; only of
+            those where it fixes any.
     """
 
     seed: int
     specs: Mapping[str, InitSpec]
+    frozen: Mapping[str, Frozen] = field(default_factory=dict)
 
 
 def init_(
@@ -109,10 +112,12 @@ def attach_seeding(net: nn.Module, seeding: Seeding) -> None:
     """Record on ``net`` that its weights follow ``seeding``; the weights are not touched.
 
     Raises:
-        SeedError: ``seeding`` names a parameter that ``net`` does not have.
+        SeedError: ``seeding`` names a parameter that ``net`` does not have, or freezes the mask of
+            a weight that it does not seed.
     """
     known = dict(net.named_parameters(remove_duplicate=False))
     missing = [name for name in seeding.specs if name not in known]
+    missing += [name for name in seeding.frozen if name not in seeding.specs]
     if missing:
         raise SeedError(
             f"attach_seeding: expected parameters of {type(net).__name__}, found unknown names "
@@ -135,7 +140,11 @@ def seeding(net: nn.Module) -> Seeding:
         return found  # type: ignore[no-any-return]
     inner = getattr(getattr(net, "module", None), _ATTRIBUTE, None)
     if inner is not None:
-        return Seeding(inner.seed, {f"module.{name}": spec for name, spec in inner.specs.items()})
+        return Seeding(
+            inner.seed,
+            {f"module.{name}": spec for name, spec in inner.specs.items()},
+            {f"module.{name}": frozen for name, frozen in inner.frozen.items()},
+        )
     raise SeedError(
         f"{type(net).__name__}: expected a network drawn from a seed, found no record of one; "
         "call pabzip.init_(net, seed=...) first"

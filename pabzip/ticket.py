@@ -35,7 +35,7 @@ from pabzip.formats import (
 from pabzip.formats.coder import Coded, Task, run_tasks
 from pabzip.formats.huffman import encode
 from pabzip.formats.report import TicketReport, breakdown, report
-from pabzip.seeds import InitSpec
+from pabzip.seeds import Frozen, InitSpec
 
 __all__ = ["DenseTensor", "SeededTensor", "Ticket", "TicketReport", "TiedTensor"]
 
@@ -210,6 +210,13 @@ class Ticket:
                 "weight(name)"
             )
         return entry.spec
+
+    def frozen(self, name: str) -> Frozen | None:
+        """Return how much of a seeded tensor's mask the seed fixes; None where it fixes none."""
+        self.spec(name)
+        entry = self._entries[name].original
+        assert isinstance(entry, SeededEntry)
+        return entry.frozen
 
     @property
     def arch(self) -> str:

@@ -59,7 +59,7 @@ class Context:
         information = SideInformation(side)
         sign_bits, ends = [], [0.0]
         for entry, _ in tensors:
-            sign_bits.append(information.tensor(entry.shape, entry.survivors).sign_bits)
+            sign_bits.append(information.tensor(entry.shape, entry.learned_survivors).sign_bits)
             ends.append(information.stream.used_bits)
         information.stream.close("side stream")
         places = [round(len(side) * end / ends[-1]) for end in ends]

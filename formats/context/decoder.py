@@ -80,7 +80,8 @@ def decode_chunk(
     """Decode the active rows of a chunk into codes, weights, or both.
 
     ``codes`` and ``weights`` are flat arrays of the whole tensor, all zeros where nothing is
-    written, or empty when they are not wanted. Returns one of `FINE`, `WRONG_COUNT`,
+    written, or empty when they are not wanted. Codes above 1 mark places that the seed freezes:
+    they have no bits, and stay. Returns one of `FINE`, `WRONG_COUNT`,
     `WRONG_LENGTH` and `WRONG_PADDING`; never reads outside the chunk's bytes.
     """
     element = np.empty(PIECE, dtype=np.int64)
@@ -113,6 +114,8 @@ def decode_chunk(
                 scores[i] = level(magnitudes[i]) + offsets[i]
         for j in range(_candidates(scores, count, uncertain_from, candidates)):
             i = candidates[j]
+            if want_codes and codes[element[i]] > 1:
+                continue
             if scores[i] < certain_from:
                 bucket = 0
                 if model.scored:

@@ -61,7 +61,7 @@ def encode_tensors(
 
     def encode(index: int) -> tuple[Description, bytes]:
         tensor = tensors[index]
-        done = encode_tensor(seed, tensor.spec, tensor.codes, rows_before=rows_before[index])
+        done = encode_tensor(seed, tensor.spec, tensor.marked(seed), rows_before=rows_before[index])
         if on_tensor is not None:
             on_tensor(tensor.name)
         return done
@@ -82,7 +82,8 @@ def encode_tensor(
 ) -> tuple[Description, bytes]:
     """Encode one tensor: what the side stream must say of it, and its payload.
 
-    ``rows_before`` is the number of output channels of the tensor before it in the file, if any.
+    Codes above 1 mark places that the seed freezes; nothing is spent on them. ``rows_before`` is
+    the number of output channels of the tensor before it in the file, if any.
     """
     flat = np.ascontiguousarray(codes).reshape(-1)
     ways = (_under_layout(seed, spec, flat, one) for one in layouts(codes.shape, rows_before))
@@ -129,6 +130,8 @@ def _encode(
     survivors = 0
     for index in range(len(codes)):
         code, bucket = codes[index], int(buckets[index])
+        if code > 1:
+            continue
         if model.first <= bucket < model.last:
             kept, chance = 1 if code else 0, model.chances[bucket]
             low, span, position = encode_bit(low, span, position, coded, kept, chance)
@@ -191,14 +194,14 @@ def describe(active: ActiveBlock, weights: ActiveWeights) -> tuple[Description, 
     """
     description = Description(active)
     codes = weights.codes
-    survivors = int(np.count_nonzero(codes))
+    survivors, learned = int(weights.kept.sum()), int(np.count_nonzero(codes <= 1))
     _choose_signs(description, int(np.count_nonzero(codes < 0)), survivors)
-    if survivors == len(codes):
+    if survivors == learned:
         return description, 0.0
-    even = _entropy(survivors, len(codes))
+    even = _entropy(survivors, learned)
     best = even
     description.mask = MaskMode.EVEN
-    description.chance = min(max(round(ONE * survivors / len(codes)), 1), ONE - 1)
+    description.chance = min(max(round(ONE * survivors / learned), 1), ONE - 1)
     for mode, factors, extra in _predictions(active, weights, even):
         first, last, indices, bits = _table(bucket_counts(weights, factors))
         if bits + extra < best:
@@ -227,7 +230,8 @@ def _predictions(
 
 def _threshold(weights: ActiveWeights) -> int:
     """Return the level that splits pruned from surviving weights with the fewest mistakes."""
-    levels, mask = weights.levels, weights.codes != 0
+    learned = weights.codes <= 1
+    levels, mask = weights.levels[learned], weights.kept[learned]
     size = int(levels.max()) + 2
     kept = np.bincount(levels[mask], minlength=size)
     pruned = np.bincount(levels[~mask], minlength=size)

@@ -78,12 +78,15 @@ def _newton(weights: ActiveWeights, slopes: tuple[float, ...]) -> tuple[NDArray[
 def _row_thresholds(weights: ActiveWeights) -> NDArray[np.float64]:
     """Return a first guess a row: minus the quantile of its levels that its mask cuts at."""
     plan, levels, codes = weights
+    survives = weights.kept
     begin, guesses = 0, np.zeros(len(plan.rows))
     for index, end in enumerate(plan.ends.tolist()):
-        if end > begin:
-            kept = int(np.count_nonzero(codes[begin:end]))
-            cut = min(max(end - begin - kept, 0), end - begin - 1)
-            guesses[index] = -float(np.partition(levels[begin:end], cut)[cut])
+        learned = codes[begin:end] <= 1
+        count = int(np.count_nonzero(learned))
+        if count:
+            kept = int(np.count_nonzero(survives[begin:end]))
+            cut = min(max(count - kept, 0), count - 1)
+            guesses[index] = -float(np.partition(levels[begin:end][learned], cut)[cut])
         begin = end
     return guesses
 
@@ -122,6 +125,9 @@ def _sweep(
         base = np.float32(rows[row])
         total, bend = np.float32(0), np.float32(0)
         for place in range(first, last):
+            if codes[done] > 1:
+                done += 1
+                continue
             score = steepness * (np.float32(levels[done]) + base + offsets[place])
             score = min(max(score, -_CURVE_END), _CURVE_END)
             chance = _CURVE[np.int32((score + _CURVE_END) * _CURVE_SCALE)]
@@ -139,8 +145,9 @@ def _sweep(
 def bucket_counts(weights: ActiveWeights, factors: Factors) -> NDArray[np.int64]:
     """Return how many active weights fall in each bucket, (30, 2): pruned and surviving."""
     buckets = buckets_of(weights, factors.row_offsets(), factors.place_offsets(weights.plan))
-    kept = weights.codes != 0
-    return np.bincount(2 * buckets + kept, minlength=2 * COUNT).reshape(COUNT, 2)
+    learned = weights.codes <= 1
+    sorts = (2 * buckets + weights.kept)[learned]
+    return np.bincount(sorts, minlength=2 * COUNT).reshape(COUNT, 2)
 
 
 @compiled
@@ -221,8 +228,11 @@ def _shift_costs(
         group = plan.group[row]
         for place in range(plan.starts[group], plan.starts[group + 1]):
             score = levels[done] + base + place_offsets[place]
-            kept = np.int64(codes[done] != 0)
+            code = codes[done]
             done += 1
+            if code > 1:
+                continue
+            kept = np.int64(code != 0)
             if (score > far and kept == 1) or (score < -far and kept == 0):
                 continue
             target = row if by_row else plan.column[place]

@@ -150,8 +150,11 @@ class ActiveBlock:
 
 
 def find_active(codes: NDArray[np.int8], layout: Layout) -> ActiveBlock:
-    """Return the active block of ``codes``, which has ``layout``'s number of elements."""
-    grouped = (codes != 0).reshape(
+    """Return the active block of ``codes``, which has ``layout``'s number of elements.
+
+    Places that the seed freezes, whose codes are marks above 1, make no row or column active.
+    """
+    grouped = ((codes != 0) & (codes <= 1)).reshape(
         layout.groups, layout.rows // layout.groups, layout.columns, layout.positions
     )
     by_column = grouped.any(axis=3)
@@ -216,12 +219,17 @@ class ActiveWeights(NamedTuple):
     Attributes:
         plan: where they are.
         levels: int16, of each.
-        codes: int8, of each.
+        codes: int8, of each; a mark above 1 where the seed freezes it, and it is not coded.
     """
 
     plan: ActivePlan
     levels: NDArray[np.int16]
     codes: NDArray[np.int8]
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Whether each is learned and survives."""
+        return np.asarray((self.codes != 0) & (self.codes <= 1))
 
 
 @compiled

@@ -71,7 +71,8 @@ class SideInformation:
     ) -> Description:
         """Write ``known``, or read and return the description of a tensor.
 
-        ``survivors`` are those of the whole tensor, as the header has them.
+        ``survivors`` are those of the whole tensor that the seed does not freeze, as the header
+        has them.
         """
         plain = Layout.of_shape(shape)
         layout = self._layout(plain, known.active.layout if known else plain)
@@ -281,5 +282,5 @@ def read_descriptions(data: bytes, entries: Sequence[SeededEntry]) -> Iterator[D
     """Yield the description of each tensor of a side stream, in order, and check its end."""
     information = SideInformation(data)
     for entry in entries:
-        yield information.tensor(entry.shape, entry.survivors)
+        yield information.tensor(entry.shape, entry.learned_survivors)
     information.stream.close("side stream")

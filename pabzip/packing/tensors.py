@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from pabzip.errors import PackError
 from pabzip.formats import Tensor
 from pabzip.init import Seeding
-from pabzip.seeds import InitSpec, weights
+from pabzip.seeds import Frozen, InitSpec, weights
+from pabzip.seeds.frozen import KEPT, PRUNED
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
 
@@ -50,6 +51,7 @@ def state_tensors(
         )
     tensors: list[Tensor] = []
     ties, specs = find_ties(state, record.specs)
+    frozen = {ties.get(name, name): found for name, found in record.frozen.items()}
     taken = {spec.stream for spec in record.specs.values()}
     streams = (stream for stream in count() if stream not in taken)
     stream, recognized = next(streams), 0
@@ -63,7 +65,9 @@ def state_tensors(
             tensors.append(TiedTensor(name, ties[name]))
         elif name in specs:
             codes = read_codes(name, value, record.seed, specs[name])
-            tensors.append(SeededTensor(name, specs[name], codes))
+            if name in frozen:
+                check_frozen(name, codes, record.seed, specs[name], frozen[name])
+            tensors.append(SeededTensor(name, specs[name], codes, frozen=frozen.get(name)))
         else:
             dense = dense_from_torch(name, value)
             tensor = ternary_tensor(name, dense.values, record.seed, stream) if ternary else None
@@ -111,6 +115,30 @@ def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np
     codes = np.where(flipped, np.int8(-1), np.int8(1))
     codes[~survivors] = 0
     return codes.reshape(tuple(weight.shape))
+
+
+def check_frozen(
+    name: str, codes: NDArray[np.int8], seed: int, spec: InitSpec, frozen: Frozen
+) -> None:
+    """Check that frozen places hold what the seed says: 0 where it prunes, +1 where it keeps.
+
+    Raises:
+        PackError: some do not.
+    """
+    marks = frozen.marks(seed, spec.stream, 0, codes.size)
+    held = codes.reshape(-1)
+    wrong = ((marks == PRUNED) & (held != 0)) | ((marks == KEPT) & (held != 1))
+    count = int(np.count_nonzero(wrong))
+    if count:
+        first = int(np.argmax(wrong))
+        found = "flipped" if held[first] < 0 else "kept" if held[first] else "pruned"
+        expected = "pruned" if marks[first] == PRUNED else "kept"
+        raise PackError(
+            f"{name}: expected the frozen part of its mask as seed {seed} fixes it, found {count} "
+            f"of {int(np.count_nonzero(marks))} places that differ (the first at index {first}: "
+            f"{found} instead of {expected}); train it by a score method with the same freezing, "
+            "or attach a Seeding without frozen masks (pabzip.attach_seeding)"
+        )
 
 
 def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:

@@ -54,9 +54,9 @@ def read_tensors(
     """Make tensors of a ticket on the GPU.
 
     Tensors of the ``context`` coder travel as the file has them, in one copy, and are decoded by
-    the GPU while the host reads the rest. That travels in a second copy: tensors of other coders
-    or with scales as packed codes, two bits a weight, and all others as they are. The device is
-    waited for once, at the end, and only where there are context-coded tensors.
+    the GPU while the host reads the rest. That travels in a second copy: tensors of other coders,
+    with scales or with frozen masks as packed codes, two bits a weight, and all others as they
+    are. The device is waited for once, at the end, and only where there are context-coded tensors.
 
     Arguments and errors are as for `pabzip.runtime.loaders.tensors`; ``device`` is a CUDA device
     (the CPU under Triton's interpreter), and SeedError says that it does not run Triton's kernels.
@@ -89,8 +89,8 @@ def _start_coded(
         source = ticket.coded(name) if ticket.kind(name) == "seeded" else None
         if source is None or not isinstance(source.decoder, ContextDecoder):
             continue
-        if source.entry.scaled:
-            continue  # scaled where the weights are float32 still
+        if source.entry.scaled or source.entry.frozen is not None:
+            continue  # scaled where the weights are float32 still; frozen masks are the host's work
         description = source.decoder.descriptions[source.entry.name]
         weights = torch.zeros(source.entry.shape, dtype=made, device=device)
         entry = replace(source.entry, name=name)  # not that of a tied one's target

@@ -247,7 +247,12 @@ def _seeding(ticket: Ticket) -> Seeding:
         and ticket.tied(name) is None
         and ticket.scales(name) is None
     ]
-    return Seeding(ticket.seed, {name: ticket.spec(name) for name in seeded})
+    frozen = {name: ticket.frozen(name) for name in seeded}
+    return Seeding(
+        ticket.seed,
+        {name: ticket.spec(name) for name in seeded},
+        {name: found for name, found in frozen.items() if found is not None},
+    )
 
 
 def _check_fit(net: nn.Module, ticket: Ticket) -> None:

@@ -5,6 +5,7 @@ SC 2011), integer arithmetic shapes them, and one rounding and one multiplicatio
 Importing this package loads numpy alone; numba and triton are loaded when first used.
 """
 
+from pabzip.seeds.frozen import Frozen
 from pabzip.seeds.generation import BACKENDS, magnitudes, regenerate, weights
 from pabzip.seeds.packed import pack_codes, unpack_codes
 from pabzip.seeds.spec import DISTRIBUTIONS, SCHEMES, InitSpec, check_seed, scheme_spec
@@ -13,6 +14,7 @@ __all__ = [
     "BACKENDS",
     "DISTRIBUTIONS",
     "SCHEMES",
+    "Frozen",
     "InitSpec",
     "check_seed",
     "magnitudes",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
-from pabzip.init import Seeding, attach_seeding, seeding, unwrap
-from pabzip.seeds import InitSpec
+from pabzip.init import attach_seeding, seeding, unwrap
+from pabzip.seeds import Frozen, InitSpec
 from pabzip.supermask.edge_popup import EdgePopup
 from pabzip.supermask.scores import MakeOptimizer
 
@@ -47,6 +48,7 @@ class Biprop(EdgePopup):
         scope: as for `EdgePopup`; the paper has ``"layer"``.
         penalty: as for `ScoreRule`.
         norm: as for `ScoreRule`.
+        frozen: as for `EdgePopup`.
 
     Attributes:
         gains: by name of the weight, float32 scalars.
@@ -71,6 +73,7 @@ class Biprop(EdgePopup):
         scope: str = "layer",
         penalty: float = 0.0,
         norm: int = 2,
+        frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
         if gradient not in GRADIENTS:
             raise RecipeError(
@@ -79,9 +82,11 @@ class Biprop(EdgePopup):
         self.gradient = gradient
         self.gains: dict[str, Tensor] = {}
         net = unwrap(net)
+        super().__init__(
+            net, optimizer, keep_ratio, scope=scope, penalty=penalty, norm=norm, frozen=frozen
+        )
         record = seeding(net)
-        super().__init__(net, optimizer, keep_ratio, scope=scope, penalty=penalty, norm=norm)
-        attach_seeding(net, Seeding(record.seed, _GainSpecs(record.specs, self.gains)))
+        attach_seeding(net, replace(record, specs=_GainSpecs(record.specs, self.gains)))
 
     def _gradient(self, name: str, gradient: Tensor) -> Tensor:
         if self.gradient == "published":
@@ -93,6 +98,8 @@ class Biprop(EdgePopup):
         masks = super()._factors()
         for name, mask in masks.items():
             sizes = self.drawn[name].abs()
+            if name in self.frozen:
+                mask = mask | self._kept_for_good[name]
             kept = torch.count_nonzero(mask)
             # Of a tensor that keeps nothing the gain matters to no weight, but must be a scale.
             gain = torch.where(kept > 0, (sizes * mask).sum() / kept, sizes.mean())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
-from pabzip.init import Seeding, attach_seeding, seeded_parameters, seeding, unwrap
-from pabzip.seeds import InitSpec, weights
+from pabzip.init import attach_seeding, seeded_parameters, seeding, unwrap
+from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 from pabzip.supermask.scores import MakeOptimizer, ScoreRule
 
@@ -38,6 +39,7 @@ class FreePruning(ScoreRule):
         start: largest number to begin with.
         penalty: as for `ScoreRule`.
         norm: as for `ScoreRule`.
+        frozen: as for `ScoreRule`.
 
     Raises:
         RecipeError: a value out of range, or a weight that is not float32.
@@ -58,6 +60,7 @@ class FreePruning(ScoreRule):
         start: float = 0.1,
         penalty: float = 0.0,
         norm: int = 2,
+        frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
         if not MIN_SCALE <= start <= MAX_SCALE:
             raise RecipeError(
@@ -71,6 +74,7 @@ class FreePruning(ScoreRule):
             optimizer or (lambda numbers: torch.optim.Adam(numbers, rate)),
             penalty=penalty,
             norm=norm,
+            frozen=frozen,
         )
 
     @classmethod
@@ -201,5 +205,5 @@ def remove_weights(net: nn.Module, *, into_first: bool = False) -> float:
         for name, weight in parameters.items():
             weight.sign_().mul_(scales[name])
             weight.add_(0.0)  # pruned weights stay +0.0
-    attach_seeding(net, Seeding(record.seed, specs))
+    attach_seeding(net, replace(record, specs=specs))
     return 1.0 if into_first else product

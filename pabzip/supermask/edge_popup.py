@@ -5,29 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
+from pabzip.seeds import Frozen
 from pabzip.supermask.scores import MakeOptimizer, ScoreRule, gradual_keep_ratio
 
 SCOPES = ("layer", "global")
-
-
-def largest(sizes: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Return which numbers are the ``count`` largest of all tensors together: bool, by name.
-
-    Equal ones are settled by position, the earlier first, as `pabzip.search` does. Unlike a search,
-    which runs once, this runs in every step, and so never waits for the device.
-    """
-    flat = torch.cat([size.flatten() for size in sizes.values()])
-    least = flat.kthvalue(flat.numel() - count + 1).values
-    kept, equal = flat > least, flat == least
-    kept |= equal & (equal.cumsum(0) <= count - kept.sum())
-    parts = kept.split_with_sizes([size.numel() for size in sizes.values()])
-    return {
-        name: part.view(size.shape) for part, (name, size) in zip(parts, sizes.items(), strict=True)
-    }
 
 
 class EdgePopup(ScoreRule):
@@ -49,6 +33,8 @@ class EdgePopup(ScoreRule):
         period: epochs from one fall to the next; None without ``epochs``.
         penalty: as for `ScoreRule`.
         norm: as for `ScoreRule`.
+        frozen: as for `ScoreRule`; weights that are kept for good count as kept, so that the whole
+            mask has ``keep_ratio``.
 
     Raises:
         RecipeError: a value out of range.
@@ -72,6 +58,7 @@ class EdgePopup(ScoreRule):
         period: int | None = None,
         penalty: float = 0.0,
         norm: int = 2,
+        frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
         name = type(self).__name__
         if not 0.0 < keep_ratio <= 1.0:
@@ -83,7 +70,7 @@ class EdgePopup(ScoreRule):
                 f"{name}: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
             )
         self.keep_ratio, self.scope, self.epochs, self.period = keep_ratio, scope, epochs, period
-        super().__init__(net, optimizer, penalty=penalty, norm=norm)
+        super().__init__(net, optimizer, penalty=penalty, norm=norm, frozen=frozen)
 
     def _begin(self, name: str) -> Tensor:
         return self.kaiming_uniform(name)
@@ -111,4 +98,4 @@ class EdgePopup(ScoreRule):
         if self.epochs is not None and self.period is not None:
             ratio = gradual_keep_ratio(self.epoch, self.epochs, self.period, ratio)
         count = sum(size.numel() for size in sizes.values())
-        return largest(sizes, count - rounded((1.0 - ratio) * count))
+        return self.keep_largest(sizes, count - rounded((1.0 - ratio) * count))

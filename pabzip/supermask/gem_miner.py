@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
 from pabzip.search.masks import keep_largest
+from pabzip.seeds import Frozen
 from pabzip.supermask.scores import COUNTS, MakeOptimizer, ScoreRule, fall_epochs
 
 _TIE = 1e-12
@@ -43,9 +44,10 @@ class GemMiner(ScoreRule):
             the published code does before fine-tuning.
         penalty: as for `ScoreRule`.
         norm: as for `ScoreRule`.
+        frozen: as for `EdgePopup`: what the seed fixes is never scored.
 
     Attributes:
-        frozen: bool tensors by name of the weight.
+        pruned: bool tensors by name of the weight, True where a score is frozen at 0.
 
     Raises:
         RecipeError: a value out of range.
@@ -70,6 +72,7 @@ class GemMiner(ScoreRule):
         restore: bool = False,
         penalty: float = 0.0,
         norm: int = 2,
+        frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
         if not 0.0 < keep_ratio <= 1.0:
             raise RecipeError(
@@ -87,13 +90,14 @@ class GemMiner(ScoreRule):
             )
         self._falls = fall_epochs(epochs, period, counts)
         share = 1 / len(self._falls) if counts == "published" else min(period / epochs, 1.0)
-        self._rate = 1.0 - math.exp(math.log(keep_ratio) * share)
         self._restored_after = epochs if restore else math.inf
-        self.frozen: dict[str, Tensor] = {}
-        super().__init__(net, optimizer, penalty=penalty, norm=norm)
+        self.pruned: dict[str, Tensor] = {}
+        super().__init__(net, optimizer, penalty=penalty, norm=norm, frozen=frozen)
+        left = self.learned_keep_ratio(keep_ratio)
+        self._rate = 1.0 - math.exp(math.log(left) * share) if left else 1.0
 
     def _begin(self, name: str) -> Tensor:
-        self.frozen[name] = torch.zeros_like(self.weights[name], dtype=torch.bool)
+        self.pruned[name] = torch.zeros_like(self.weights[name], dtype=torch.bool)
         return self._begin_score(name)
 
     def _begin_score(self, name: str) -> Tensor:
@@ -101,17 +105,17 @@ class GemMiner(ScoreRule):
         return self.uniform(name, 1.0).abs()
 
     def _gradient(self, name: str, gradient: Tensor) -> Tensor:
-        return (gradient * self.drawn[name]).masked_fill_(self.frozen[name], 0.0)
+        return (gradient * self.drawn[name]).masked_fill_(self.pruned[name], 0.0)
 
     def _project(self) -> None:
         for name, score in self.scores.items():
-            score.clamp_(0.0, 1.0).masked_fill_(self.frozen[name], 0.0)
+            score.clamp_(0.0, 1.0).masked_fill_(self.pruned[name], 0.0)
 
     def _factors(self) -> Mapping[str, Tensor]:
         if self.epoch >= self._restored_after:
-            return {name: ~frozen for name, frozen in self.frozen.items()}
+            return {name: ~pruned for name, pruned in self.pruned.items()}
         return {
-            name: (s >= 0.5).logical_and_(~self.frozen[name]) for name, s in self.scores.items()
+            name: (s >= 0.5).logical_and_(~self.pruned[name]) for name, s in self.scores.items()
         }
 
     @torch.no_grad()
@@ -119,7 +123,9 @@ class GemMiner(ScoreRule):
         """Count one finished epoch, and freeze the lowest scores if it is time."""
         super().end_epoch()
         if self.epoch in self._falls:
-            active = {name: ~frozen for name, frozen in self.frozen.items()}
+            active = {name: ~pruned for name, pruned in self.pruned.items()}
+            for name, fixed in self.frozen.items():
+                active[name] &= ~fixed
             count = sum(int(torch.count_nonzero(part)) for part in active.values())
             ranked = {
                 name: score.double() + _TIE * self._begin_score(name)
@@ -127,17 +133,17 @@ class GemMiner(ScoreRule):
             }
             kept = keep_largest(ranked, active, count - math.ceil(self._rate * count))
             for name, mask in kept.items():
-                self.frozen[name].copy_(~mask)
+                self.pruned[name].copy_(~mask)
             self._project()
         self._write()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of `ScoreRule.state_dict`, and what is frozen."""
-        return {**super().state_dict(), "frozen": list(self.frozen.values())}
+        return {**super().state_dict(), "pruned": list(self.pruned.values())}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a `state_dict` of the same rule on the same network; weights are written anew."""
-        for frozen, saved in zip(self.frozen.values(), state_dict["frozen"], strict=True):
-            frozen.copy_(saved)
+        for pruned, saved in zip(self.pruned.values(), state_dict["pruned"], strict=True):
+            pruned.copy_(saved)
         super().load_state_dict(state_dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pabzip.errors import RecipeError
-from pabzip.init import seeded_parameters, seeding
-from pabzip.seeds import InitSpec, weights
+from pabzip.init import attach_seeding, seeded_parameters, seeding, unwrap
+from pabzip.seeds import Frozen, InitSpec, weights
+from pabzip.seeds.frozen import KEPT
 from pabzip.seeds.spec import fans
 from pabzip.unmask.rule import FlippingRule, check_not_negative
 
@@ -23,6 +25,22 @@ _STREAM_BIT = 2**30
 
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 """Builds the optimizer of the scores, such as ``lambda scores: torch.optim.SGD(scores, 0.1)``."""
+
+
+def largest(sizes: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return which numbers are the ``count`` largest of all tensors together: bool, by name.
+
+    Equal ones are settled by position, the earlier first, as `pabzip.search` does. Unlike a search,
+    which runs once, this runs in every step, and so never waits for the device.
+    """
+    flat = torch.cat([size.flatten() for size in sizes.values()])
+    least = flat.kthvalue(flat.numel() - count + 1).values
+    kept, equal = flat > least, flat == least
+    kept |= equal & (equal.cumsum(0) <= count - kept.sum())
+    parts = kept.split_with_sizes([size.numel() for size in sizes.values()])
+    return {
+        name: part.view(size.shape) for part, (name, size) in zip(parts, sizes.items(), strict=True)
+    }
 
 
 class ScoreRule(FlippingRule):
@@ -48,22 +66,33 @@ class ScoreRule(FlippingRule):
         optimizer: builds what moves the scores.
         penalty: lambda, zero or more: the weight of the penalty on the scores in the loss.
         norm: of the penalty: 2 adds ``lambda * sum(s ** 2)`` to the loss, 1 ``lambda * sum(|s|)``.
+        frozen: how much of each mask the seed prunes or keeps for good, one for all weights or by
+            name of the weight; noted on the network's record, so that files hold the rest alone.
+            None goes by what the record has, which is nothing of a network that was just drawn.
 
     Attributes:
-        scores: by name of the weight, of its shape, float32.
+        scores: by name of the weight, of its shape, float32; 0 at frozen places.
+        frozen: bool, True where the seed decides, by name of each weight that it decides about.
         epoch: finished epochs, as `end_epoch` counted them.
 
     Raises:
         RecipeError: a value out of range, or a weight that is not float32.
-        SeedError: a network that was not drawn from a seed.
+        SeedError: a network that was not drawn from a seed, or ``frozen`` names no seeded weight.
 
     Source: Ramanujan et al. 2020 (edge-popup) for scores and estimator; Rare Gems, Section 3, for
     the penalty. Deviation: published codes keep the scores in modules of their own, as parameters;
-    here they are beside the network, so that no architecture has to be written for them.
+    here they are beside the network, so that no architecture has to be written for them. For
+    ``frozen`` `pabzip.seeds.Frozen`; the weights are not scaled for it.
     """
 
     def __init__(
-        self, net: nn.Module, optimizer: MakeOptimizer, *, penalty: float = 0.0, norm: int = 2
+        self,
+        net: nn.Module,
+        optimizer: MakeOptimizer,
+        *,
+        penalty: float = 0.0,
+        norm: int = 2,
+        frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
         name = type(self).__name__
         check_not_negative(name, penalty=penalty)
@@ -78,7 +107,9 @@ class ScoreRule(FlippingRule):
                     "float32, under torch.autocast where speed matters"
                 )
         self.drawn = {key: weight.detach().clone() for key, weight in self.weights.items()}
+        self._freeze(frozen)
         self.scores = {key: self._begin(key) for key in self.weights}
+        self._still()
         super().__init__(list(self.scores.values()), {})
         self._optimizer = optimizer(list(self.scores.values()))
         self.param_groups = self._optimizer.param_groups
@@ -90,11 +121,74 @@ class ScoreRule(FlippingRule):
 
     @abstractmethod
     def _factors(self) -> Mapping[str, Tensor]:
-        """Return what the scores make of each weight: 1 kept, 0 pruned, -1 flipped; by name."""
+        """Return what the scores make of each weight: 1 kept, 0 pruned, -1 flipped; by name.
+
+        At frozen places any value will do.
+        """
 
     def _gradient(self, name: str, gradient: Tensor) -> Tensor:
         """Return the gradient of a weight's scores, without the penalty's, from the weight's."""
         return gradient * self.drawn[name]
+
+    def _freeze(self, frozen: Frozen | Mapping[str, Frozen] | None) -> None:
+        """Put a frozen part of all masks on record, and draw the one that is there."""
+        if frozen is not None:
+            inner = unwrap(self.net)
+            record = seeding(inner)
+            each = dict.fromkeys(record.specs, frozen) if isinstance(frozen, Frozen) else frozen
+            masks = {name: part for name, part in each.items() if part != Frozen(0, 0)}
+            attach_seeding(inner, replace(record, frozen=masks))
+        self.frozen: dict[str, Tensor] = {}
+        self._kept_for_good: dict[str, Tensor] = {}
+        self._count_kept: dict[str, int] = {}
+        self._count_learned: dict[str, int] = {}
+        record = seeding(self.net)
+        for name, part in record.frozen.items():
+            weight = self.weights[name]
+            drawn = part.marks(record.seed, record.specs[name].stream, 0, weight.numel())
+            marks = torch.from_numpy(drawn).view(weight.shape).to(weight.device)
+            self.frozen[name], self._kept_for_good[name] = marks != 0, marks == KEPT
+            self._count_kept[name] = int(np.count_nonzero(drawn == KEPT))
+            self._count_learned[name] = int(np.count_nonzero(drawn == 0))
+
+    def _still(self) -> None:
+        """Keep the scores of frozen places at 0, where no optimizer or penalty moves them."""
+        for name, frozen in self.frozen.items():
+            self.scores[name].masked_fill_(frozen, 0.0)
+
+    def keep_largest(self, sizes: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+        """Return which learned places survive where ``count`` of all weights of a group do.
+
+        Args:
+            sizes: finite floating tensors by name, larger is kept: of one weight tensor or several.
+            count: of survivors, those that the seed keeps for good among them; they come first.
+
+        Returns:
+            Bool tensors by name, False at frozen places.
+        """
+        kept = sum(self._count_kept.get(name, 0) for name in sizes)
+        learned = sum(self.count_learned(name) for name in sizes)
+        count = min(max(count - kept, 0), learned)
+        if not count:
+            return {name: torch.zeros_like(size, dtype=torch.bool) for name, size in sizes.items()}
+        below = {
+            name: size.masked_fill(self.frozen[name], -torch.inf) if name in self.frozen else size
+            for name, size in sizes.items()
+        }
+        return largest(below, count)
+
+    def learned_keep_ratio(self, keep_ratio: float) -> float:
+        """Return which fraction of the learned places is kept where ``keep_ratio`` of all is."""
+        if not self.frozen:
+            return keep_ratio
+        whole = sum(weight.numel() for weight in self.weights.values())
+        learned = sum(self.count_learned(name) for name in self.weights)
+        kept = sum(self._count_kept.values())
+        return min(max((keep_ratio * whole - kept) / max(learned, 1), 0.0), 1.0)
+
+    def count_learned(self, name: str) -> int:
+        """Return how many places of a weight the scores decide about."""
+        return self._count_learned.get(name, self.weights[name].numel())
 
     def _project(self) -> None:
         """Bring the scores back to where they may be; everywhere, unless a subclass says else."""
@@ -129,8 +223,11 @@ class ScoreRule(FlippingRule):
             if self.penalty:
                 slope = 2 * score if self.norm == 2 else score.sign()
                 score.grad.add_(slope, alpha=self.penalty)
+            if name in self.frozen:
+                score.grad = score.grad.masked_fill(self.frozen[name], 0.0)
         self._optimizer.step()
         self._project()
+        self._still()
         self._write()
 
     @torch.no_grad()
@@ -139,7 +236,11 @@ class ScoreRule(FlippingRule):
         counts = []
         factors = self._factors()
         for name, weight in self.weights.items():
-            value = self._values(name) * factors[name]
+            factor = factors[name]
+            if name in self.frozen:
+                kept = self._kept_for_good[name].to(factor.dtype)
+                factor = torch.where(self.frozen[name], kept, factor)
+            value = self._values(name) * factor
             value += 0.0  # a negative weight times 0 is -0.0; pruned weights are +0.0
             counts.append(torch.count_nonzero(value.sign() != weight.sign()))
             weight.copy_(value)
@@ -172,6 +273,7 @@ class ScoreRule(FlippingRule):
         """Restore a `state_dict` of the same rule on the same network; weights are written anew."""
         for score, saved in zip(self.scores.values(), state_dict["scores"], strict=True):
             score.copy_(saved)
+        self._still()
         self.epoch = int(state_dict["epoch"])
         self._optimizer.load_state_dict(state_dict["optimizer"])
         self.param_groups = self._optimizer.param_groups

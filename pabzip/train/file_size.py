@@ -59,8 +59,9 @@ class ExpectedBytes:
             metadata = {name: getattr(recipe, name) for name in fields}
             metadata["test_accuracy"] = 0.9874055416876574  # as long as what will stand there
         ticket = to_ticket(net, metadata=metadata)
-        self._survives = _survives(ticket, masks)
-        example = _example(ticket, self._survives)
+        survives = _survives(ticket, masks)
+        example = _example(ticket, survives)
+        self._signed = {name: found & _learned(ticket, name) for name, found in survives.items()}
         info = example.info()
         self._coded = {
             tensor["name"]
@@ -88,7 +89,7 @@ class ExpectedBytes:
         """Return what the survivors' signs take, where the coder gains from uneven flips."""
         bits = 0.0
         for name in self._coded:
-            survives = self._survives[name]
+            survives = self._signed[name]
             flipped = int(np.count_nonzero((ticket.codes(name) < 0) & survives))
             bits += sign_bits(flipped, int(np.count_nonzero(survives)))
         return bits / 8
@@ -125,6 +126,15 @@ def _survives(ticket: Ticket, masks: Mapping[str, torch.Tensor]) -> dict[str, ND
     return {name: found[name].cpu().numpy() & (ticket.codes(name) != 0) for name in seeded}
 
 
+def _learned(ticket: Ticket, name: str) -> NDArray[np.bool_]:
+    """Return which places of a seeded tensor the seed does not freeze; bool, of its shape."""
+    frozen, shape = ticket.frozen(name), ticket.shape(name)
+    if frozen is None:
+        return np.ones(shape, dtype=bool)
+    marks = frozen.marks(ticket.seed, ticket.spec(name).stream, 0, math.prod(shape))
+    return np.asarray(marks == 0).reshape(shape)
+
+
 def _example(ticket: Ticket, survives: Mapping[str, NDArray[np.bool_]]) -> Ticket:
     """Return a ticket that differs from ``ticket`` in its signs alone: one in four is flipped.
 
@@ -138,7 +148,8 @@ def _example(ticket: Ticket, survives: Mapping[str, NDArray[np.bool_]]) -> Ticke
         elif name in survives:
             codes = survives[name].astype(np.int8)
             codes.reshape(-1)[np.flatnonzero(codes)[::4]] = -1
-            tensors.append(SeededTensor(name, ticket.spec(name), codes))
+            codes[(ticket.codes(name) != 0) & ~_learned(ticket, name)] = 1
+            tensors.append(SeededTensor(name, ticket.spec(name), codes, frozen=ticket.frozen(name)))
         else:
             tensors.append(ticket.tensor(name))
     return Ticket(

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
+from pabzip.errors import RecipeError
 from pabzip.registry import register_method
+from pabzip.seeds import Frozen
 from pabzip.supermask import (
     Biprop,
     EdgePopup,
@@ -47,6 +49,13 @@ def score_schedule(rule: ScoreRule, own: ScoreSettings, recipe: Recipe) -> Score
     return ScoreSchedule(rule)
 
 
+def frozen_part(own: ScoreSettings, recipe: Recipe) -> Frozen | None:
+    """Return how much of each mask the seed fixes; None for nothing."""
+    if not own.frozen:
+        return None
+    return Frozen.for_keep_ratio(own.frozen, recipe.keep_ratio, own.frozen_split)
+
+
 @register_method("edge-popup", uses=("edge_popup", "keep_ratio"), masked=False, scores=True)
 def edge_popup(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
     """Keep the weights with the largest scores."""
@@ -60,6 +69,7 @@ def edge_popup(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule
         period=own.period,
         penalty=own.penalty,
         norm=own.norm,
+        frozen=frozen_part(own, recipe),
     )
     return rule, score_schedule(rule, own, recipe)
 
@@ -78,6 +88,7 @@ def gem_miner(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]
         restore=own.restore,
         penalty=own.penalty,
         norm=own.norm,
+        frozen=frozen_part(own, recipe),
     )
     return rule, score_schedule(rule, own, recipe)
 
@@ -94,6 +105,7 @@ def biprop(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedule]:
         scope=own.scope,
         penalty=own.penalty,
         norm=own.norm,
+        frozen=frozen_part(own, recipe),
     )
     return rule, score_schedule(rule, own, recipe)
 
@@ -107,6 +119,11 @@ def connectivity(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedu
     amount, _, change = recipe.method.partition("-")
     rule_of = FreeFlipping if change == "flipping" else FreePruning
     own = recipe.connectivity
+    if own.frozen and own.positive != 0.5:
+        raise RecipeError(
+            "connectivity.positive: expected 0.5 with connectivity.frozen, whose weights keep the "
+            f"signs of the seed, found {own.positive}"
+        )
     if own.weight_removal:
         remove_weights(net, into_first=True)
     imbalance_signs(net, own.positive)
@@ -119,5 +136,6 @@ def connectivity(net: nn.Module, recipe: Recipe) -> tuple[ScoreRule, ScoreSchedu
         start=own.start,
         penalty=own.penalty,
         norm=own.norm,
+        frozen=Frozen.of(0.0, own.frozen) if own.frozen else None,
     )
     return rule, score_schedule(rule, own, recipe)

@@ -24,6 +24,14 @@ class ScoreSettings(Settings):
     )
     penalty: float = setting(0.0, "Weight of the scores' norm in the loss.", ge=0)
     norm: int = setting(2, "Norm of that penalty: 2 adds squares, 1 sizes.", ge=1, le=2)
+    frozen: float = setting(
+        0.0, "Fraction of each mask that the seed fixes for good; files hold the rest.", ge=0, le=1
+    )
+    frozen_split: str = setting(
+        "proportional",
+        "Of the learned part of a frozen mask, keep keep_ratio, or half of it where that fits.",
+        choices=lambda: constant("pabzip.seeds", "frozen", "SPLITS"),
+    )
 
 
 class EdgePopupRecipe(ScoreSettings, Section, table="edge_popup"):

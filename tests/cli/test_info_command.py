@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import pabzip
+from pabzip.seeds import Frozen, InitSpec
+from pabzip.seeds.frozen import KEPT
+from pabzip.ticket import SeededTensor, Ticket
 
 KEYS = {
     "bytes", "codes_bytes", "dense_bytes", "header_bytes", "weights", "survivors",
@@ -108,3 +111,17 @@ def test_a_size_that_is_none_is_a_usage_error(project, run, text):
     result = run("info", "model.pabz", f"--max-bytes={text}")
     assert result.exit_code == 2
     assert "not a size" in result.stderr
+
+
+def test_info_counts_what_the_seed_freezes(project, run):
+    frozen = Frozen.of(0.5, 0.2)
+    marks = frozen.marks(3, 0, 0, 600)
+    codes = np.where(marks == 0, np.resize([0, 1], 600), marks == KEPT).astype(np.int8)
+    tensor = SeededTensor("w", InitSpec("normal", 0.5, 0), codes.reshape(20, 30), frozen=frozen)
+    Ticket(seed=3, tensors=[tensor]).save("frozen.pabz")
+    count = int(np.count_nonzero(marks))
+    shown = " ".join(run("info", "frozen.pabz").stdout.split())
+    assert f"frozen {count} weights, pruned or kept by the seed, without codes" in shown
+    (row,) = json.loads(run("info", "frozen.pabz", "--json").stdout)["tensors"]
+    assert row["frozen"] == count
+    assert "frozen" not in run("info", "model.pabz").stdout

@@ -18,7 +18,8 @@ import pytest
 from bitarray import bitarray, decodetree
 
 from pabzip.formats import DENSE_TYPES
-from pabzip.seeds import InitSpec, weights
+from pabzip.seeds import Frozen, InitSpec, weights
+from pabzip.seeds.philox import words
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
 
 EXPECTED = Path(__file__).parents[1] / "expected"
@@ -78,10 +79,38 @@ def lenet() -> Ticket:
     return Ticket(seed=0, tensors=tensors, arch="lenet-300-100", arch_options=options)
 
 
+def frozen_masks() -> Ticket:
+    """A mask frozen in part, one frozen whole, and one as free as in version 1."""
+
+    def seeded(stream: int, shape: tuple[int, ...], pruned: int, kept: int) -> SeededTensor:
+        held = codes(shape, 3).reshape(-1)
+        frozen = [frozen_code(9, stream, i, pruned, kept) for i in range(held.size)]
+        for place, code in enumerate(frozen):
+            held[place] = held[place] if code is None else code
+        spec = InitSpec("signed_constant", 0.25, stream)
+        part = Frozen(pruned, kept) if pruned or kept else None
+        return SeededTensor(f"w{stream}", spec, held.reshape(shape), frozen=part)
+
+    tensors = [
+        seeded(0, (12, 5, 3, 3), 32113, 13763),
+        seeded(2**31 + 1, (7, 11), 0, 0),
+        seeded(2, (9, 10), 60000, 5536),
+    ]
+    return Ticket(seed=9, tensors=tensors)
+
+
+def frozen_code(seed: int, stream: int, place: int, pruned: int, kept: int) -> int | None:
+    """Return the code of a frozen place, or None of a learned one, as SPEC.md says it."""
+    drawn = int(words(seed, stream ^ 2**31, place, place + 1)[0])
+    part = (2 * (drawn % 2**31) + 1) // 2**16
+    return 0 if part < pruned else 1 if part < pruned + kept else None
+
+
 GOLDEN: dict[str, tuple[Callable[[], Ticket], dict[str, Any]]] = {
     "v1-every-kind": (every_kind, {}),
     "v1-lenet-huffman": (lenet, {}),
     "v1-lenet-huffman-bfloat16": (lenet, {"dense_dtype": "bfloat16"}),
+    "v2-frozen": (frozen_masks, {}),
 }
 
 
@@ -113,7 +142,7 @@ def test_fault_17_golden_files_decode(
         make, options = GOLDEN[name]
         path.write_bytes(save(make(), coder="huffman", **options))
         provenance = {
-            "format_version": 1,
+            "format_version": int(name[1]),
             "written_by": f"tests/formats/test_golden_files.py, {make.__name__}()",
             "regenerate_with": "pytest tests/formats --regenerate-expected",
             "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -139,7 +168,7 @@ def test_fault_17_todays_writer_writes_the_same(
     seeded = sum(len(row) >= 8 for row in golden.fields["tensors"])
     assert today.payloads[:seeded] == golden.payloads[:seeded]
     for parts in (today, golden):
-        del parts.fields["dense"]  # lengths of deflate streams
+        parts.fields.pop("dense", None)  # lengths of deflate streams
     assert today.fields == golden.fields
 
 
@@ -158,19 +187,27 @@ def test_a_second_reader_reads_the_same(
         bits = bitarray()
         bits.frombytes(next(payloads))
         count = int(np.prod(row[1]))
-        values = list(bits[: count + row[6]].decode(TREE))
+        frozen: list[int | None] = [None] * count
+        pruned, kept = 0, 0
+        if isinstance(row[-1], list):
+            seed, (*fractions, pruned, kept) = int(parts.fields["seed"]), row[-1]
+            frozen = [frozen_code(seed, row[4], place, *fractions) for place in range(count)]
+        assert (frozen.count(0), frozen.count(1)) == (pruned, kept)
+        learned = iter(bits[: count - pruned - kept + row[6] - kept].decode(TREE))
+        values = [next(learned) if code is None else code for code in frozen]
+        assert next(learned, None) is None
         assert ticket.codes(row[0]).reshape(-1).tolist() == values
     for row in (row for row in rows if len(row) == 2):
         assert rows.index(row) > [other[0] for other in rows].index(row[1])
         assert np.array_equal(ticket.weight(row[0]), ticket.weight(row[1]))
     # The scales of a seeded tensor take the place of a dense one.
-    scaled = {row[0] for row in rows if len(row) == 9}
+    scaled = {row[0] for row in rows if len(row) == 9 and row[8] == 1}
     remaining = iter(
-        [row[0], row[1][:1], "float32"] if len(row) == 9 else row
+        [row[0], row[1][:1], "float32"] if row[0] in scaled else row
         for row in rows
-        if len(row) in (3, 4, 9)
+        if len(row) in (3, 4) or row[0] in scaled
     )
-    for count, encoding, _ in parts.fields["dense"]:
+    for count, encoding, _ in parts.fields.get("dense", []):
         members = [next(remaining) for _ in range(count)]
         payload = next(payloads)
         if encoding == "adaptive":

@@ -107,7 +107,7 @@ class FewBits(StoredKind):
     def tidy(self, place: str) -> FewBits:
         return replace(self, levels=as_array(place, self.levels, np.dtype(np.uint8)))
 
-    def entry(self, earlier: Mapping[str, Any]) -> FewBitsEntry:
+    def entry(self, earlier: Mapping[str, Any], seed: int = 0) -> FewBitsEntry:
         return FewBitsEntry(self.name, self.shape, self.bits)
 
     def check_values(self) -> None:

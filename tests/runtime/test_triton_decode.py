@@ -60,6 +60,7 @@ def test_interpreter_gives_numbas_bits_and_reports() -> None:
     assert found["double"] == []
     assert found["nothing active"] == []
     assert found["huffman"] == []
+    assert found["frozen"] == [[], [], []]
     assert found["disagreements"] == []
     assert set(REPORTS) <= set(found["reports"])
 

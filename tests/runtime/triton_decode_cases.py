@@ -22,7 +22,8 @@ from pabzip.formats.context import geometry as layout
 from pabzip.formats.context.decoder import ContextDecoder
 from pabzip.runtime.cuda_state import launch, read_tensors
 from pabzip.runtime.decode_tables import CodedTensor
-from pabzip.seeds import InitSpec, magnitudes
+from pabzip.seeds import Frozen, InitSpec, magnitudes
+from pabzip.seeds.frozen import KEPT, PRUNED
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 
 SEED = 2**63 + 12345
@@ -81,6 +82,20 @@ def ticket_bytes(coder: str = "context") -> bytes:
     out = io.BytesIO()
     seeded = tensors()
     Ticket(seed=SEED, tensors=[*seeded[:3], *dense, *seeded[3:]]).save(out, coder=coder)
+    return out.getvalue()
+
+
+def frozen_bytes() -> bytes:
+    """Return a file of two tensors, of which the seed freezes the mask of one."""
+    free = tensors()[1]
+    frozen = Frozen.of(0.5, 0.3)
+    spec = InitSpec("normal", 0.125, 3)
+    codes = np.resize(np.array([0, 1, -1, 0], np.int8), 12 * 17)
+    marks = frozen.marks(SEED, spec.stream, 0, codes.size)
+    codes[marks == KEPT], codes[marks == PRUNED] = 1, 0
+    held = SeededTensor("frozen", spec, codes.reshape(12, 17), frozen=frozen)
+    out = io.BytesIO()
+    Ticket(seed=SEED, tensors=[free, held]).save(out, coder="context")
     return out.getvalue()
 
 
@@ -214,6 +229,7 @@ if __name__ == "__main__":
         "double": differing(context, "cpu", "float64", ("one", "steps", "bias")),
         "nothing active": differing(context, "cpu", None, ("empty",)),
         "huffman": differing(ticket_bytes("huffman"), "cpu", "bfloat16"),
+        "frozen": [differing(frozen_bytes(), "cpu", dtype) for dtype in DTYPES],
         "disagreements": differ,
         "reports": reports,
     }

@@ -81,7 +81,7 @@ def test_steps_are_those_of_the_algorithm(counts, penalty, norm):
             c = np.log(1 / keep) / epochs
             alive = lowest_removed(scores, began, alive, 1 - np.exp(-c * period))
         scores = [np.where(left, score, 0.0) for score, left in zip(scores, alive, strict=True)]
-        for found, left in zip(rule.frozen.values(), alive, strict=True):
+        for found, left in zip(rule.pruned.values(), alive, strict=True):
             np.testing.assert_array_equal(~found.numpy(), left)
     assert clipped > 0
     assert sum(int(left.sum()) for left in alive) <= math.ceil(keep * 90)
@@ -92,7 +92,7 @@ def test_the_last_epoch_ends_at_the_keep_ratio():
         rule = GemMiner(network(), sgd(0.1), 0.1, epochs=epochs, period=5)
         for _ in range(epochs):
             rule.end_epoch()
-        left = sum(int((~frozen).sum()) for frozen in rule.frozen.values())
+        left = sum(int((~frozen).sum()) for frozen in rule.pruned.values())
         assert 0.1 * 90 - len(range(6, epochs + 1, 5)) <= left <= 0.1 * 90
         kept = sum(int(mask.sum()) for mask in rule.masks.values())
         assert kept <= left
@@ -105,7 +105,7 @@ def test_of_equal_scores_those_freeze_that_began_lower():
         score.fill_(1.0)
     rule.end_epoch()
     lowest = torch.cat([score.flatten() for score in began]).sort().values[:45]
-    for score, frozen in zip(began, rule.frozen.values(), strict=True):
+    for score, frozen in zip(began, rule.pruned.values(), strict=True):
         assert torch.equal(frozen, score <= lowest[-1])
 
 
@@ -118,17 +118,17 @@ def test_what_is_not_frozen_can_be_restored_at_the_end():
             rule.zero_grad()
             nn.functional.cross_entropy(net(inputs), labels).backward()
             rule.step()
-        assert any((rule.masks[name] == rule.frozen[name]).any() for name in rule.masks), epoch
+        assert any((rule.masks[name] == rule.pruned[name]).any() for name in rule.masks), epoch
         rule.end_epoch()
     for name, mask in rule.masks.items():
-        assert torch.equal(mask, ~rule.frozen[name])
+        assert torch.equal(mask, ~rule.pruned[name])
 
 
 def test_without_a_target_nothing_freezes():
     rule = GemMiner(network(), sgd(0.1), 1.0, epochs=3, period=1)
     for _ in range(3):
         rule.end_epoch()
-    assert not any(frozen.any() for frozen in rule.frozen.values())
+    assert not any(frozen.any() for frozen in rule.pruned.values())
 
 
 def test_a_restored_rule_goes_on_to_the_bit():
@@ -145,14 +145,14 @@ def test_a_restored_rule_goes_on_to_the_bit():
     net, other = network(), network()
     rule, restored = (GemMiner(n, sgd(0.5, 0.9), 0.3, epochs=6, period=1) for n in (net, other))
     run(net, rule, 3)
-    assert any(frozen.any() for frozen in rule.frozen.values())
+    assert any(frozen.any() for frozen in rule.pruned.values())
     restored.load_state_dict(copy.deepcopy(rule.state_dict()))
     run(net, rule, 3)
     run(other, restored, 3)
     for one, two in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
-    for name, frozen in rule.frozen.items():
-        assert torch.equal(frozen, restored.frozen[name])
+    for name, frozen in rule.pruned.items():
+        assert torch.equal(frozen, restored.pruned[name])
 
 
 @pytest.mark.parametrize(

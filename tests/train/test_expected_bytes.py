@@ -9,6 +9,8 @@ from torch import nn
 import pabzip
 from pabzip.checkpoint import save_checkpoint
 from pabzip.errors import PackError, SearchError, SeedError
+from pabzip.seeds import Frozen
+from pabzip.supermask import EdgePopup
 from pabzip.train import Recipe, to_dict
 from pabzip.train.file_size import ExpectedBytes, sign_bits
 
@@ -148,3 +150,18 @@ def test_refusals():
         next(iter(pabzip.seeded_parameters(net).values())).mul_(1.5)
     with pytest.raises(PackError, match="expected every surviving weight to be plus or minus"):
         expected.bytes()
+
+
+@pytest.mark.parametrize("flips", [0.1, 0.5])
+def test_places_that_the_seed_freezes_cost_nothing(flips):
+    net = pabzip.init_(pabzip.models.build("lenet-300-100", {}, dense_seed=1), 3)
+    frozen = Frozen.of(0.4, 0.3)
+    rule = EdgePopup(net, lambda scores: torch.optim.SGD(scores, 0.1), 0.5, frozen=frozen)
+    expected = ExpectedBytes(net, rule.masks)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in pabzip.seeded_parameters(net).items():
+            chosen = torch.rand(weight.shape, generator=generator) < flips
+            weight.mul_(torch.where(chosen & ~rule.frozen[name], -1.0, 1.0)).add_(0.0)
+    size = pabzip.pack(net, io.BytesIO())["bytes"]
+    assert expected.bytes() == pytest.approx(size, rel=0.01)

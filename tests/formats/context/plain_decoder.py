@@ -283,18 +283,24 @@ def level(magnitude: int) -> int:
     return 256 * octave + FRACTIONS[magnitude * 256 // 2**octave - 256]
 
 
-def decode(told: Told, payload: bytes, seed: int, spec: InitSpec) -> list[int]:
-    """Return the codes of a tensor in row-major order."""
+def decode(
+    told: Told, payload: bytes, seed: int, spec: InitSpec, frozen: list[int | None] | None = None
+) -> list[int]:
+    """Return the codes of a tensor in row-major order.
+
+    ``frozen`` are the codes of frozen places, None of a learned one.
+    """
     count = math.prod(told.shape)
     need(len(payload) <= 2 * count + 16)
-    codes, at = [0] * count, 0
+    frozen = frozen or [None] * count
+    codes, at = [0 if code is None else code for code in frozen], 0
     known: Any = magnitudes(seed, spec, 0, count, backend="numpy").tolist()
     for rows, length, survivors in told.chunks:
         signs = (survivors + 7) // 8 if told.signs == 1 else 0
         need(at + length + signs <= len(payload))
         decode_chunk(
             told, rows, survivors, payload[at : at + length],
-            payload[at + length : at + length + signs], known, codes,
+            payload[at + length : at + length + signs], known, codes, frozen,
         )  # fmt: skip
         at += length + signs
     need(at == len(payload))
@@ -309,6 +315,7 @@ def decode_chunk(
     signs: bytes,
     known: list[int],
     codes: list[int],
+    frozen: list[int | None],
 ) -> None:
     _, _, columns, positions = told.layout
     bits, found = Bits(coded), 0
@@ -316,6 +323,8 @@ def decode_chunk(
         for column in told.columns_of(row):
             for position in range(positions):
                 index = (row * columns + column % columns) * positions + position
+                if frozen[index] is not None:
+                    continue
                 if not survives(told, bits, known[index], row, column, position):
                     continue
                 need(found < survivors)
