@@ -56,7 +56,7 @@ def test_rounds_prune_the_smallest_weights_and_rewind(form, tmp_path, monkeypatc
         trained, rewound = by[LENGTH * i, i - 1], by[LENGTH * i, i]
         sizes = {name: trained["tensors"][name].detach().abs().numpy() for name in names}
         flat = np.concatenate([np.where(alive[n], sizes[n], -1.0).ravel() for n in names])
-        left = round(KEEP ** (i / ROUNDS) * total)
+        left = total - int((1.0 - KEEP ** (i / ROUNDS)) * total)
         threshold = np.sort(flat)[-left]
         alive = {name: alive[name] & (sizes[name] >= threshold) for name in names}
         assert sum(int(mask.sum()) for mask in alive.values()) == left
@@ -75,7 +75,7 @@ def test_rounds_prune_the_smallest_weights_and_rewind(form, tmp_path, monkeypatc
         assert before["param_groups"][0]["lr"] == pytest.approx(0.01)
         assert before["state"]
     assert result.epochs == ROUNDS * LENGTH + LAST
-    assert result.survivors == round(KEEP * total)
+    assert result.survivors == total - int((1.0 - KEEP) * total)
     final = pabzip.load_checkpoint(tmp_path / "net.pt")
     for name in names:
         np.testing.assert_array_equal(final.state_dict[name].numpy() != 0, alive[name])
