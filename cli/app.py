@@ -21,7 +21,7 @@ _COMMANDS = {
     "verify": "Regenerate every weight and compare the SHA-256.",
     "eval": "Measure accuracy and loss on test images.",
     "export": "Write a dense ONNX file, checked against torch.",
-    "bench": "Measure what a method costs; more with --help.",
+    "bench": "Count what a step costs, check tickets; more with --help.",
 }
 
 _HELP = """\

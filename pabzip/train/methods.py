@@ -185,7 +185,7 @@ class ImpRecipe(Section, table="imp"):
     rewinds to the weights as drawn, so that seed and mask are the ticket; "warm" to those after a
     few epochs. "Short" rounds last a few epochs, "long" ones as many as a whole training.
 
-    Source: Frankle & Carbin 2018; Rare Gems, Appendix B, and its published code (20 % a round;
+    Source: Frankle & Carbin 2019; Rare Gems, Appendix B, and its published code (20 % a round;
     short and long are rounds of 8 and 160 epochs of ResNet-20); Renda et al. 2020 for
     ``rewind = "rate"``.
     """
@@ -237,7 +237,8 @@ class Method:
     Attributes:
         name: as recipes and the command line call it.
         uses: tables of settings of its own.
-        masked: whether a search prunes the network; otherwise it stays dense.
+        masked: whether a search, or magnitude pruning in rounds, finds a mask to train on; not so
+            for score methods, which learn theirs, and for dense ones.
         psg: whether gradients are predictive ones (`pabzip.unmask.apply_psg`).
         short: whether the epochs are cut to the bit operations of ``pab-bop-psg``.
         seeded: whether the trained weights still are plus or minus their seed's magnitudes;
