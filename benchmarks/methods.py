@@ -1,8 +1,8 @@
 """Train by every method of the paper, on the same mask and loop, and compare what comes of it.
 
 Each run is what a user types: ``pabzip train``, ``pack``, ``verify``, ``eval``. The accuracy of the
-packed file must be that of training, or the benchmark fails. ``--study digits`` covers all methods
-on the embedded digits; ``--study cluttered-digits`` asks how far a ticket stays behind SGD on the
+packed file must be that of training, or the benchmark fails. ``--study digits`` covers the methods of
+Peek-a-Boo on the embedded digits, ``--study tickets`` all ways to a ticket, on one Conv-4; ``--study cluttered-digits`` asks how far a ticket stays behind SGD on the
 same mask, and what the start of Bop's moving average does to it. With ``--folder`` a study of hours
 that was interrupted goes on where it stood. Settings are chosen with ``-- --validation 0.1``: the
 table then has the accuracy on these held-out training images too, beside that on the test images.
@@ -59,6 +59,54 @@ STUDIES = {
         "Every method on the digits, ResNet-20 of width 8, keep 0.1",
         "--data digits",
         {name: f"--method {name}" for name in METHODS},
+    ),
+    "tickets": Study(
+        "Tickets at initialization and trained ones, Conv-4 of width 32 on the digits, 30 epochs",
+        "--data digits --arch conv4 --set arch_options.width=32 "
+        "--set arch_options.head_batch_norm=true --set arch_options.bias=false "
+        "--set arch_options.affine=false --set classifier=seeded --epochs 30",
+        {
+            "dense-sgd": "--method dense-sgd",
+            "sgd, keep 0.1": "--method sgd --keep-ratio 0.1",
+            "sgd, smart ratios, keep 0.1": (
+                "--method sgd --keep-ratio 0.1 --set search.method=smart-ratio "
+                "--set search.ratio_form=vgg --set search.linear_keep_ratio=0.05"
+            ),
+            "magnitude pruning, keep 0.1": (
+                "--method imp --keep-ratio 0.1 --set imp.rounds=3 --set imp.round_epochs=10"
+            ),
+            "rate rewinding, keep 0.1": (
+                "--method imp --keep-ratio 0.1 --set imp.rounds=3 --set imp.round_epochs=10 "
+                "--set imp.rewind=rate"
+            ),
+            "pab-latent, keep 0.1": "--method pab-latent --keep-ratio 0.1",
+            "pab-bop, keep 0.1": "--method pab-bop --keep-ratio 0.1",
+            "edge-popup, keep 0.1": "--method edge-popup --keep-ratio 0.1",
+            "edge-popup, keep 0.05": "--method edge-popup --keep-ratio 0.05",
+            "edge-popup, global, keep 0.05": (
+                "--method edge-popup --keep-ratio 0.05 --set edge_popup.scope=global"
+            ),
+            "edge-popup, global, gradual, keep 0.05": (
+                "--method edge-popup --keep-ratio 0.05 --set edge_popup.scope=global "
+                "--set edge_popup.gradual=true"
+            ),
+            "gem-miner, keep 0.05": "--method gem-miner --keep-ratio 0.05 --set gem_miner.lr=2",
+            "edge-popup, 70 % frozen, keep 0.3": (
+                "--method edge-popup --keep-ratio 0.3 --set edge_popup.frozen=0.7"
+            ),
+            "edge-popup, keep 0.3": "--method edge-popup --keep-ratio 0.3",
+            "biprop, MPT-1/32, keep 0.2": "--method biprop --keep-ratio 0.2",
+            "biprop, MPT-1/32 + BN, keep 0.2": (
+                "--method biprop --keep-ratio 0.2 --set arch_options.affine=true"
+            ),
+            "biprop, MPT-1/1, keep 0.4": (
+                "--method biprop --keep-ratio 0.4 --set arch_options.binary_activations=true"
+            ),
+            "free-pruning": "--method free-pruning",
+            "minimal-pruning": "--method minimal-pruning",
+            "free-flipping": "--method free-flipping",
+            "minimal-flipping": "--method minimal-flipping",
+        },
     ),
     "cluttered-digits": Study(
         "Cluttered digits, ResNet-18 of width 32, keep 0.5, 10 epochs",
@@ -213,19 +261,28 @@ def _accuracy(runs: Sequence[dict[str, Any]], name: str) -> str:
     return mean if len(found) == 1 else f"{mean} ({min(found):.2%} to {max(found):.2%})"
 
 
+def _mean_ratio(runs: Sequence[dict[str, Any]], one: str, other: str) -> float:
+    """Return the mean over the seeds of what one figure is to another."""
+    return statistics.fmean(run[one] / run[other] for run in runs)
+
+
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table for people."""
     accuracies = {"accuracy": "accuracy"}
     if "validation_accuracy" in rows[0]["runs"][0]:
         accuracies = {"validation accuracy": "validation_accuracy", "test accuracy": "accuracy"}
-    columns = ["method", *accuracies, "BitOPs a step", "epochs", "file, KiB"]
+    columns = ["method", *accuracies, "kept", "BitOPs a step", "epochs", "file, KiB"]
+    columns += ["bits a weight", "seconds"]
     cells = [
         [
             row["method"],
             *(_accuracy(row["runs"], name) for name in accuracies.values()),
+            f"{_mean_ratio(row['runs'], 'survivors', 'weights'):.1%}",
             f"{row['bitops'] / 1e9:.2f} G",
             f"{row['epochs']:.0f}",
             kibibytes(row["bytes"]),
+            f"{8 * _mean_ratio(row['runs'], 'bytes', 'weights'):.2f}",
+            f"{row['seconds']:.0f}",
         ]
         for row in rows
     ]
