@@ -1,11 +1,12 @@
 """Train by every method of the paper, on the same mask and loop, and compare what comes of it.
 
 Each run is what a user types: ``pabzip train``, ``pack``, ``verify``, ``eval``. The accuracy of the
-packed file must be that of training, or the benchmark fails. ``--study digits`` covers the methods of
-Peek-a-Boo on the embedded digits, ``--study tickets`` all ways to a ticket, on one Conv-4; ``--study cluttered-digits`` asks how far a ticket stays behind SGD on the
-same mask, and what the start of Bop's moving average does to it. With ``--folder`` a study of hours
-that was interrupted goes on where it stood. Settings are chosen with ``-- --validation 0.1``: the
-table then has the accuracy on these held-out training images too, beside that on the test images.
+packed file must be that of training, or the benchmark fails. ``--study digits`` covers the methods
+of Peek-a-Boo on the embedded digits; ``--study tickets`` all ways to a ticket, on one Conv-4;
+``--study cluttered-digits`` asks how far a ticket stays behind SGD on the same mask, and what the
+start of Bop's moving average does to it. With ``--folder`` a study of hours that was interrupted
+goes on where it stood. Settings are chosen with ``-- --validation 0.1``: the table then has the
+accuracy on these held-out training images too, beside that on the test images.
 """
 
 from __future__ import annotations

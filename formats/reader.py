@@ -179,7 +179,7 @@ class Reader(Mapping[str, Tensor]):
 
     def _decoded(self, coded: Coded, threads: int | None) -> NDArray[np.int8]:
         """Return the codes of one seeded tensor, flat."""
-        codes = coded.entry.marks(self.header.contents.seed)
+        codes = coded.entry.marks(self.header.contents.seed, threads)
         run_tasks(coded.decoder.codes(coded.entry, coded.payload, codes), threads)
         if coded.entry.frozen is not None:
             settle(codes)

@@ -100,14 +100,14 @@ class SeededEntry(EntryKind):
         check_integer(place, "number of frozen pruned places", pruned, 0, count - self.survivors)
         check_integer(place, "number of frozen kept places", kept, 0, self.survivors)
 
-    def marks(self, seed: int) -> NDArray[np.int8]:
+    def marks(self, seed: int, threads: int | None = None) -> NDArray[np.int8]:
         """Return the marks of a frozen mask, flat (`pabzip.seeds.Frozen.marks`), counted.
 
         A tensor without one has 0 everywhere.
         """
         if self.frozen is None:
             return np.zeros(self.count, dtype=np.int8)
-        marks = self.frozen.marks(seed, self.spec.stream, 0, self.count)
+        marks = self.frozen.marks(seed, self.spec.stream, 0, self.count, threads=threads)
         found = int(np.count_nonzero(marks == PRUNED)), int(np.count_nonzero(marks == KEPT))
         if found != self.frozen_places:
             raise FormatError(

@@ -45,7 +45,7 @@ def hold_out(splits: Splits, fraction: float, *, seed: int) -> Splits:
             f"validation: expected a fraction above 0 and below 1 to hold out, found {fraction!r}"
         )
     labels = splits.train.labels.cpu().numpy()
-    share = Fraction(repr(fraction))
+    share = Fraction(repr(float(fraction)))
     counts = np.bincount(labels, minlength=splits.num_classes)
     shares = [share * int(count) for count in counts]
     taken = [floor(each) for each in shares]

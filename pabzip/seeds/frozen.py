@@ -30,7 +30,7 @@ PRUNED, KEPT = 2, 3
 SPLITS = ("proportional", "even")
 """How a frozen part falls into pruned and kept: see `Frozen.for_keep_ratio`."""
 
-_STREAM_BIT = 1 << 31  # turned in a weight's stream, this gives the stream of its frozen places
+_STREAM_BIT = 1 << 28  # turned in a weight's stream, this gives the stream of its frozen places
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Frozen:
     ) -> NDArray[np.int8]:
         """Return what becomes of places ``start`` to ``stop`` of a weight, in row-major order.
 
-        With v the 32 bits that the weight's stream, its top bit turned, draws for a place of a
+        With v the 32 bits that the weight's stream, its bit 28 turned, draws for a place of a
         uniform tensor, and f = v div 65,536: pruned where f < ``pruned``, kept where
         f < ``pruned + kept``, else learned.
 

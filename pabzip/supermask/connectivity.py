@@ -16,7 +16,7 @@ from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 from pabzip.supermask.scores import MakeOptimizer, ScoreRule
 
 # The stream that decides which signs `imbalance_signs` flips is the weight's with this bit turned.
-_IMBALANCE_BIT = 2**29
+_IMBALANCE_BIT = 2**27
 
 
 class FreePruning(ScoreRule):

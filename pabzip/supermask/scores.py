@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from pabzip.errors import RecipeError
 from pabzip.init import attach_seeding, seeded_parameters, seeding, unwrap
@@ -280,6 +279,19 @@ class ScoreRule(FlippingRule):
         self._write()
 
 
+class Schedule(Protocol):
+    """What lowers a learning rate, such as a scheduler of torch's."""
+
+    def step(self) -> None:
+        """Count one finished epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a `state_dict`."""
+
+
 class ScoreSchedule:
     """Ends the epochs of a score rule: first the rule's own work, then the learning rate's.
 
@@ -288,7 +300,7 @@ class ScoreSchedule:
         rate: a scheduler of torch's on ``rule``; None keeps the learning rate.
     """
 
-    def __init__(self, rule: ScoreRule, rate: LRScheduler | None = None):
+    def __init__(self, rule: ScoreRule, rate: Schedule | None = None):
         self._rule, self._rate = rule, rate
 
     def step(self) -> None:

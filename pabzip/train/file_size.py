@@ -57,6 +57,8 @@ class ExpectedBytes:
         if recipe is not None:
             fields = ("data", "method", "keep_ratio", "epochs")
             metadata = {name: getattr(recipe, name) for name in fields}
+            if recipe.validation:
+                metadata["validation"] = recipe.validation
             metadata["test_accuracy"] = 0.9874055416876574  # as long as what will stand there
         ticket = to_ticket(net, metadata=metadata)
         survives = _survives(ticket, masks)

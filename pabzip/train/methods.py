@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, model_validator
 
@@ -30,6 +30,8 @@ from pabzip.train.settings import Section, Settings, setting
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+    from pabzip.supermask.scores import Schedule
 
 
 _Section = TypeVar("_Section", bound=Section)
@@ -265,19 +267,6 @@ class Method:
         return frozenset((*self.uses, *search, *psg))
 
 
-class Schedule(Protocol):
-    """What lowers a rate of an optimizer."""
-
-    def step(self) -> None:
-        """Count one finished epoch."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain values."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a `state_dict`."""
-
-
 class MilestoneDecay:
     """Multiplies the learning rate of every group by ``decay`` after each epoch in ``milestones``.
 
@@ -312,6 +301,26 @@ class MilestoneDecay:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the count of `state_dict`; the optimizer's own state is restored apart."""
         self.epoch = int(state_dict["epoch"])
+
+
+def falling_rate(
+    optimizer: Optimizer, schedule: str, sgd: SgdRecipe, epochs: int
+) -> Schedule | None:
+    """Return what lowers an optimizer's learning rate: along a cosine, at milestones, or nothing.
+
+    Args:
+        optimizer: one whose groups hold ``"lr"``.
+        schedule: ``"cosine"`` (to 0 after the last epoch), ``"milestones"`` or ``"constant"``.
+        sgd: has the milestones and the factor.
+        epochs: of the run.
+    """
+    from torch.optim.lr_scheduler import CosineAnnealingLR
+
+    if schedule == "cosine":
+        return CosineAnnealingLR(optimizer, epochs)
+    if schedule == "milestones":
+        return MilestoneDecay(optimizer, sgd.milestones, sgd.decay)
+    return None
 
 
 Build = Callable[["nn.Module", MethodSections], "tuple[Optimizer, Schedule] | None"]

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pabzip.init import seeded_parameters
 from pabzip.registry import METHODS
 from pabzip.supermask import ScoreRule
+from pabzip.supermask.scores import Schedule
 from pabzip.train.config import Recipe, method_of
 from pabzip.train.cost import bit_operations, step_costs
-from pabzip.train.methods import MilestoneDecay, Schedule
+from pabzip.train.methods import falling_rate
 from pabzip.unmask import PsgConfig, apply_psg
 from pabzip.unmask.rule import FlippingRule
 
@@ -56,11 +56,9 @@ class Optimizers:
             own = recipe.sgd
             sgd = SGD(rest, own.lr, own.momentum, weight_decay=own.weight_decay)
             self._parts["sgd"] = sgd
-            self._schedules["sgd"] = (
-                CosineAnnealingLR(sgd, recipe.epochs)
-                if own.schedule == "cosine"
-                else MilestoneDecay(sgd, own.milestones, own.decay)
-            )
+            falling = falling_rate(sgd, own.schedule, own, recipe.epochs)
+            if falling is not None:
+                self._schedules["sgd"] = falling
         self._no_flips = torch.zeros((), dtype=torch.int64, device=seeded[0].device)
         self._pruned: dict[str, torch.Tensor] = {}
         self._mask(masks)

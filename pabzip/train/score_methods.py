@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from pabzip.errors import RecipeError
 from pabzip.registry import register_method
@@ -26,7 +25,8 @@ from pabzip.supermask import (
 )
 from pabzip.supermask.scores import MakeOptimizer
 from pabzip.train.config import Recipe
-from pabzip.train.score_settings import ScoreSettings
+from pabzip.train.methods import falling_rate
+from pabzip.train.score_settings import KeepingSettings, ScoreSettings
 
 
 def score_optimizer(own: ScoreSettings) -> MakeOptimizer:
@@ -42,14 +42,11 @@ def score_optimizer(own: ScoreSettings) -> MakeOptimizer:
 
 def score_schedule(rule: ScoreRule, own: ScoreSettings, recipe: Recipe) -> ScoreSchedule:
     """Return what ends the epochs of a rule."""
-    if own.schedule == "cosine":
-        return ScoreSchedule(rule, CosineAnnealingLR(rule, recipe.epochs))
-    if own.schedule == "milestones":
-        return ScoreSchedule(rule, MultiStepLR(rule, recipe.sgd.milestones, recipe.sgd.decay))
-    return ScoreSchedule(rule)
+    rate = falling_rate(rule, own.schedule, recipe.sgd, recipe.epochs)
+    return ScoreSchedule(rule, rate)
 
 
-def frozen_part(own: ScoreSettings, recipe: Recipe) -> Frozen | None:
+def frozen_part(own: KeepingSettings, recipe: Recipe) -> Frozen | None:
     """Return how much of each mask the seed fixes; None for nothing."""
     if not own.frozen:
         return None

@@ -27,6 +27,11 @@ class ScoreSettings(Settings):
     frozen: float = setting(
         0.0, "Fraction of each mask that the seed fixes for good; files hold the rest.", ge=0, le=1
     )
+
+
+class KeepingSettings(ScoreSettings):
+    """What the tables of score methods have that keep a given fraction of the weights."""
+
     frozen_split: str = setting(
         "proportional",
         "Of the learned part of a frozen mask, keep keep_ratio, or half of it where that fits.",
@@ -34,7 +39,7 @@ class ScoreSettings(Settings):
     )
 
 
-class EdgePopupRecipe(ScoreSettings, Section, table="edge_popup"):
+class EdgePopupRecipe(KeepingSettings, Section, table="edge_popup"):
     """How edge-popup learns scores.
 
     Source: Ramanujan et al. 2020 (SGD, rate 0.1, momentum 0.9, weight decay 1e-4, cosine); Rare
@@ -51,7 +56,7 @@ class EdgePopupRecipe(ScoreSettings, Section, table="edge_popup"):
     period: int = setting(5, "Epochs between two falls of the keep ratio.", ge=1)
 
 
-class GemMinerRecipe(ScoreSettings, Section, table="gem_miner"):
+class GemMinerRecipe(KeepingSettings, Section, table="gem_miner"):
     """How Gem-Miner learns scores.
 
     Source: Rare Gems, Algorithm 1 and Appendix A.3 (SGD, rates of 0.001 to 0.1, periods of 5 to
@@ -69,7 +74,7 @@ class GemMinerRecipe(ScoreSettings, Section, table="gem_miner"):
     )
 
 
-class BipropRecipe(ScoreSettings, Section, table="biprop"):
+class BipropRecipe(KeepingSettings, Section, table="biprop"):
     """How biprop learns scores.
 
     Source: Diffenderfer & Kailkhura 2021, Table 5 (Conv-2 to Conv-8, MPT-1/32: SGD, rate 0.1,

@@ -94,7 +94,7 @@ def plain() -> ModuleType:
 def plain_marks(seed: int, stream: int, count: int, row: list[int]) -> list[int | None]:
     """Return the codes of frozen places, None of a learned one, as SPEC.md says it."""
     found: list[int | None] = []
-    for word in words(seed, stream ^ 2**31, 0, count).tolist():
+    for word in words(seed, stream ^ 2**28, 0, count).tolist():
         part = (2 * (word % 2**31) + 1) // 2**16
         found.append(0 if part < row[0] else 1 if part < row[0] + row[1] else None)
     assert [found.count(0), found.count(1)] == row[2:]
@@ -233,7 +233,7 @@ def test_a_mask_frozen_by_seven_tenths_takes_at_most_035_of_the_free_one(
         return int(Ticket.open(save(ticket, coder=coder)).info()["codes_bytes"])
 
     for coder in ("huffman", "auto"):
-        assert codes_bytes(0.7, coder) <= 0.305 * codes_bytes(0.0, coder)
+        assert codes_bytes(0.7, coder) <= 0.31 * codes_bytes(0.0, coder)
     if keep in (0.3, 0.5):  # by the split of the published code, too, where masks are near half
         assert codes_bytes(0.7, "auto", SPLITS[1]) <= 0.345 * codes_bytes(0.0, "auto")
 

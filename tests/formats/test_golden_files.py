@@ -101,7 +101,7 @@ def frozen_masks() -> Ticket:
 
 def frozen_code(seed: int, stream: int, place: int, pruned: int, kept: int) -> int | None:
     """Return the code of a frozen place, or None of a learned one, as SPEC.md says it."""
-    drawn = int(words(seed, stream ^ 2**31, place, place + 1)[0])
+    drawn = int(words(seed, stream ^ 2**28, place, place + 1)[0])
     part = (2 * (drawn % 2**31) + 1) // 2**16
     return 0 if part < pruned else 1 if part < pruned + kept else None
 

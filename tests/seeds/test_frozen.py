@@ -32,7 +32,7 @@ PLACES = [
 def plain(seed: int, stream: int, start: int, stop: int, frozen: Frozen) -> list[int]:
     """Return the marks as SPEC.md states them, one place at a time."""
     found = []
-    for word in words(seed, stream ^ 2**31, start, stop).tolist():
+    for word in words(seed, stream ^ 2**28, start, stop).tolist():
         value = 2 * (word % 2**31) + 1
         part = value // 2**16
         kept = frozen.pruned <= part < frozen.pruned + frozen.kept
