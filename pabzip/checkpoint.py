@@ -76,7 +76,7 @@ class Checkpoint:
         return self.seeding.specs
 
     def at_initialization(self) -> Checkpoint:
-        """Return the ticket that was trained: the seed's weights wherever one is not pruned.
+        """Return the ticket before training: the weights as drawn, under the mask of now.
 
         All other tensors stay as trained, and signs that were learned before are not known any
         more. The results keep no test accuracy, which is not the ticket's.

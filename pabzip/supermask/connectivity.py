@@ -1,4 +1,4 @@
-"""Free and minimal pruning and flipping: a number for each weight, whose sign decides."""
+"""Free and minimal pruning and flipping: each weight has a score, whose sign prunes or flips it."""
 
 from __future__ import annotations
 

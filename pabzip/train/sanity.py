@@ -1,4 +1,4 @@
-"""Sanity checks of a found ticket: does training need its mask and its weights, or any alike?"""
+"""Sanity checks of a found ticket: does it train better than with another mask or other weights?"""
 
 from __future__ import annotations
 
