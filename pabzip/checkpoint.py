@@ -88,8 +88,8 @@ class Checkpoint:
         if not specs:
             raise SeedError(
                 "the ticket at initialization: expected a checkpoint that says how its weights "
-                "were drawn, found none, as after training a ticket with flipped signs; pack it "
-                "as it is, or that ticket itself"
+                "were drawn, found none, as after training a ticket with flipped signs; pack the "
+                "checkpoint without --ticket, or pack the ticket that it was trained from"
             )
         state = dict(self.state_dict)
         for name, spec in specs.items():
