@@ -58,14 +58,14 @@ class GemMinerRecipe(ScoreSettings, Section, table="gem_miner"):
     10, penalties of 0 to 1e-4); its published configurations for momentum 0.9 and the cosine.
     """
 
-    period: int = setting(5, "Epochs between two freezings of the lowest scores.", ge=1)
+    period: int = setting(5, "Epochs between two prunings of the lowest scores for good.", ge=1)
     counts: str = setting(
         "published",
-        "When and how many scores freeze: by the published code, or by the paper's Algorithm 1.",
+        "When and how many are pruned for good: by the published code or the paper's Algorithm 1.",
         choices=lambda: constant("pabzip.supermask", "scores", "COUNTS"),
     )
     restore: bool = setting(
-        False, "After the last epoch keep all weights that are not frozen, whatever their scores."
+        False, "After the last epoch keep all that are not pruned for good, whatever their scores."
     )
 
 
