@@ -19,7 +19,7 @@ _COMMANDS = {
     "unpack": "Regenerate the weights as .safetensors, .npz or .pt.",
     "info": "Show what a .pabz file holds.",
     "verify": "Regenerate every weight and compare the SHA-256.",
-    "eval": "Measure accuracy and loss on test images.",
+    "eval": "Measure accuracy and loss on test or validation images.",
     "export": "Write a dense ONNX file, checked against torch.",
     "bench": "Count what a step costs, check tickets; more with --help.",
 }

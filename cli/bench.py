@@ -190,10 +190,10 @@ def sanity(
 
     Trains each TICKET, which a score method, --search-only or imp has found, and three others made
     of it: its mask shuffled within each layer, its mask over the weights of another seed, and the
-    mask of the lowest scores. Each trains by the recipe that the ticket was found by, with the
-    method sgd unless --method says otherwise; flags win. A check is passed if the accuracy drops
-    by more than twice the standard error of the difference. Give several tickets, found by
-    different seeds, or --draws for a sharper answer.
+    mask of the lowest scores (not for imp, which has none). Each trains by the recipe that the
+    ticket was found by, with the method sgd unless --method says otherwise; flags win. A check is
+    passed if the accuracy drops by more than twice the standard error of the difference. Give
+    several tickets, found by different seeds, or --draws for a sharper answer.
     """
     import_packages(packages)
     values, _ = given(flags, assignments)

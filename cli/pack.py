@@ -45,7 +45,7 @@ from pabzip.cli._output import Reporter, ratio, size
     "--ticket",
     "at_initialization",
     is_flag=True,
-    help="Of a network whose magnitudes were trained, pack the ticket that was trained: the seed "
+    help="Of a network whose magnitudes were trained, pack the ticket that it began as: the seed "
     "and the mask.",
 )
 @reporting

@@ -95,7 +95,7 @@ class SeededEntry(EntryKind):
         if self.scaled:
             raise FormatError(place, "expected scales of rows or frozen places, found both")
         if self.frozen == Frozen(0, 0):
-            raise FormatError(place, "expected no word of frozen places where none is, found 0, 0")
+            raise FormatError(place, "expected a fraction of frozen places above 0, found 0 and 0")
         pruned, kept = self.frozen_places
         check_integer(place, "number of frozen pruned places", pruned, 0, count - self.survivors)
         check_integer(place, "number of frozen kept places", kept, 0, self.survivors)

@@ -76,7 +76,7 @@ class Checkpoint:
         return self.seeding.specs
 
     def at_initialization(self) -> Checkpoint:
-        """Return the ticket that was trained: the seed's weights wherever one is not pruned.
+        """Return the ticket before training: the weights as drawn, under the mask of now.
 
         All other tensors stay as trained, and signs that were learned before are not known any
         more. The results keep no test accuracy, which is not the ticket's.
@@ -88,8 +88,8 @@ class Checkpoint:
         if not specs:
             raise SeedError(
                 "the ticket at initialization: expected a checkpoint that says how its weights "
-                "were drawn, found none, as after training a ticket with flipped signs; pack it "
-                "as it is, or that ticket itself"
+                "were drawn, found none, as after training a ticket with flipped signs; pack the "
+                "checkpoint without --ticket, or pack the ticket that it was trained from"
             )
         state = dict(self.state_dict)
         for name, spec in specs.items():

@@ -1,1 +1,1 @@
-"""Recipes for every row of the paper's tables, a TOML file a table; installed as pabzip.recipes."""
+"""Recipes for the papers' tables, a TOML file a table or paper; installed as pabzip.recipes."""

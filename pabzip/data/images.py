@@ -122,7 +122,7 @@ in files."""
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A dataset: its training and its test images, and where they are apart, validation images.
+    """A dataset: its training and test images, and validation images if there are any.
 
     Attributes:
         name: as given to `pabzip.data.load`.

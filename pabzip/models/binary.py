@@ -91,11 +91,11 @@ class Sign(nn.Module):
 
 
 class RealReLU(nn.ReLU):
-    """A ReLU that stays where all others become binary."""
+    """A ReLU that stays one in a network of binary activations, where all others become `Sign`."""
 
 
 class OnlyBinary(nn.Identity):
-    """Nothing, but a `Sign` where activations are binary."""
+    """The identity, which becomes a `Sign` in a network of binary activations."""
 
 
 def binarize_activations(net: nn.Module) -> None:

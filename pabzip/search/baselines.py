@@ -121,7 +121,7 @@ def layerwise_random(
     ratios: Mapping[str, float] | None = None,
     **options: Unpack[SearchOptions],
 ) -> dict[str, Tensor]:
-    """Keep weights at random, of each tensor its own fraction: the shape of a ticket, no more.
+    """Keep weights at random, with a fraction for each tensor, such as a ticket's.
 
     Arguments, result and errors are those of `random`, with two differences:
 
@@ -161,7 +161,7 @@ def smart_ratio(
     linear_keep_ratio: float = 0.3,
     **options: Unpack[SearchOptions],
 ) -> dict[str, Tensor]:
-    """Keep weights at random, of each layer the fraction that its depth gives.
+    """Keep weights at random, with a fraction for each layer that depends on its depth.
 
     Convolutions keep the more the earlier they come, all in one proportion, so that ``keep_ratio``
     of all weights is left; Linear layers keep a fraction of their own. What a layer cannot take,
@@ -237,7 +237,7 @@ def smart_counts(
 
 
 def _layer_by_layer(call: SearchCall, ratios: Mapping[str, float]) -> dict[str, Tensor]:
-    """Keep weights at random, of each tensor its own fraction."""
+    """Keep weights at random, with a fraction for each tensor."""
     groups = [PruneGroup((name,), ratio) for name, ratio in ratios.items()]
     return call.run(_at_random(call), call.shape, groups=groups)
 

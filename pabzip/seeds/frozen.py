@@ -1,4 +1,4 @@
-"""Frozen masks: which weights the seed prunes or keeps for good, so that no file says so.
+"""Frozen masks: which weights the seed prunes or keeps for good, so that files need not say.
 
 A fraction of each weight tensor, drawn from the seed, is pruned or kept for good and is never
 learned; a file holds the codes of the other places alone. Which places is a function of seed,

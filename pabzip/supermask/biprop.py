@@ -111,7 +111,7 @@ class Biprop(EdgePopup):
 
 
 class _GainSpecs(Mapping[str, InitSpec]):
-    """Signed constants of the streams of some specs, with what their gains are when read."""
+    """Init specs by name: signed constants, whose scales are the gains at the time of reading."""
 
     def __init__(self, specs: Mapping[str, InitSpec], gains: Mapping[str, Tensor]):
         self._streams = {name: spec.stream for name, spec in specs.items()}

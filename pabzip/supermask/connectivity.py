@@ -1,4 +1,4 @@
-"""Free and minimal pruning and flipping: a number for each weight, whose sign decides."""
+"""Free and minimal pruning and flipping: each weight has a score, whose sign prunes or flips it."""
 
 from __future__ import annotations
 
@@ -152,10 +152,10 @@ def imbalance_signs(net: nn.Module, positive: float) -> None:
 def remove_weights(net: nn.Module, *, into_first: bool = False) -> float:
     """Give every weight of a network of signed constants the magnitude 1.
 
-    ReLU lets a positive factor through, so in a chain of layers without biases, with ReLU between
-    them, the product of the layers' magnitudes may stand before the first one: the network with
-    weights of plus and minus 1 does with inputs times that product what it did before, up to
-    rounding, and its largest logit is the same even without it. Masks and flips train the same.
+    ReLU lets a positive factor through. So in a chain of layers without biases, with ReLU between
+    them, the inputs may be multiplied by the product of all layers' magnitudes, and the weights be
+    plus and minus 1: the outputs are as before, up to rounding. Without the product the largest
+    logit is still the same. Masks and flips train the same.
 
     Call it after `pabzip.init_` with ``scheme="kaiming_signed_constant"`` and before a score rule.
     Rules and files then hold weights of 1 and -1.

@@ -54,9 +54,9 @@ class GemMiner(ScoreRule):
 
     Source: Rare Gems (Sreenivasan et al. 2022), Algorithm 1, whose ``1 - exp(c T)`` must read
     ``1 - exp(-c T)``; its published code for r, the epochs and ``ceil``. Deviations: the published
-    code keeps scores above 0.5, the paper and we also those equal to it; it freezes all scores that
-    equal the last frozen one (all that have reached 1, say), here those freeze first that began
-    lower, so that counts are exact; it lets frozen scores go on moving without effect, the paper
+    code keeps scores above 0.5, the paper and we also those equal to it. It freezes all scores that
+    equal the last frozen one (all that have reached 1, say); here those freeze first that began
+    lower, so that counts are exact. It lets frozen scores go on moving without effect; the paper
     and we make them 0.
     """
 

@@ -197,7 +197,7 @@ class Recipe(ScoreSections):
     )
     validation: float = setting(
         0.0,
-        "Fraction of the training images held out to measure epochs on; tested once, at the end.",
+        "Fraction of the training images held out to measure epochs on, not on the test images.",
         flag="--validation",
         ge=0,
         lt=1,
@@ -222,7 +222,7 @@ class Recipe(ScoreSections):
     drop_ratio: float = setting(0.0, "Fraction of the steps left out at random.", ge=0, lt=1)
     precision: str = setting(
         "float32",
-        "Of forward and backward; weights stay float32.",
+        "Precision of the forward and backward passes; weights stay float32.",
         choices=("float32", "bfloat16", "float16"),
     )
     channels_last: bool = setting(
@@ -321,10 +321,10 @@ def method_of(recipe: Recipe) -> Method:
 
 
 def unused(recipe: Recipe, keys: Iterable[str]) -> dict[str, str]:
-    """Return those of some settings that a recipe has no use for, and what has none.
+    """Return the settings, of those named, that a recipe has no use for, and what ignores each.
 
-    Keys are dotted, such as ``"bop.threshold"``, in the order given; what has none is
-    ``"method sgd"``, say, or ``"search synflow"``.
+    Keys are dotted, such as ``"bop.threshold"``, in the order given; what ignores them
+    is ``"method sgd"``, say, or ``"search synflow"``.
     """
     methods = [Method(name, **METHODS.facts(name)) for name in METHODS]
     particular = frozenset[str]().union(*(method.reads for method in methods))

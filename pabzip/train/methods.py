@@ -112,7 +112,7 @@ class BopRecipe(Section, table="bop"):
     )
     decay_every: int = setting(45, "Epochs between decays of the adaptivity rate.", ge=1)
     first_decay: int | None = setting(
-        None, "Epochs before the first such decay; bop.decay_every if left out.", ge=1
+        None, "Epochs before the first decay; bop.decay_every if left out.", ge=1
     )
     decay_ratio: float = setting(0.15, "Factor of each such decay; 1 never decays.", gt=0, le=1)
     flip_cost: float = setting(
@@ -152,9 +152,9 @@ class PsgRecipe(Section, table="psg"):
     """
 
     input_bits: int = setting(8, "Bits of a layer's inputs in the backward pass.", ge=2, le=32)
-    weight_bits: int = setting(8, "Bits of its weights in the backward pass.", ge=2, le=32)
+    weight_bits: int = setting(8, "Bits of a layer's weights in the backward pass.", ge=2, le=32)
     gradient_bits: int = setting(
-        16, "Bits of its output gradients, the most sensitive of the three.", ge=2, le=32
+        16, "Bits of a layer's output gradients, the most sensitive.", ge=2, le=32
     )
     threshold: float = setting(
         1e-7, "Weight gradients below this are handled as psg.behavior says.", ge=0
@@ -193,9 +193,9 @@ class ImpRecipe(Section, table="imp"):
     """
 
     rounds: int = setting(
-        4, "Trainings that end in pruning, each by the same factor, down to keep_ratio.", ge=1
+        4, "Rounds of training; each then prunes by the same factor, the last to keep_ratio.", ge=1
     )
-    round_epochs: int = setting(2, "Epochs of each of them.", ge=1)
+    round_epochs: int = setting(2, "Epochs of each round.", ge=1)
     rewind: str = setting(
         "weights",
         "What goes back after pruning: all weights and the learning rate, or the rate alone.",
@@ -207,7 +207,7 @@ class ImpRecipe(Section, table="imp"):
 
     @model_validator(mode="after")
     def _consistent(self) -> ImpRecipe:
-        """Refuse an epoch that no first round reaches."""
+        """Refuse to rewind to an epoch that the first round does not reach."""
         if self.rewind_epoch >= self.round_epochs:
             raise RecipeError(
                 f"imp.rewind_epoch: expected less than imp.round_epochs = {self.round_epochs}, "

@@ -1,4 +1,4 @@
-"""Where recipes come from: the defaults, TOML files of one run or of many, and those of the paper.
+"""Where recipes come from: the defaults, TOML files of one run or of many, and those of papers.
 
 A file of many runs holds the settings that they share, and a table of rows::
 
@@ -90,8 +90,8 @@ def default_recipe(
 class PublishedRecipe:
     """One recipe that comes with pabzip: its name, as ``--recipe`` takes it, and its ``path``.
 
-    That is the file and the row in it, as `read_recipe` takes them. ``about`` is one line: table,
-    row, and what the paper reports for it.
+    That is the file and the row in it, as `read_recipe` takes them. ``about`` is one line: paper,
+    table, row, and what the paper reports for it.
     """
 
     name: str
@@ -104,7 +104,7 @@ def published_recipes() -> list[PublishedRecipe]:
 
     Source: Peek-a-Boo, Tables 1 to 5 and Section 4.3, without its rows for edge-popup; Rare Gems,
     Tables 3, 4, 8 to 13 and 15; Multi-Prize Tickets, Tables 1 to 3 and 8, and its figures; Ivan &
-    Florian 2020, Table 1.
+    Florian 2020, Table 1 and Figures 3 and 4.
     """
     found = []
     # A package with compiled parts is never run from an archive, so these are files on disk.

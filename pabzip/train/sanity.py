@@ -1,4 +1,4 @@
-"""Sanity checks of a found ticket: does training need its mask and its weights, or any alike?"""
+"""Sanity checks of a found ticket: does it train better than with another mask or other weights?"""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def sanity_checks(
     """
     if not tickets or draws < 1:
         raise RecipeError(
-            f"sanity checks: expected a ticket and a number of draws of 1 or more, found "
-            f"{len(tickets)} and {draws}"
+            f"sanity checks: expected at least one ticket and one draw, found {len(tickets)} and "
+            f"{draws}"
         )
     found = [_read(ticket, overrides or {}) for ticket in tickets]
     runs = sum(1 + 2 * draws + _has_scores(ticket) for ticket, _ in found)

@@ -13,7 +13,7 @@ from pabzip.train.settings import Section, Settings, setting
 class ScoreSettings(Settings):
     """What the tables of all score methods have: how scores move."""
 
-    optimizer: str = setting("sgd", "What moves the scores.", choices=("sgd", "adam"))
+    optimizer: str = setting("sgd", "Optimizer of the scores.", choices=("sgd", "adam"))
     lr: float = setting(0.1, "Learning rate of the scores.", ge=0)
     momentum: float = setting(0.9, "Momentum of the scores, by SGD.", ge=0, lt=1)
     weight_decay: float = setting(0.0, "Weight decay of the scores.", ge=0)
@@ -23,7 +23,7 @@ class ScoreSettings(Settings):
         choices=("cosine", "milestones", "constant"),
     )
     penalty: float = setting(0.0, "Weight of the scores' norm in the loss.", ge=0)
-    norm: int = setting(2, "Norm of that penalty: 2 adds squares, 1 sizes.", ge=1, le=2)
+    norm: int = setting(2, "Norm of that penalty: 2 adds squared scores, 1 absolute.", ge=1, le=2)
     frozen: float = setting(
         0.0, "Fraction of each mask that the seed fixes for good; files hold the rest.", ge=0, le=1
     )
@@ -34,7 +34,7 @@ class KeepingSettings(ScoreSettings):
 
     frozen_split: str = setting(
         "proportional",
-        "Of the learned part of a frozen mask, keep keep_ratio, or half of it where that fits.",
+        "Of the learned part of a frozen mask, keep keep_ratio, or half where that allows it.",
         choices=lambda: constant("pabzip.seeds", "frozen", "SPLITS"),
     )
 
@@ -63,14 +63,14 @@ class GemMinerRecipe(KeepingSettings, Section, table="gem_miner"):
     10, penalties of 0 to 1e-4); its published configurations for momentum 0.9 and the cosine.
     """
 
-    period: int = setting(5, "Epochs between two freezings of the lowest scores.", ge=1)
+    period: int = setting(5, "Epochs between two prunings of the lowest scores for good.", ge=1)
     counts: str = setting(
         "published",
-        "When and how many scores freeze: by the published code, or by the paper's Algorithm 1.",
+        "When and how many are pruned for good: by the published code or the paper's Algorithm 1.",
         choices=lambda: constant("pabzip.supermask", "scores", "COUNTS"),
     )
     restore: bool = setting(
-        False, "After the last epoch keep all weights that are not frozen, whatever their scores."
+        False, "After the last epoch keep all that are not pruned for good, whatever their scores."
     )
 
 
@@ -84,8 +84,8 @@ class BipropRecipe(KeepingSettings, Section, table="biprop"):
     weight_decay: float = setting(1e-4, "Weight decay of the scores.", ge=0)
     gradient: str = setting(
         "published",
-        "Gradient of a score: published and gain by the drawn or the binary weight, times the "
-        "score's sign; paper by the binary weight alone.",
+        "Gradient of a score, from that of the weight: times the score's sign and the drawn weight "
+        "(published) or the binary one (gain); or times the binary weight alone (paper).",
         choices=lambda: constant("pabzip.supermask", "biprop", "GRADIENTS"),
     )
     scope: str = setting(
@@ -102,7 +102,7 @@ class ConnectivityRecipe(ScoreSettings, Section, table="connectivity"):
     named), Section 2.3 for ``weight_removal``, Section 2.4 for ``positive``.
     """
 
-    optimizer: str = setting("adam", "What moves the numbers.", choices=("sgd", "adam"))
+    optimizer: str = setting("adam", "Optimizer of the scores.", choices=("sgd", "adam"))
     lr: float | None = setting(  # type: ignore[assignment]  # the paper's, where left out
         None,
         "Learning rate; the paper's if left out: 1e-3, with convolutions 3e-3 (pruning) or 5e-4 "
@@ -114,7 +114,7 @@ class ConnectivityRecipe(ScoreSettings, Section, table="connectivity"):
         "How the learning rate falls: along a cosine to 0, at sgd.milestones, or not at all.",
         choices=("cosine", "milestones", "constant"),
     )
-    start: float = setting(0.1, "Numbers begin between 0 and this.", gt=0, le=1)
+    start: float = setting(0.1, "Scores begin between 0 and this.", gt=0, le=1)
     positive: float = setting(
         0.5,
         "Probability that a weight is positive at first; the file stores what differs from the "
@@ -125,12 +125,13 @@ class ConnectivityRecipe(ScoreSettings, Section, table="connectivity"):
     weight_removal: bool = setting(
         False,
         "Train with weights of plus and minus 1, the first layer's holding the product of all "
-        "magnitudes; needs scheme = kaiming_signed_constant, and no biases.",
+        "magnitudes; needs scheme = kaiming_signed_constant, classifier = seeded, and neither "
+        "biases nor batch norm.",
     )
 
 
 class ScoreSections(MethodSections):
-    """The tables of the score methods too, which `pabzip.train.Recipe` inherits."""
+    """The tables of all methods, which `pabzip.train.Recipe` inherits."""
 
     edge_popup: EdgePopupRecipe = EdgePopupRecipe()
     gem_miner: GemMinerRecipe = GemMinerRecipe()

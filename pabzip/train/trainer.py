@@ -226,7 +226,7 @@ class Trainer:
 
     @torch.no_grad()
     def _rewind(self) -> None:
-        """Go back after pruning: the survivors where they are to, momenta and rates in any case."""
+        """Rewind after a round: the survivors if weights rewind, momenta and rates in any case."""
         state = self.state
         for name, tensor in state.tensors():
             if state.rewind:

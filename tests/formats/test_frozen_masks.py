@@ -271,7 +271,7 @@ def test_only_files_with_a_frozen_mask_are_of_version_2(
         ([True, 5, 0, 0], "frozen: pruned: expected an integer"),
         ([None, 5, 0, 0], "frozen: pruned: expected an integer"),
         ([40000, 40000, 0, 0], "at most 65536 together, found 40000 and 40000"),
-        ([0, 0, 0, 0], "expected no word of frozen places where none is"),
+        ([0, 0, 0, 0], "expected a fraction of frozen places above 0, found 0 and 0"),
         ([1, 1, -1, 0], "expected the number of frozen pruned places from 0 to"),
         ([1, 1, 64, 0], "expected the number of frozen pruned places from 0 to"),
         ([1, 1, 0, 2**53], "expected the number of frozen kept places from 0 to"),

@@ -144,7 +144,7 @@ def test_the_ticket_of_flipped_signs_is_not_made_up(tmp_path):
     flips, tuned = tmp_path / "flips.pt", tmp_path / "tuned.pt"
     train(GEM.replace(method="free-flipping"), output=flips)
     train(TUNE, output=tuned, ticket=flips)
-    message = "found none, as after training a ticket with flipped signs; pack it as it is"
+    message = "found none, as after training a ticket with flipped signs; pack the checkpoint"
     with pytest.raises(SeedError, match=message):
         pabzip.pack(tuned, tmp_path / "x.pabz", ticket=True)
 

@@ -39,7 +39,7 @@ def test_there_is_a_recipe_for_every_row_and_no_other():
 def test_a_recipe_says_what_it_repeats(name):
     about = {found.name: found.about for found in published_recipes()}[name]
     part = "ImageNet" if name.startswith("imagenet") else f"Table {name[5]}"
-    assert about.startswith(part)
+    assert about.startswith(f"Peek-a-Boo, {part}")
     assert re.search(r"The paper(: \d\d\.\d+ %| could not train it)", about)
 
 
