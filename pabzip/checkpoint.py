@@ -54,6 +54,7 @@ class Checkpoint:
         results: how well, as plain values, or None.
         drawn: the init spec of each weight whose magnitudes were trained since it was drawn.
         scores: by name of the weight, what a score method learned; empty for all others.
+        drawn_frozen: what of the masks of weights in ``drawn`` the seed fixed.
     """
 
     arch: str
@@ -64,6 +65,7 @@ class Checkpoint:
     results: Mapping[str, Any] | None
     drawn: Mapping[str, InitSpec] = field(default_factory=dict)
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    drawn_frozen: Mapping[str, Frozen] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -100,10 +102,11 @@ class Checkpoint:
         return replace(
             self,
             state_dict=state,
-            seeding=Seeding(self.seed, specs, self.seeding.frozen),
+            seeding=Seeding(self.seed, specs, {**self.seeding.frozen, **self.drawn_frozen}),
             results=results,
             drawn={},
             scores={},
+            drawn_frozen={},
         )
 
     def metadata(self) -> dict[str, str | int | float | bool | None]:
@@ -131,6 +134,7 @@ def save_checkpoint(
     results: Mapping[str, Any] | None = None,
     drawn: Mapping[str, InitSpec] | None = None,
     scores: Mapping[str, torch.Tensor] | None = None,
+    drawn_frozen: Mapping[str, Frozen] | None = None,
 ) -> None:
     """Write ``net`` as a checkpoint; an existing file is replaced only by a complete one.
 
@@ -142,6 +146,7 @@ def save_checkpoint(
         results: how well, as plain values.
         drawn: how weights that the network's seeding does not name were drawn (`Checkpoint`).
         scores: what a score method learned.
+        drawn_frozen: what of the masks of weights in ``drawn`` the seed fixed.
 
     Raises:
         SeedError: ``net`` has no record of its seed.
@@ -175,8 +180,10 @@ def save_checkpoint(
         content["drawn"] = {name: asdict(spec) for name, spec in drawn.items()}
     if scores:
         content["scores"] = {name: score.detach().cpu() for name, score in scores.items()}
-    if record.frozen:
-        content["frozen"] = {name: asdict(frozen) for name, frozen in record.frozen.items()}
+    frozen = {**record.frozen, **(drawn_frozen or {})}
+    parts = {name: asdict(part) for name, part in frozen.items() if part != Frozen(0, 0)}
+    if parts:
+        content["frozen"] = parts
     if isinstance(file, str | os.PathLike):
         with open_atomic(file) as stream:
             torch.save(content, stream)
@@ -208,7 +215,7 @@ def load_state(source: File) -> Checkpoint | dict[str, torch.Tensor]:
     values = list(content.values()) if isinstance(content, Mapping) else []
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
         return _checked(content, name)
-    state = _state(name, content)
+    state = _tensors(name, "state_dict", content)
     if all(key.startswith(_PREFIX) for key in state):  # as DataParallel names them
         return {key.removeprefix(_PREFIX): value for key, value in state.items()}
     return state
@@ -300,21 +307,29 @@ def _checked(content: object, place: str) -> Checkpoint:
     arch = content["arch"]
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
         _refuse(place, "arch", f"one of {', '.join(ARCHITECTURES)}", arch)
-    state = _state(place, content["state_dict"])
+    state = _tensors(place, "state_dict", content["state_dict"])
     specs = _made(place, "init", content["init"], InitSpec)
-    state = _without_prefix(arch, state, specs)
-    frozen = _without_prefix(arch, _made(place, "frozen", content.get("frozen", {}), Frozen), specs)
-    specs = _without_prefix(arch, specs, specs)
     drawn = _made(place, "drawn", content.get("drawn", {}), InitSpec)
-    scores = _state(place, content.get("scores", {}))
+    frozen = _made(place, "frozen", content.get("frozen", {}), Frozen)
+    scores = _tensors(place, "scores", content.get("scores", {}))
+    seeded = {**specs, **drawn}
+    state, specs, drawn, frozen, scores = (
+        _without_prefix(arch, values, seeded) for values in (state, specs, drawn, frozen, scores)
+    )
     for key, names in (("init", specs), ("drawn", drawn), ("scores", scores)):
         unknown = [name for name in names if name not in state]
         if unknown:
             expected = "the name of a tensor in state_dict"
             _refuse(place, f"{key}: {unknown[0]}", expected, "none such")
-    loose = [weight for weight in frozen if weight not in specs]
-    if loose:
-        _refuse(place, f"frozen: {loose[0]}", "the name of a weight in init", "none such")
+    for name, part in frozen.items():
+        if name not in specs and name not in drawn:
+            _refuse(place, f"frozen: {name}", "the name of a weight in init or drawn", "none such")
+        if part == Frozen(0, 0):
+            _refuse(place, f"frozen: {name}", "pruned or kept above 0", "neither")
+    for name, score in scores.items():
+        if score.shape != state[name].shape:
+            expected = f"the shape of the weight, {list(state[name].shape)}"
+            _refuse(place, f"scores: {name}", expected, list(score.shape))
     settings, results = (
         None if content[key] is None else _table(place, key, content[key])
         for key in ("recipe", "results")
@@ -323,17 +338,22 @@ def _checked(content: object, place: str) -> Checkpoint:
         arch=arch,
         arch_options=_table(place, "arch_options", content["arch_options"]),
         state_dict=state,
-        seeding=Seeding(_seed(place, content["seed"]), specs, frozen),
+        seeding=Seeding(
+            _seed(place, content["seed"]),
+            specs,
+            {name: part for name, part in frozen.items() if name in specs},
+        ),
         settings=settings,
         results=results,
         drawn=drawn,
         scores=scores,
+        drawn_frozen={name: part for name, part in frozen.items() if name not in specs},
     )
 
 
-def _state(place: str, state: object) -> dict[str, torch.Tensor]:
+def _tensors(place: str, key: str, values: object) -> dict[str, torch.Tensor]:
     """Return the tensors by name; refuse all but plain ones."""
-    for name, value in _table(place, "state_dict", state).items():
+    for name, value in _table(place, key, values).items():
         plain = (
             isinstance(value, torch.Tensor)
             and value.layout is torch.strided
@@ -341,8 +361,8 @@ def _state(place: str, state: object) -> dict[str, torch.Tensor]:
             and not value.is_quantized
         )
         if not plain:
-            _refuse(place, f"state_dict: {name}", "a dense tensor", type(value).__name__)
-    return dict(state)  # type: ignore[call-overload, no-any-return]
+            _refuse(place, f"{key}: {name}", "a dense tensor", type(value).__name__)
+    return dict(values)  # type: ignore[call-overload, no-any-return]
 
 
 def _made(place: str, key: str, values: object, kind: Callable[..., _Value]) -> dict[str, _Value]:

@@ -17,6 +17,7 @@ import pabzip
 from pabzip import models
 from pabzip.checkpoint import load_checkpoint, network_from_checkpoint, save_checkpoint
 from pabzip.errors import ArchitectureError, CheckpointError, SeedError
+from pabzip.seeds import Frozen
 from pabzip.train import Recipe, to_dict
 
 
@@ -94,6 +95,28 @@ def test_a_prefix_in_the_file_is_dropped(tmp_path: Path, both: bool) -> None:
     found = load_checkpoint(spoilt(tmp_path, values))
     assert same(found.state_dict, small().state_dict())
     assert found.seeding == pabzip.seeding(small())
+
+
+@pytest.mark.parametrize("arch", ["conv2", "custom"])
+def test_a_prefix_is_dropped_from_all_that_names_weights(tmp_path: Path, arch: str) -> None:
+    net = small()
+    record, scores = pabzip.seeding(net), {"fc1.weight": net.fc1.weight}
+    pabzip.init.attach_seeding(net, pabzip.init.Seeding(5, {}))
+    part = {"fc1.weight": Frozen(2, 1)}
+    file = tmp_path / "good.pt"
+    save_checkpoint(net, file, drawn=record.specs, scores=scores, drawn_frozen=part)
+    values = {**torch.load(file, weights_only=True), "arch": arch}
+    # DataParallel's network, but what was drawn is named as in the network inside.
+    prefixed = ["state_dict", "scores", "frozen"] + ["drawn"] * (arch == "conv2")
+    for key in prefixed:
+        values[key] = {f"module.{name}": value for name, value in values[key].items()}
+    found = load_checkpoint(spoilt(tmp_path, values))
+    assert same(found.state_dict, net.state_dict())
+    assert found.drawn == record.specs
+    assert same(found.scores, scores)
+    assert found.drawn_frozen == part
+    assert not found.seeding.frozen
+    assert found.at_initialization().seeding == pabzip.init.Seeding(5, record.specs, part)
 
 
 def test_a_child_that_is_called_module_keeps_its_name(tmp_path: Path) -> None:
@@ -233,6 +256,19 @@ def test_foreign_contents_are_named(tmp_path: Path) -> None:
         ({"init": {"fc1.weight": 3}}, r"init: fc1\.weight: expected a table"),
         ({"recipe": 3}, "recipe: expected a table"),
         ({"results": [1]}, "results: expected a table"),
+        (
+            {"scores": {"fc1.weight": torch.zeros(3)}},
+            r"scores: fc1\.weight: expected the shape of the weight, \[.*\], found \[3\]",
+        ),
+        ({"scores": {"fc1.weight": 3}}, r"scores: fc1\.weight: expected a dense tensor"),
+        (
+            {"frozen": {"fc1.weight": {"pruned": 0, "kept": 0}}},
+            r"frozen: fc1\.weight: expected pruned or kept above 0, found 'neither'",
+        ),
+        (
+            {"frozen": {"fc3.weight": {"pruned": 1, "kept": 0}}},
+            r"frozen: fc3\.weight: expected the name of a weight in init or drawn, found 'none",
+        ),
     ],
 )
 def test_a_bad_part_is_refused_by_name(

@@ -56,7 +56,8 @@ def pack(
             network, a mapping of tensors by name, or the path of a file that ``torch.save`` made of
             one.
         ticket: of a checkpoint whose magnitudes were trained, pack the ticket at initialization in
-            their place: the seed and the mask (`Checkpoint.at_initialization`).
+            their place: the seed and the mask (`Checkpoint.at_initialization`). Not of iterative
+        magnitude pruning that went back to trained weights, of which no seed tells.
 
     A tensor of two or more dimensions that equals an earlier one to the bit is stored as a second
     name of it (`pabzip.packing.tensors`).
@@ -70,7 +71,7 @@ def pack(
             dense tensor cannot be stored; the message names the tensor and the count. With
             ``fold_bn`` also: nothing can be folded, the checkpoint is of a custom architecture, or
             the folded network's outputs differ from the original's. With ``ternary`` also: no
-            tensor is ternary.
+            tensor is ternary. With ``ticket`` also: its weights are not the seed's.
         SeedError: ``source`` is a network or mapping without a record of its seed, or with
             ``ticket`` a checkpoint that does not say how its weights were drawn.
         CheckpointError: ``source`` is a path that holds no checkpoint of ours.
@@ -151,6 +152,7 @@ def to_ticket(
                 f"ticket: expected a checkpoint, found a {type(source).__name__}; save the network "
                 "as a checkpoint, or leave out ticket (--ticket)"
             )
+        _check_rewound(source)
         source = source.at_initialization()
     if isinstance(source, torch.nn.Module):
         net, record = _seeded_network(source, ternary)
@@ -188,6 +190,21 @@ def to_ticket(
         arch_options=options,
         metadata=metadata,
     )
+
+
+def _check_rewound(checkpoint: Checkpoint) -> None:
+    """Refuse a network whose last training began with weights that training had moved."""
+    settings = checkpoint.settings or {}
+    own = settings.get("imp")
+    if settings.get("method") != "imp" or not isinstance(own, Mapping):
+        return
+    for name, cold in (("rewind", "weights"), ("rewind_epoch", 0)):
+        if own.get(name, cold) != cold:
+            raise PackError(
+                "ticket: expected weights that go back to those of the seed, found imp."
+                f"{name} = {own[name]}, so that the ticket has trained weights; pack it as it is, "
+                f"or train with imp.{name} = {cold}"
+            )
 
 
 def _seeded_network(net: nn.Module, ternary: bool) -> tuple[nn.Module, Seeding]:

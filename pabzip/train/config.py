@@ -299,7 +299,8 @@ class Recipe(ScoreSections):
             raise RecipeError(
                 f"shards: expected a power of two, such as 2, 4 or 8, found {self.shards}"
             )
-        if method_of(self).masked and self.search.epoch >= self.epochs:
+        method = method_of(self)
+        if method.masked and not method.rounds and self.search.epoch >= self.epochs:
             raise RecipeError(
                 f"search.epoch: expected less than the {self.epochs} epochs of the run, found "
                 f"{self.search.epoch}; what the last search leaves has to be trained"

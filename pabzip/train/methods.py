@@ -207,7 +207,12 @@ class ImpRecipe(Section, table="imp"):
 
     @model_validator(mode="after")
     def _consistent(self) -> ImpRecipe:
-        """Refuse to rewind to an epoch that the first round does not reach."""
+        """Refuse an epoch that no first round reaches, or that nothing goes back to."""
+        if self.rewind == "rate" and self.rewind_epoch:
+            raise RecipeError(
+                "imp.rewind_epoch: expected 0 with imp.rewind = rate, where no weights go back, "
+                f"found {self.rewind_epoch}; leave it out, or set imp.rewind = weights"
+            )
         if self.rewind_epoch >= self.round_epochs:
             raise RecipeError(
                 f"imp.rewind_epoch: expected less than imp.round_epochs = {self.round_epochs}, "

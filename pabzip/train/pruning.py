@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,13 @@ from pabzip.checkpoint import Checkpoint, load_checkpoint
 from pabzip.data import AnyImages, Splits, batches, geometry
 from pabzip.data.registry import Geometry
 from pabzip.errors import CheckpointError, RecipeError
-from pabzip.init import attach_seeding, seeded_parameters, seeding, selected
+from pabzip.init import Seeding, attach_seeding, seeded_parameters, seeding, selected
 from pabzip.registry import METHODS, SEARCHES
 from pabzip.search import apply_masks, magnitude
 from pabzip.train.build import build_network
 from pabzip.train.config import Recipe, comparable, flat, method_of
 from pabzip.train.cost import method_costs
+from pabzip.train.distributed import digest
 from pabzip.train.results import LayerCost
 
 # The last epoch that the data can be ordered for: far beyond any that is trained.
@@ -199,6 +200,24 @@ def ticket_settings(ticket: str | os.PathLike[str]) -> dict[str, Any]:
     return {key: settings[key] for key in keys if key in settings}
 
 
+def ticket_seeding(recipe: Recipe, checkpoint: Checkpoint) -> Seeding:
+    """Return the record of a network that trains on from the ticket of a score method.
+
+    A method whose files stay seeded flips signs anywhere, so what the seed fixed of the mask is
+    no longer fixed, and files hold the whole mask. Other methods keep it on record with the ticket.
+    """
+    record = checkpoint.seeding
+    return replace(record, frozen={}) if method_of(recipe).seeded else record
+
+
+def ticket_digest(checkpoint: Checkpoint) -> str:
+    """Return the SHA-256 of what `apply_ticket` takes of a ticket, in hexadecimal."""
+    record, taken = checkpoint.seeding, dict(checkpoint.state_dict)
+    if not learned_by_scores(checkpoint):
+        taken = {name: taken[name] != 0 for name in record.specs}
+    return digest([record.seed, record.specs, record.frozen, taken])
+
+
 def apply_ticket(
     net: nn.Module, recipe: Recipe, ticket: str | os.PathLike[str] | Checkpoint
 ) -> dict[str, Tensor]:
@@ -206,7 +225,8 @@ def apply_ticket(
 
     That is one that `find_ticket` wrote, or the network that a score method left. Such a network
     is taken whole: its weights, and the state of its batch norm, biases and dense classifier, from
-    which fine-tuning goes on.
+    which fine-tuning goes on. A mask that its seed froze in part is no longer frozen where the
+    recipe's method flips signs (`ticket_seeding`).
 
     Args:
         net: from `pabzip.train.build_network` for ``recipe``, on any device.
@@ -238,7 +258,7 @@ def apply_ticket(
     masks = {name: checkpoint.state_dict[name] != 0 for name in weights}
     if learned_by_scores(checkpoint):
         net.load_state_dict(dict(checkpoint.state_dict))
-        attach_seeding(net, checkpoint.seeding)
+        attach_seeding(net, ticket_seeding(recipe, checkpoint))
         return {name: mask.to(weights[name].device) for name, mask in masks.items()}
     for name, weight in weights.items():
         stored, survives = checkpoint.state_dict[name], masks[name]
@@ -280,6 +300,10 @@ def _differences(net: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> list
         for values, specs in ((there, checkpoint.init), (here, seeding(net).specs)):
             streams = {f"init.{name}": f"stream {spec.stream}" for name, spec in specs.items()}
             values |= streams if alike else {}
+        # The network is taken whole, so its dense tensors must fit, too.
+        if alike:
+            for values, state in ((there, checkpoint.state_dict), (here, net.state_dict())):
+                values |= {f"shape of {name}": list(value.shape) for name, value in state.items()}
         # Scores have seen all images that were not held out.
         held = checkpoint.settings.get("validation", 0.0)
         there |= {"search.epoch": 0, "search.shots": 1, "validation": held}

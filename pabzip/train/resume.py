@@ -118,12 +118,13 @@ def progress_path(output: str | os.PathLike[str]) -> str:
 
 
 FORMAT = "pabzip-progress"
-VERSION = 1
+VERSION = 2
 
 _TYPES: dict[str, type] = {
-    "pabzip": str, "torch": str, "threads": int, "device": str, "recipe": dict, "tensors": dict,
-    "masks": dict, "optimizers": dict, "precision": dict, "metrics": dict, "history": list,
-    "rewind": dict, "searches": int, "step": int, "seconds": float, "epoch_seconds": float,
+    "pabzip": str, "torch": str, "threads": int, "device": str, "recipe": dict, "ticket": str,
+    "tensors": dict, "masks": dict, "optimizers": dict, "precision": dict, "metrics": dict,
+    "history": list, "rewind": dict, "searches": int, "step": int, "seconds": float,
+    "epoch_seconds": float,
 }  # fmt: skip
 
 
@@ -280,23 +281,29 @@ class SaveSchedule:
         return any(limit is not None and done[unit] >= limit for unit, limit in limits.items())
 
 
-def origin(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """Return what decides a result to the last bit: it is saved with the state of a run."""
+def origin(recipe: Recipe, device: torch.device, ticket: str = "") -> dict[str, Any]:
+    """Return what decides a result to the last bit: it is saved with the state of a run.
+
+    ``ticket`` is the digest of the ticket that the run was given; empty for none.
+    """
     return {
         "pabzip": __version__,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": device.type,
         "recipe": to_dict(recipe),
+        "ticket": ticket,
     }
 
 
 def check_resume(
-    saved: Mapping[str, Any], recipe: Recipe, device: torch.device, place: str
+    saved: Mapping[str, Any], recipe: Recipe, device: torch.device, place: str, ticket: str = ""
 ) -> None:
-    """Refuse to continue with another recipe; warn of another torch, thread count or device.
+    """Refuse to continue with another recipe or ticket; warn of another torch or device.
 
-    ``saved`` is from `RunStateFile.read`, and ``place`` is the file's name, for messages.
+    ``saved`` is from `RunStateFile.read`, ``place`` is the file's name, for messages, and
+    ``ticket`` is the digest of the ticket that there is now, as for `origin`. Another number of
+    threads is warned of, too.
     """
     before, now = comparable(saved["recipe"]), comparable(recipe)
     differences = [
@@ -309,6 +316,13 @@ def check_resume(
             f"{place}: expected the recipe that the run was begun with, found another: "
             f"{'; '.join(differences)}. Continue with the old values, or begin again without "
             "--resume"
+        )
+    if saved["ticket"] != ticket:
+        then = "the ticket that the run was begun with" if saved["ticket"] else "no ticket"
+        given = "another one" if ticket and saved["ticket"] else "one" if ticket else "none"
+        raise RecipeError(
+            f"{place}: expected {then}, found {given}. Continue as the run was begun, or begin "
+            "again without --resume"
         )
     here = origin(recipe, device)
     for key in ("torch", "threads", "device"):

@@ -77,7 +77,7 @@ def train(
         ArchitectureError: the architecture does not fit the data.
         DataError: the dataset is unknown or missing.
         RecipeError: a device that is not there, augmentation where the data has none, too few
-            images to hold some out, or a resumed run that was begun with another recipe.
+            images to hold some out, or a resumed run that was begun with another recipe or ticket.
         CheckpointError: the saved state is damaged, or ``ticket`` is not of this recipe.
         OSError: ``output`` or the state cannot be written.
 
@@ -113,7 +113,7 @@ def train(
             )
             state = group.from_first(state_file.read) if resume else None
             if state is not None:
-                check_resume(state, recipe, device, state_file.path)
+                check_resume(state, recipe, device, state_file.path, trainer.ticket_digest)
                 trainer.resume(state, state_file.path)
             elif group.first:
                 state_file.remove()
@@ -126,19 +126,21 @@ def train(
                 raise TrainingError(f"{error}; {left}") from error
             result = trainer.result(output)
             net = trainer.state.net
-            drawn = {}
+            drawn = Seeding(0, {})
             if not trainer.method.seeded:
                 # Magnitudes were trained: files name no seeded weight and store all as they are.
                 # Flips of the ticket that it began as are known no more, so neither is the ticket.
-                drawn = {} if trainer.flipped_ticket else dict(seeding(net).specs)
-                attach_seeding(net, Seeding(seeding(net).seed, {}))
+                record = seeding(net)
+                drawn = drawn if trainer.flipped_ticket else record
+                attach_seeding(net, Seeding(record.seed, {}))
             if file is not None:
                 save_checkpoint(
                     net,
                     file,
                     settings=to_dict(recipe),
                     results=result.lasting(),
-                    drawn=drawn,
+                    drawn=drawn.specs,
+                    drawn_frozen=drawn.frozen,
                     scores=trainer.state.optimizers.scores,
                 )
         if group.first:

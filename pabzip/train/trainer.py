@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pabzip.checkpoint import Checkpoint, load_checkpoint
 from pabzip.data import AnyImages, Splits, batches
 from pabzip.errors import RecipeError, TrainingError
-from pabzip.init import seeded_parameters
+from pabzip.init import attach_seeding, seeded_parameters
 from pabzip.search import apply_masks
 from pabzip.train.build import build_network, prepare_data
 from pabzip.train.callbacks import Callback
@@ -36,6 +36,8 @@ from pabzip.train.pruning import (
     learned_by_scores,
     planned_searches,
     search_masks,
+    ticket_digest,
+    ticket_seeding,
 )
 from pabzip.train.results import EpochStats, StepCosts, TrainResult
 from pabzip.train.resume import RunState, SaveSchedule, origin
@@ -90,7 +92,9 @@ class Trainer:
                 f"{recipe.method!r}; leave the ticket out, or choose another method"
             )
         found = load_checkpoint(ticket) if isinstance(ticket, str | os.PathLike) else ticket
-        self._learned = found is not None and learned_by_scores(found)
+        # The ticket of a score method, which is taken whole, with the record of its weights.
+        self._learned = found if found is not None and learned_by_scores(found) else None
+        self.ticket_digest = "" if found is None else ticket_digest(found)
         self.steps = steps_per_epoch(len(splits.train), recipe.batch_size, recipe.shards)
         precision = Precision(recipe.precision, recipe.channels_last, device)
         net = build_network(recipe, splits).to(device)
@@ -139,7 +143,7 @@ class Trainer:
         survivors, keep_ratio = costs.survivors, recipe.keep_ratio if self.method.masked else 1.0
         if self.method.scores:
             survivors = sum(int(mask.sum()) for mask in self.state.masks.values())
-        if self.method.scores or self._learned:
+        if self.method.scores or self._learned is not None:
             keep_ratio = survivors / costs.weights
         return TrainResult(
             arch=recipe.arch,
@@ -166,6 +170,8 @@ class Trainer:
     def resume(self, state: Mapping[str, Any], place: str) -> None:
         """Continue where a state was saved, to the bit on a CPU; `RunState.load_state_dict`."""
         self.state.load_state_dict(state, place)
+        if self._learned is not None and self.state.searches:
+            attach_seeding(self.state.net, ticket_seeding(self.given, self._learned))
         for callback in self.callbacks:
             callback.on_resume(tuple(self.state.history), self.state.step)
 
@@ -202,13 +208,18 @@ class Trainer:
 
         state = self.state
         masks = self.group.from_first(lambda: self._find_masks(state.net, planned, on_iteration))
-        if self._learned:
+        if self._learned is not None:
+            # The other processes did not read the ticket into their networks.
+            attach_seeding(state.net, ticket_seeding(self.given, self._learned))
             tensors = self.group.from_first(
                 lambda: {name: value.cpu() for name, value in state.net.state_dict().items()}
             )
             state.net.load_state_dict(tensors)
         apply_masks(state.net, masks)
         state.masks = {name: mask.to(self.device) for name, mask in masks.items()}
+        if self._learned is not None:
+            # Latent weights begin with the signs of the ticket, which may not be the seed's.
+            state.optimizers = Optimizers(state.net, self.recipe, state.masks)
         state.optimizers.prune(state.masks)
         state.searches += 1
         self._expected = None
@@ -370,7 +381,9 @@ class Trainer:
     def _save(self) -> None:
         """Save the state, if this process of this run saves at all."""
         if self._save_to is not None:
-            self._save_to({**origin(self.given, self.device), **self.state.state_dict()})
+            self._save_to(
+                {**origin(self.given, self.device, self.ticket_digest), **self.state.state_dict()}
+            )
         self._schedule.saved()
 
 

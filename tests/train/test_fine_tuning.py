@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -11,7 +13,7 @@ from pabzip.cli.pack import command
 from pabzip.cli.train import command as train_command
 from pabzip.data import load
 from pabzip.errors import CheckpointError, PackError, SeedError
-from pabzip.train import Recipe, build_network, train
+from pabzip.train import Recipe, build_network, merge, train
 from pabzip.train.pruning import apply_ticket
 from pabzip.train.score_settings import GemMinerRecipe
 
@@ -147,6 +149,76 @@ def test_the_ticket_of_flipped_signs_is_not_made_up(tmp_path):
     message = "found none, as after training a ticket with flipped signs; pack the checkpoint"
     with pytest.raises(SeedError, match=message):
         pabzip.pack(tuned, tmp_path / "x.pabz", ticket=True)
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    path = tmp_path_factory.mktemp("frozen") / "frozen.pt"
+    train(merge(GEM, {"gem_miner": {"frozen": 0.7}}), output=path)
+    return path
+
+
+@pytest.mark.parametrize("method", ["pab-bop", "pab-latent"])
+def test_a_frozen_ticket_is_trained_on_by_flips(frozen, method, tmp_path):
+    recipe = merge(TUNE, {"method": method, "latent": {"start": 1e-3}, "bop": {"threshold": 0.0}})
+    result = train(recipe, output=tmp_path / "net.pt", ticket=frozen)
+    ticket, found = pabzip.load_checkpoint(frozen), pabzip.load_checkpoint(tmp_path / "net.pt")
+    assert result.flipped > 0.01
+    assert found.seeding == pabzip.init.Seeding(ticket.seed, ticket.init)
+    pabzip.pack(tmp_path / "net.pt", tmp_path / "net.pabz")
+    for name, value in pabzip.load_file(tmp_path / "net.pabz").items():
+        assert torch.equal(value, found.state_dict[name]), name
+
+
+def test_a_frozen_mask_stays_small_after_fine_tuning(frozen, tmp_path):
+    train(TUNE, output=tmp_path / "tuned.pt", ticket=frozen)
+    ticket, tuned = pabzip.load_checkpoint(frozen), pabzip.load_checkpoint(tmp_path / "tuned.pt")
+    assert ticket.seeding.frozen
+    assert tuned.drawn_frozen == ticket.seeding.frozen
+    before = pabzip.pack(frozen, tmp_path / "found.pabz")
+    after = pabzip.pack(tmp_path / "tuned.pt", tmp_path / "ticket.pabz", ticket=True)
+    assert after["codes_bytes"] == before["codes_bytes"]
+
+
+@pytest.mark.parametrize("method", ["pab-bop", "pab-latent", "signsgd"])
+def test_the_flips_of_a_ticket_stay_until_training_moves_them(method, tmp_path):
+    """A rate of nearly nothing leaves the signs of the ticket, and not those of the seed."""
+    flips, still = tmp_path / "flips.pt", tmp_path / "still.pt"
+    train(GEM.replace(method="free-flipping"), output=flips)
+    rates = {"latent": {"lr": 0.0}, "bop": {"threshold": 1e9}, "signsgd": {"lr": 0.0}}
+    found = train(merge(TUNE, {"method": method, **rates}), output=still, ticket=flips)
+    ticket, after = (pabzip.load_checkpoint(path) for path in (flips, still))
+    assert found.flipped > 0.01
+    for name in ticket.init:
+        assert torch.equal(after.state_dict[name], ticket.state_dict[name]), name
+
+
+def test_a_ticket_whose_dense_tensors_do_not_fit_is_refused(monkeypatch, tmp_path):
+    module = type(sys)("wide_network")
+    module.Net = Wide
+    monkeypatch.setitem(sys.modules, "wide_network", module)
+    recipe = Recipe(arch="wide_network:Net", arch_options={"extra": 2}, method="gem-miner",
+                    keep_ratio=0.3, epochs=1)  # fmt: skip
+    path, options = tmp_path / "gem.pt", {"arch_options": {"extra": 3}, "method": "sgd"}
+    train(recipe, output=path)
+    net = build_network(recipe.replace(**options), load("digits"))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"shape of scale: \[2\] there, \[3\] here"):
+        apply_ticket(net, recipe.replace(**options), path)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+class Wide(torch.nn.Module):
+    """One seeded layer, and a dense tensor whose shape is an option."""
+
+    def __init__(self, extra):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(64, 20), torch.nn.Linear(20, 10)
+        self.scale = torch.nn.Parameter(torch.ones(extra))
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x.flatten(1)))) * self.scale.mean()
 
 
 def test_images_that_scores_have_seen_are_not_held_out_later(gem, tmp_path):

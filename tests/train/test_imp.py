@@ -11,8 +11,8 @@ import torch
 
 import pabzip
 from pabzip.data import load
-from pabzip.errors import RecipeError
-from pabzip.train import Callback, Recipe, SgdRecipe, build_network, train
+from pabzip.errors import PackError, RecipeError
+from pabzip.train import Callback, Recipe, SgdRecipe, build_network, merge, train
 from pabzip.train.methods import ImpRecipe
 from pabzip.train.resume import RunStateFile
 from pabzip.train.run import find_ticket
@@ -139,11 +139,30 @@ def test_the_cold_ticket_packs_as_seed_and_mask(tmp_path):
             assert torch.equal(value, drawn[name].detach() * (value != 0)), name
 
 
+@pytest.mark.parametrize(
+    ("form", "found"), [("warm", "imp.rewind_epoch = 1"), ("rate", "imp.rewind = rate")]
+)
+def test_a_ticket_of_trained_weights_does_not_pack_as_seed_and_mask(form, found, tmp_path):
+    train(recipe(form), output=tmp_path / "net.pt")
+    with pytest.raises(PackError, match=f"ticket: expected weights that go back .* found {found},"):
+        pabzip.pack(tmp_path / "net.pt", tmp_path / "net.pabz", ticket=True)
+    assert pabzip.pack(tmp_path / "net.pt", tmp_path / "net.pabz")["weights"] == 0
+
+
+def test_the_epoch_of_a_search_does_not_matter_to_it():
+    search = {"search": {"epoch": LAST, "shots": 1}}
+    assert merge(recipe("cold"), search).search.epoch == LAST
+    with pytest.raises(RecipeError, match=r"search\.epoch: expected less than the 1 epochs"):
+        merge(recipe("cold"), {**search, "method": "sgd"})
+
+
 def test_what_contradicts_it_is_refused(tmp_path):
     with pytest.raises(
         RecipeError, match="imp.rewind_epoch: expected less than imp.round_epochs ="
     ):
         ImpRecipe(round_epochs=2, rewind_epoch=2)
+    with pytest.raises(RecipeError, match="imp.rewind_epoch: expected 0 with imp.rewind = rate, "):
+        ImpRecipe(rewind="rate", rewind_epoch=1)
     with pytest.raises(RecipeError, match="a search without training: expected a method"):
         find_ticket(recipe("cold"), output=tmp_path / "x.pt")
     with pytest.raises(

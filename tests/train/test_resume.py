@@ -266,8 +266,47 @@ def test_a_damaged_state_is_refused(tmp_path: Path, splits: Splits) -> None:
             assert file.read_bytes() == whole.read_bytes()
     torch.save({"weights": torch.zeros(3)}, state)
     refused(state.read_bytes(), "expected the state of an unfinished run, found something else")
-    torch.save({"format": "pabzip-progress", "version": 2}, state)
-    refused(state.read_bytes(), r"version: expected 1, found 2; continue with the pabzip that")
+    for version in (1, 3):
+        torch.save({"format": "pabzip-progress", "version": version}, state)
+        message = f"version: expected 2, found {version}; continue with the pabzip that began"
+        refused(state.read_bytes(), message)
+
+
+@pytest.fixture(scope="module")
+def multi_prize(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ticket of Biprop, whose weights are of another magnitude than the seed gave them."""
+    path = tmp_path_factory.mktemp("ticket") / "ticket.pt"
+    train(tiny(method="biprop", epochs=1), output=path, splits=splits)
+    return path
+
+
+@pytest.mark.parametrize("method", ["pab-bop", "pab-latent", "sgd"])
+def test_a_resumed_run_keeps_the_record_of_its_ticket(
+    tmp_path: Path, splits: Splits, multi_prize: Path, method: str
+) -> None:
+    recipe, how = tiny(method=method, epochs=2), {"splits": splits, "ticket": multi_prize}
+    whole, file = tmp_path / "whole.pt", tmp_path / "model.pt"
+    train(recipe, output=whole, **how)
+    interrupted(recipe, file, epoch=2, save_every="1epoch", **how)
+    train(recipe, output=file, resume=True, **how)
+    assert file.read_bytes() == whole.read_bytes()
+    found, ticket = load_checkpoint(file), load_checkpoint(multi_prize)
+    assert (found.drawn if method == "sgd" else found.init) == ticket.init
+
+
+def test_another_ticket_is_refused(tmp_path: Path, splits: Splits, multi_prize: Path) -> None:
+    recipe, other = tiny(method="sgd", epochs=2), tmp_path / "other.pt"
+    train(tiny(method="biprop", epochs=2), output=other, splits=splits)
+    for begun, now, message in (
+        (multi_prize, other, "expected the ticket that the run was begun with, found another one"),
+        (multi_prize, None, "expected the ticket that the run was begun with, found none"),
+        (None, other, "expected no ticket, found one"),
+    ):
+        file = tmp_path / "model.pt"
+        interrupted(recipe, file, splits, 2, save_every="1epoch", ticket=begun)
+        with pytest.raises(RecipeError, match=rf"model\.pt\.progress: {message}\. Continue as"):
+            train(recipe, output=file, splits=splits, resume=True, ticket=now)
+        assert Path(f"{file}.progress").exists()
 
 
 def test_the_log_has_each_epoch_once(tmp_path: Path, splits: Splits) -> None:
