@@ -189,8 +189,8 @@ def sanity(
     """Check that a ticket trains better than others with as many weights in each layer.
 
     Trains each TICKET, which a score method, --search-only or imp has found, and three others made
-    of it: its mask shuffled within each layer, its mask over the weights of another seed, and the
-    mask of the lowest scores (not for imp, which has none). Each trains by the recipe that the
+    of it: its mask and flips shuffled within each layer, the same over the weights of another seed,
+    and the mask of the lowest scores, where there are scores. Each trains by the recipe that the
     ticket was found by, with the method sgd unless --method says otherwise; flags win. A check is
     passed if the accuracy drops by more than twice the standard error of the difference. Give
     several tickets, found by different seeds, or --draws for a sharper answer.
@@ -228,14 +228,13 @@ def _sanity_lines(found: SanityResult) -> list[Any]:
         )
     failed = [row.name for row in found.rows if row.passed is False]
     verdict = "Every sanity check is passed: it takes this mask over these weights."
-    if found.rows[-1].name != "inverted":
-        verdict += " Nothing was inverted: the tickets hold no scores."
     if failed:
         verdict = (
             f"Not passed: {', '.join(failed)}. What trains as well is as good a ticket, found "
             "without this search."
         )
-    return [f"{found.method}, {found.epochs} epochs each", "", table, "", verdict]
+    remarks = map(printable, found.remarks)
+    return [f"{found.method}, {found.epochs} epochs each", "", table, "", verdict, *remarks]
 
 
 @click.group("bench")

@@ -94,7 +94,7 @@ def magnitude(
     return call.run(MagnitudeScorer(call.chosen), call.shape)
 
 
-@register_search("random", needs_data=False, rounds=1)
+@register_search("random", needs_data=False, rounds=1, at_random=True)
 @shares_options
 def random(
     net: nn.Module, keep_ratio: float, **options: Unpack[SearchOptions]
@@ -112,7 +112,7 @@ def random(
     return call.run(_at_random(call), call.shape)
 
 
-@register_search("layerwise-random", needs_data=False, rounds=1, takes=("ratios",))
+@register_search("layerwise-random", needs_data=False, rounds=1, at_random=True, takes=("ratios",))
 @shares_options
 def layerwise_random(
     net: nn.Module,
@@ -150,8 +150,9 @@ for residual networks; for plain ones, that divided by the square of the layer's
 
 
 @register_search(
-    "smart-ratio", needs_data=False, rounds=1, takes=("ratio_form", "linear_keep_ratio")
-)
+    "smart-ratio", needs_data=False, rounds=1, at_random=True,
+    takes=("ratio_form", "linear_keep_ratio"),
+)  # fmt: skip
 @shares_options
 def smart_ratio(
     net: nn.Module,
