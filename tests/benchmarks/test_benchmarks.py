@@ -319,9 +319,14 @@ def test_methods(bench, tmp_path_factory):
 
 
 def test_without_validation_images_there_is_one_accuracy(load):
-    run = {"accuracy": 0.5, "bitops": 1e9, "epochs": 1, "bytes": 2048}
+    run = {
+        "accuracy": 0.5, "bitops": 1e9, "epochs": 1, "bytes": 2048, "seconds": 3.0,
+        "survivors": 1024, "weights": 8192,
+    }  # fmt: skip
     table = load("methods")._table([{"method": "sgd", **run, "runs": [run]}])
-    assert " ".join(table.splitlines()[0].split()).startswith("| method | accuracy | BitOPs")
+    head, _, row = (" ".join(line.split()) for line in table.splitlines())
+    assert head.startswith("| method | accuracy | kept | BitOPs")
+    assert row == "| sgd | 50.00% | 12.5% | 1.00 G | 1 | 2.00 | 2.00 | 3 |"
 
 
 def test_rate_aware(bench, tmp_path_factory):
