@@ -32,11 +32,13 @@ class StopAt(Callback):
 def recipe(method: str, frozen: float, split: str = "proportional") -> Recipe:
     table = METHODS.facts(method)["uses"][0]
     # Scores between 0 and 1 need large steps where there are so few of them.
-    own = {"lr": 10.0, "period": 1} if method == "gem-miner" else {}
+    own: dict[str, Any] = {"lr": 10.0, "period": 1} if method == "gem-miner" else {}
+    if "keep_ratio" in METHODS.facts(method)["uses"]:
+        own["frozen_split"] = split
     return from_dict(
         {
             "arch": "lenet-300-100", "data": "digits", "method": method, "keep_ratio": 0.3,
-            "epochs": 4, "batch_size": 64, table: {"frozen": frozen, "frozen_split": split, **own},
+            "epochs": 4, "batch_size": 64, table: {"frozen": frozen, **own},
         }
     )  # fmt: skip
 
