@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pabzip.errors import RecipeError
 from pabzip.init import attach_seeding, seeded_parameters, seeding, unwrap
 from pabzip.seeds import Frozen, InitSpec, weights
-from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
 from pabzip.supermask.scores import MakeOptimizer, ScoreRule
+from pabzip.unmask.rule import check_start
 
 # The stream that decides which signs `imbalance_signs` flips is the weight's with this bit turned.
 _IMBALANCE_BIT = 2**27
@@ -62,11 +62,7 @@ class FreePruning(ScoreRule):
         norm: int = 2,
         frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
-        if not MIN_SCALE <= start <= MAX_SCALE:
-            raise RecipeError(
-                f"{type(self).__name__}: start: expected a number from {MIN_SCALE:g} to "
-                f"{MAX_SCALE:g}, found {start!r}"
-            )
+        check_start(type(self).__name__, start)
         rate = self.published_rate(net)
         self.minimal, self.start = minimal, start
         super().__init__(

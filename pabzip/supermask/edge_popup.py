@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
 from pabzip.seeds import Frozen
-from pabzip.supermask.scores import MakeOptimizer, ScoreRule, gradual_keep_ratio
+from pabzip.supermask.scores import MakeOptimizer, ScoreRule, check_keep_ratio, gradual_keep_ratio
 
 SCOPES = ("layer", "global")
 
@@ -61,10 +61,7 @@ class EdgePopup(ScoreRule):
         frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
         name = type(self).__name__
-        if not 0.0 < keep_ratio <= 1.0:
-            raise RecipeError(
-                f"{name}: keep_ratio: expected a number above 0 and at most 1, found {keep_ratio!r}"
-            )
+        check_keep_ratio(name, keep_ratio)
         if scope not in SCOPES:
             raise RecipeError(
                 f"{name}: scope: expected one of {', '.join(SCOPES)}, found {scope!r}"
@@ -82,7 +79,7 @@ class EdgePopup(ScoreRule):
             self._write()
 
     def _gradient(self, name: str, gradient: Tensor) -> Tensor:
-        return gradient * self.drawn[name] * self.scores[name].sign()
+        return super()._gradient(name, gradient) * self.scores[name].sign()
 
     def _factors(self) -> Mapping[str, Tensor]:
         sizes = {name: score.abs() for name, score in self.scores.items()}

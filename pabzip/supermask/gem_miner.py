@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pabzip.errors import RecipeError
 from pabzip.search.masks import keep_largest
 from pabzip.seeds import Frozen
-from pabzip.supermask.scores import COUNTS, MakeOptimizer, ScoreRule, fall_epochs
+from pabzip.supermask.scores import COUNTS, MakeOptimizer, ScoreRule, check_keep_ratio, fall_epochs
 
 _TIE = 1e-12
 """Scores that lie closer to each other count as equal."""
@@ -74,11 +74,7 @@ class GemMiner(ScoreRule):
         norm: int = 2,
         frozen: Frozen | Mapping[str, Frozen] | None = None,
     ):
-        if not 0.0 < keep_ratio <= 1.0:
-            raise RecipeError(
-                f"GemMiner: keep_ratio: expected a number above 0 and at most 1, found "
-                f"{keep_ratio!r}"
-            )
+        check_keep_ratio("GemMiner", keep_ratio)
         if counts not in COUNTS:
             raise RecipeError(
                 f"GemMiner: counts: expected one of {', '.join(COUNTS)}, found {counts!r}"
@@ -105,7 +101,7 @@ class GemMiner(ScoreRule):
         return self.uniform(name, 1.0).abs()
 
     def _gradient(self, name: str, gradient: Tensor) -> Tensor:
-        return (gradient * self.drawn[name]).masked_fill_(self.pruned[name], 0.0)
+        return super()._gradient(name, gradient).masked_fill_(self.pruned[name], 0.0)
 
     def _project(self) -> None:
         for name, score in self.scores.items():

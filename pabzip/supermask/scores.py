@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pabzip.errors import RecipeError
-from pabzip.init import attach_seeding, seeded_parameters, seeding, unwrap
-from pabzip.seeds import Frozen, InitSpec, weights
+from pabzip.init import attach_seeding, seeding, unwrap
+from pabzip.seeds import Frozen
 from pabzip.seeds.frozen import KEPT
 from pabzip.seeds.spec import fans
-from pabzip.unmask.rule import FlippingRule, check_not_negative
-
-# Each score's stream of the generator is its weight's with this bit turned, as for latent signs.
-_STREAM_BIT = 2**30
+from pabzip.unmask.rule import FlippingRule, check_not_negative, float32_weights, uniform_start
 
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 """Builds the optimizer of the scores, such as ``lambda scores: torch.optim.SGD(scores, 0.1)``."""
@@ -40,6 +37,18 @@ def largest(sizes: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     return {
         name: part.view(size.shape) for part, (name, size) in zip(parts, sizes.items(), strict=True)
     }
+
+
+def check_keep_ratio(rule: str, keep_ratio: float) -> None:
+    """Refuse a fraction of weights that cannot be kept.
+
+    Raises:
+        RecipeError: names the rule and the value.
+    """
+    if not 0.0 < keep_ratio <= 1.0:
+        raise RecipeError(
+            f"{rule}: keep_ratio: expected a number above 0 and at most 1, found {keep_ratio!r}"
+        )
 
 
 class ScoreRule(FlippingRule):
@@ -98,13 +107,7 @@ class ScoreRule(FlippingRule):
         if norm not in (1, 2):
             raise RecipeError(f"{name}: norm: expected 1 or 2, found {norm!r}")
         self.net, self.penalty, self.norm, self.epoch = net, penalty, norm, 0
-        self.weights = seeded_parameters(net)
-        for key, weight in self.weights.items():
-            if weight.dtype != torch.float32:
-                raise RecipeError(
-                    f"{name}: {key}: expected a float32 weight, found {weight.dtype}; train in "
-                    "float32, under torch.autocast where speed matters"
-                )
+        self.weights = float32_weights(name, net)
         self.drawn = {key: weight.detach().clone() for key, weight in self.weights.items()}
         self._freeze(frozen)
         self.scores = {key: self._begin(key) for key in self.weights}
@@ -247,12 +250,7 @@ class ScoreRule(FlippingRule):
 
     def uniform(self, name: str, bound: float) -> Tensor:
         """Return numbers of a weight's shape, drawn evenly from -bound to bound by the seed."""
-        record, weight = seeding(self.net), self.weights[name]
-        spec = InitSpec(
-            "uniform", float(np.float32(bound)), record.specs[name].stream ^ _STREAM_BIT
-        )
-        drawn = torch.from_numpy(weights(record.seed, spec, 0, weight.numel()))
-        return drawn.view(weight.shape).to(weight.device)
+        return uniform_start(self.net, name, self.weights[name], bound)
 
     def kaiming_uniform(self, name: str) -> Tensor:
         """Return scores as published codes begin: evenly from -1/sqrt(fan_in) to 1/sqrt(fan_in)."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from pabzip.errors import RecipeError
-from pabzip.init import seeded_parameters, seeding
-from pabzip.seeds import InitSpec, weights
-from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
-from pabzip.unmask.rule import FlippingRule, check_sgd, flip
-
-# Each latent weight's stream of the generator is its weight's with this bit turned; weights take
-# streams from 0 upwards.
-_STREAM_BIT = 2**30
+from pabzip.unmask.rule import (
+    FlippingRule,
+    check_sgd,
+    check_start,
+    flip,
+    float32_weights,
+    uniform_start,
+)
 
 
 class LatentSigns(FlippingRule):
@@ -64,27 +62,13 @@ class LatentSigns(FlippingRule):
         start: float = 0.1,
     ):
         check_sgd("LatentSigns", lr, momentum, weight_decay)
-        if not MIN_SCALE <= start <= MAX_SCALE:
-            raise RecipeError(
-                f"LatentSigns: start: expected a number from {MIN_SCALE:g} to {MAX_SCALE:g}, found "
-                f"{start!r}"
-            )
-        parameters = seeded_parameters(net)
-        for name, weight in parameters.items():
-            if weight.dtype != torch.float32:
-                raise RecipeError(
-                    f"LatentSigns: {name}: expected a float32 weight, found {weight.dtype}; "
-                    "train in float32, under torch.autocast where speed matters"
-                )
+        check_start("LatentSigns", start)
+        parameters = float32_weights("LatentSigns", net)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(list(parameters.values()), defaults)
-        record = seeding(net)
         for name, weight in parameters.items():
-            stream = record.specs[name].stream ^ _STREAM_BIT
-            spec = InitSpec("uniform", float(np.float32(start)), stream)
-            drawn = torch.from_numpy(np.abs(weights(record.seed, spec, 0, weight.numel())))
-            latent = torch.sign(weight.detach())
-            latent *= drawn.view(weight.shape).to(weight.device)
+            latent = torch.sign(weight.detach())  # laid out as the weight is
+            latent *= uniform_start(net, name, weight, start).abs_()
             self.state[weight]["latent"] = latent
 
     def _advance(self) -> None:

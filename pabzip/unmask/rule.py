@@ -7,10 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
+from pabzip.init import seeded_parameters, seeding
+from pabzip.seeds import InitSpec, weights
+from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
+
+# A number that is learned for a weight begins as its weight's stream of the generator, with this
+# bit turned, draws it; weights take streams from 0 upwards.
+_STREAM_BIT = 2**30
 
 
 class Rule(torch.optim.Optimizer, ABC):
@@ -117,3 +125,41 @@ def check_sgd(rule: str, lr: float, momentum: float, weight_decay: float) -> Non
     check_not_negative(rule, lr=lr, weight_decay=weight_decay)
     if not 0.0 <= momentum < 1.0:
         raise RecipeError(f"{rule}: momentum: expected 0 <= momentum < 1, found {momentum!r}")
+
+
+def check_start(rule: str, start: float) -> None:
+    """Refuse a bound that learned numbers cannot begin within.
+
+    Raises:
+        RecipeError: names the rule and the value.
+    """
+    if not MIN_SCALE <= start <= MAX_SCALE:
+        raise RecipeError(
+            f"{rule}: start: expected a number from {MIN_SCALE:g} to {MAX_SCALE:g}, found {start!r}"
+        )
+
+
+def float32_weights(rule: str, net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the seeded weights of a network by name, all float32.
+
+    Raises:
+        RecipeError: one is not float32; names the rule and the weight.
+        SeedError: the network was not drawn from a seed.
+    """
+    parameters = seeded_parameters(net)
+    for name, weight in parameters.items():
+        if weight.dtype != torch.float32:
+            raise RecipeError(
+                f"{rule}: {name}: expected a float32 weight, found {weight.dtype}; train in "
+                "float32, under torch.autocast where speed matters"
+            )
+    return parameters
+
+
+def uniform_start(net: nn.Module, name: str, weight: Tensor, bound: float) -> Tensor:
+    """Return numbers of a seeded weight's shape, drawn evenly from -bound to bound by the seed."""
+    record = seeding(net)
+    stream = record.specs[name].stream ^ _STREAM_BIT
+    spec = InitSpec("uniform", float(np.float32(bound)), stream)
+    drawn = torch.from_numpy(weights(record.seed, spec, 0, weight.numel()))
+    return drawn.view(weight.shape).to(weight.device)

@@ -16,7 +16,7 @@ from torch import nn
 import pabzip
 from pabzip import data, models
 from pabzip.checkpoint import load_checkpoint, network_from_checkpoint
-from pabzip.data import Images, Splits
+from pabzip.data import Splits
 from pabzip.errors import ArchitectureError, DataError, RecipeError, TrainingError
 from pabzip.seeds import weights
 from pabzip.train import (
@@ -35,21 +35,6 @@ from pabzip.train import (
     train,
 )
 from pabzip.train.step import steps_per_epoch
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    """A tenth of the digits."""
-    whole = data.load("digits")
-
-    def part(images: Images, count: int) -> Images:
-        return dataclasses.replace(
-            images, images=images.images[:count], labels=images.labels[:count]
-        )
-
-    return dataclasses.replace(
-        whole, train=part(whole.train, 130), test=part(whole.test, 50), augmentation=None
-    )
 
 
 def tiny(**changes: Any) -> Recipe:

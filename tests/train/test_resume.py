@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import subprocess
@@ -17,9 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from pabzip import data
 from pabzip.checkpoint import load_checkpoint
-from pabzip.data import Images, Splits
+from pabzip.data import Splits
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
 from pabzip.registry import METHODS
 from pabzip.train import (
@@ -33,21 +31,6 @@ from pabzip.train import (
     train,
 )
 from pabzip.train.resume import SaveSchedule, check_resume, origin
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    """A tenth of the digits."""
-    whole = data.load("digits")
-
-    def part(images: Images, count: int) -> Images:
-        return dataclasses.replace(
-            images, images=images.images[:count], labels=images.labels[:count]
-        )
-
-    return dataclasses.replace(
-        whole, train=part(whole.train, 130), test=part(whole.test, 50), augmentation=None
-    )
 
 
 def tiny(**changes: Any) -> Recipe:

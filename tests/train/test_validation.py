@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import pabzip
-from pabzip import data
 from pabzip.checkpoint import Checkpoint, load_checkpoint, network_from_checkpoint
 from pabzip.data import Images, Splits, hold_out
 from pabzip.errors import CheckpointError, RecipeError, TrainingError
@@ -33,21 +32,6 @@ from pabzip.train import (
 )
 from pabzip.train.callbacks.curves import draw_curves
 from pabzip.train.evaluation import open_model
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    """A tenth of the digits."""
-    whole = data.load("digits")
-
-    def part(images: Images, count: int) -> Images:
-        return dataclasses.replace(
-            images, images=images.images[:count], labels=images.labels[:count]
-        )
-
-    return dataclasses.replace(
-        whole, train=part(whole.train, 130), test=part(whole.test, 50), augmentation=None
-    )
 
 
 def tiny(**changes: Any) -> Recipe:
