@@ -102,8 +102,8 @@ class Header:
 
     @property
     def version(self) -> int:
-        """The format version that the header needs: 2 where the seed freezes a mask, else 1."""
-        return 1 + any(entry.frozen is not None for entry in self.contents.seeded)
+        """The format version that the header needs: the newest that any of its entries needs."""
+        return max((entry.version for entry in self.contents.entries), default=1)
 
     def coding_of(self) -> dict[str, Coding]:
         """Return the coding of each seeded tensor, by name."""

@@ -72,6 +72,11 @@ class EntryKind(Protocol):
         return self.count * DENSE_TYPES[self.dtype].itemsize
 
     @property
+    def version(self) -> int:
+        """The format version that brought what the entry needs."""
+        return 1
+
+    @property
     def target(self) -> str | None:
         """Name of the earlier tensor that this one is a second name of; None for a tensor."""
         return None

@@ -59,6 +59,11 @@ class SeededEntry(EntryKind):
     dtype: ClassVar[str] = "float32"
 
     @property
+    def version(self) -> int:
+        """The format version that brought what the entry needs: 2 where the seed freezes a mask."""
+        return 1 if self.frozen is None else 2
+
+    @property
     def parts(self) -> tuple[DenseEntry, ...]:
         """The scales of the rows, if there are any."""
         if not self.scaled:
