@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import click
 
@@ -76,6 +77,8 @@ def command(
 ) -> None:
     """Pack CHECKPOINT (model.pt, as `pabzip train` writes it) into a .pabz file.
 
+    CHECKPOINT may be a .gguf file, too: ternary blocks become codes, other blocks stay bytes.
+
     Every surviving weight must be plus or minus the magnitude that its seed draws, to the bit;
     otherwise nothing is written. What was written is opened and regenerated again before it takes
     its name. CHECKPOINT may be '-' for stdin; the output then is stdout unless -o names a file.
@@ -83,15 +86,22 @@ def command(
     target = output or default_output(source, ".pabz")
     reporter = reporter.for_output(target)
     check_output(target, force=force, inputs=[source])
-    require("torch", extra="torch", purpose="pabzip pack")
+    from pabzip.packing.gguf import is_gguf
+
+    loaded: Any = source
+    if is_gguf(source):
+        ternary = True
+    else:
+        require("torch", extra="torch", purpose="pabzip pack")
+        from pabzip.checkpoint import load_checkpoint, load_state
+
+        data = read_source(source)
+        load = load_state if ternary else load_checkpoint
+        loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
     from tqdm import tqdm
 
-    from pabzip.checkpoint import load_checkpoint, load_state
     from pabzip.packing.pack import ternary_packer, to_ticket
 
-    data = read_source(source)
-    load = load_state if ternary else load_checkpoint
-    loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
     negative_zero = "drop" if drop_negative_zero else "keep"
     packer = ternary_packer(source, negative_zero, bitnet_scale) if ternary else None
     ticket = to_ticket(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Union
 from pabzip._optional import require
 from pabzip.errors import PackError, SeedError
 from pabzip.init import Seeding, seeding, unwrap
+from pabzip.packing.gguf import gguf_state, is_gguf
 from pabzip.packing.ternary import TernaryPacker, bitnet_scale_of
 from pabzip.ticket import Ticket, TicketReport
 
@@ -58,7 +59,8 @@ def pack(
             scale, of the tensor or of each row, group or column: float32, float16, bfloat16, int8,
             or uint8 in transformers' layout of BitNet (`pabzip.packing.ternary`). ``source`` then
             needs no seed: it may be any network, a mapping of tensors by name, or the path of a
-            file that ``torch.save`` made of one.
+            file that ``torch.save`` made of one. Of a ``.gguf`` file, blocks of TQ1_0 and TQ2_0 are
+            written so in any case.
         ticket: of a checkpoint whose magnitudes were trained, pack the ticket at initialization in
             their place: the seed and the mask (`Checkpoint.at_initialization`). Not of iterative
         magnitude pruning that went back to trained weights, of which no seed tells.
@@ -88,6 +90,7 @@ def pack(
 
     Source: Peek-a-Boo, Appendix D (what is stored); DESIGN, "Exactness".
     """
+    ternary = ternary or is_gguf(source)
     packer = ternary_packer(source, negative_zero, bitnet_scale) if ternary else None
     made = to_ticket(
         source,
@@ -156,6 +159,14 @@ def to_ticket(
     ``dense_dtype`` rounds nothing here: it is what `Ticket.save` is going to be given, so that a
     folded network is checked as it will load.
     """
+    if isinstance(source, str | os.PathLike) and is_gguf(source):
+        if fold_bn or ticket:
+            raise PackError(
+                f"{os.fspath(source)}: expected a network to fold or a checkpoint with a seed, found "
+                "a .gguf file; leave out fold_bn and ticket (--fold-bn, --ticket)"
+            )
+        tensors = gguf_state(source, packer or ternary_packer(source, "keep", None))
+        return Ticket(seed=0, tensors=tensors, metadata=metadata)
     require("torch", extra="torch", purpose="packing a network")
     import torch
 

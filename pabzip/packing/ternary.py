@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from pabzip.errors import PackError, shown
 from pabzip.formats import DENSE_TYPES, SeededTensor, TernaryTensor
-from pabzip.formats.ternary import BLOCK, FLOATS, LAYOUTS, SCALE_SUFFIX
+from pabzip.formats.ternary import BLOCK, FLOATS, INFINITY_BITS, LAYOUTS, SCALE_SUFFIX
 from pabzip.seeds import InitSpec, weights
 from pabzip.seeds.generation import over_ranges
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
@@ -152,7 +152,7 @@ class TernaryPacker:
         kind = np.dtype(f"<u{element.itemsize}")
         bits = np.ascontiguousarray(values, dtype=element).view(kind).reshape(-1)
         scaled = find_scales(bits, values.shape, threads=self.threads)
-        if scaled is None or scaled.sizes.max() >= _infinity(dtype):
+        if scaled is None or scaled.sizes.max() >= INFINITY_BITS[dtype]:
             return None
         sign = 1 << (8 * kind.itemsize - 1)
         zeros = sum(
@@ -273,16 +273,13 @@ class TernaryPacker:
             into = packed[BLOCK * begin : BLOCK * end]
             return bool(pack_blocks(blocks[part], layout == "tq1_0", scales[part], into))
 
-        if any(over_ranges(work, steps, self.threads)) or np.any(scales >= 0x7C00):
+        if any(over_ranges(work, steps, self.threads)) or np.any(
+            scales >= INFINITY_BITS["float16"]
+        ):
             return None
         return TernaryTensor(
             name, values.shape, "uint8", packed, scales.view("<f2"), layout, run=BLOCK
         )
-
-
-def _infinity(dtype: str) -> int:
-    """Return the bit pattern of infinity; those of numbers are below it."""
-    return {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}[dtype]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
