@@ -154,7 +154,7 @@ def test_negative_zeros_are_told(project, run):
     signs[0, :5] = -0.0
     torch.save({"w": signs}, project.folder / "zeros.pt")
     result = run("pack", "zeros.pt", "--ternary")
-    assert "5 ternary weights of -0.0 kept (--drop-negative-zero takes fewer)" in result.stderr
+    assert "5 ternary weights of -0.0 kept (--drop-negative-zero takes fewer)" in result.stdout
     kept = pabzip.load_file(project.folder / "zeros.pabz")["w"]
     assert torch.signbit(kept[0, :5]).all()
     result = run("pack", "zeros.pt", "--ternary", "-f", "--drop-negative-zero", "--json")
