@@ -33,16 +33,17 @@ from pabzip.formats.limits import (
     tensor_place,
 )
 from pabzip.formats.seeded import SeededEntry, SeededTensor
+from pabzip.formats.ternary import TernaryEntry, TernaryTensor
 from pabzip.formats.tied import TiedEntry, TiedTensor
 from pabzip.seeds import check_seed
 
-StoredEntry = SeededEntry | DenseEntry
+StoredEntry = SeededEntry | DenseEntry | TernaryEntry
 Entry = StoredEntry | TiedEntry
 
-StoredTensor = SeededTensor | DenseTensor
+StoredTensor = SeededTensor | DenseTensor | TernaryTensor
 Tensor = StoredTensor | TiedTensor
 
-KINDS: tuple[type[EntryKind], ...] = (TiedEntry, DenseEntry, SeededEntry)
+KINDS: tuple[type[EntryKind], ...] = (TiedEntry, DenseEntry, TernaryEntry, SeededEntry)
 """The kinds of tensors, by the length of their rows."""
 
 Scalar = str | int | float | bool | None
@@ -136,7 +137,8 @@ def gather(
         if not isinstance(tensor, Tensor):
             raise FormatError(
                 "tensors",
-                f"expected SeededTensor, DenseTensor or TiedTensor, found {type(tensor).__name__}",
+                "expected SeededTensor, TernaryTensor, DenseTensor or TiedTensor, found "
+                f"{type(tensor).__name__}",
             )
         held.append(tensor.tidy(tensor_place(tensor.name)))
     for tensor in held:
