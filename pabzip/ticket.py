@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from pabzip.errors import FormatError, PackError
 from pabzip.formats import (
     AUTO,
+    Base,
     Contents,
+    DeltaTensor,
     DenseTensor,
     Reader,
     Scalar,
@@ -37,7 +39,7 @@ from pabzip.formats.huffman import encode
 from pabzip.formats.report import TicketReport, breakdown, report
 from pabzip.seeds import Frozen, InitSpec
 
-__all__ = ["DenseTensor", "SeededTensor", "Ticket", "TicketReport", "TiedTensor"]
+__all__ = ["DeltaTensor", "DenseTensor", "SeededTensor", "Ticket", "TicketReport", "TiedTensor"]
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -130,7 +132,9 @@ class Ticket:
         self._entries = {entry.name: entry for entry in contents.entries}
 
     @classmethod
-    def open(cls, source: Source, *, max_bytes: int | None = None) -> Ticket:
+    def open(
+        cls, source: Source, *, max_bytes: int | None = None, base: Base | None = None
+    ) -> Ticket:
         """Open a ``.pabz`` file; only its header is read.
 
         Args:
@@ -138,6 +142,8 @@ class Ticket:
                 stream, which is read from where it stands, to the end of the ticket, and kept.
             max_bytes: most bytes of the loaded state that the file may declare (`info`'s
                 ``float32_bytes``); None takes 65,536 times the file, or 256 MiB if more.
+            base: the tensors that the deltas of the file change (`pabzip.packing.base.open_base`
+                opens them); closed with the ticket. Without it they cannot be read, all else can.
 
         Raises:
             FormatError: not a .pabz file, a newer version, or damaged.
@@ -148,7 +154,7 @@ class Ticket:
         opened = open_source(source)
         try:
             with naming(file):
-                reader = Reader(opened, max_bytes=max_bytes)
+                reader = Reader(opened, max_bytes=max_bytes, base=base)
         except BaseException:
             opened.close()
             raise
@@ -186,7 +192,7 @@ class Ticket:
         return tuple(self._entries)
 
     def kind(self, name: str) -> str:
-        """Return ``"seeded"`` or ``"dense"``; of a tied tensor the kind of its target."""
+        """Return ``"seeded"``, ``"dense"`` or ``"delta"``; of a tied tensor that of its target."""
         return self._entries[name].original.kind
 
     def tied(self, name: str) -> str | None:
@@ -391,6 +397,17 @@ class Ticket:
         with naming(self._file):
             self._tensors.check_sha256(found)
         return found
+
+    def check_base(self) -> None:
+        """Read the base of a file of changes, and compare its digest with the file's.
+
+        Reading the first delta does so, too; a file without deltas has no base.
+
+        Raises:
+            BaseFileError: there is none, or it is another than the file was packed on.
+        """
+        if isinstance(self._tensors, Reader):
+            self._tensors.base.check()
 
     def info(self) -> TicketReport:
         """Return the sizes of the file and its tensors, from the header alone.
