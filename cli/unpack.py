@@ -18,7 +18,7 @@ from pabzip.cli._files import (
     open_output,
     open_ticket,
 )
-from pabzip.cli._options import max_bytes_option, output_option, reporting, threads_option
+from pabzip.cli._options import base_option, max_bytes_option, output_option, reporting, threads_option
 from pabzip.cli._output import Reporter, size
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def _tensors(ticket: Ticket, threads: int | None, reporter: Reporter) -> Tensors
     help="The format of the output. [by its suffix; safetensors for stdout]",
 )
 @threads_option
+@base_option
 @max_bytes_option
 @reporting
 def command(
@@ -109,6 +110,7 @@ def command(
     force: bool,
     format_name: str | None,
     threads: int | None,
+    base: str | None,
     max_bytes: int | None,
     reporter: Reporter,
 ) -> None:
@@ -116,13 +118,15 @@ def command(
 
     Writes .safetensors, .npz or .pt (a state dict); the first two need no torch. An .npz file has
     no bfloat16: such tensors become float32, exactly. FILE may be '-' for stdin; the output then
-    is stdout unless -o names a file.
+    is stdout unless -o names a file. A file of changes (pack --base) needs its --base, whose digest
+    is checked first.
     """
     target = output or default_output(source, f".{format_name or 'safetensors'}")
     reporter = reporter.for_output(target)
-    check_output(target, force=force, inputs=[source])
+    check_output(target, force=force, inputs=[source, *([base] if base else [])])
     chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
-    with open_ticket(source, max_bytes=max_bytes) as ticket, open_output(target) as file:
+    with open_ticket(source, max_bytes=max_bytes, base=base) as ticket, open_output(target) as file:
+        ticket.check_base()
         FORMATS[chosen](_tensors(ticket, threads, reporter), file)
         count, written = len(ticket.names), file.tell()
     values = {"output": target, "format": chosen, "tensors": count, "bytes": written}

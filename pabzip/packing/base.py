@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,12 @@ _FORMS = f".safetensors, {_INDEX}, .npz, .pabz or .pt"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
 
+class NamedBase(Base, Protocol):
+    """A base that can list its tensors."""
+
+    names: list[str]
+
+
 def open_base(source: BaseSource) -> Base:
     """Open a base; nothing but names, types and places is read.
 
@@ -62,7 +68,7 @@ def open_base(source: BaseSource) -> Base:
         OSError: it cannot be opened.
     """
     if isinstance(source, str | os.PathLike):
-        return _open_file(Path(source))
+        return open_file(source)
     if isinstance(source, Mapping):
         return _Mapped(source)
     if hasattr(source, "state_dict"):
@@ -76,14 +82,15 @@ def open_base(source: BaseSource) -> Base:
     )
 
 
-def _open_file(path: Path) -> Base:
-    """Open a file by what it begins with."""
+def open_file(file: str | os.PathLike[str]) -> NamedBase:
+    """Open a file of tensors by what it begins with; errors as of `open_base`."""
+    path = Path(file)
     if path.name.endswith(_INDEX):
         return _Shards(path)
     if path.is_dir():
         inside = sorted(path.glob(f"*{_INDEX}")) or sorted(path.glob("*.safetensors"))
         if len(inside) == 1:
-            return _open_file(inside[0])
+            return open_file(inside[0])
         raise BaseFileError(
             f"{path}: expected one safetensors file or index in the folder, found {len(inside)}; "
             "name the file"
@@ -106,6 +113,7 @@ class _Mapped:
 
     def __init__(self, tensors: Mapping[str, Any]):
         self._tensors = tensors
+        self.names = list(tensors)
 
     def read(self, name: str) -> Found | None:
         """Return a tensor."""
@@ -144,6 +152,7 @@ class _OfTicket:
 
     def __init__(self, ticket: Ticket, *, owned: bool):
         self._ticket, self._owned = ticket, owned
+        self.names = list(ticket.names)
 
     def read(self, name: str) -> Found | None:
         """Return a tensor, regenerated where it is seeded."""
@@ -177,14 +186,12 @@ class _Safetensors:
             }
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise self._damaged(f"a safetensors header, found a fault: {error}") from None
+        self.names = list(self._rows)
         self._start = 8 + length
         self._bytes: NDArray[np.uint8] | None = np.memmap(path, dtype=np.uint8, mode="r")
 
     def _damaged(self, problem: str) -> BaseFileError:
         return BaseFileError(f"{self._path}: expected {problem}; the file is damaged")
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._rows
 
     def read(self, name: str) -> Found | None:
         """Return a tensor, in the file's own memory."""
@@ -229,6 +236,7 @@ class _Shards:
                 raise BaseFileError(
                     f"{path}: expected shards beside the index, found {shown(file)}"
                 )
+        self.names = list(self._files)
         self._folder = path.parent
         self._open: dict[str, _Safetensors] = {}
 
@@ -256,6 +264,7 @@ class _Npz:
             self._archive = np.load(path, allow_pickle=False)
         except (ValueError, zipfile.BadZipFile) as error:
             raise BaseFileError(f"{path}: expected an .npz file, found a fault: {error}") from None
+        self.names = list(self._archive.files)
 
     def read(self, name: str) -> Found | None:
         """Return a tensor."""
@@ -274,7 +283,7 @@ class _Npz:
         self._archive.close()
 
 
-def _of_torch(path: Path) -> Base:
+def _of_torch(path: Path) -> NamedBase:
     """Return the tensors of a checkpoint or state dict that ``torch.save`` made."""
     require("torch", extra="torch", purpose="a base in a .pt file")
     from pabzip.checkpoint import Checkpoint, load_state

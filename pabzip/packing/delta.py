@@ -37,6 +37,8 @@ LEAST_ROW = 16
 _BLOCK = 1 << 16  # elements that are looked at in one go
 _MOST_TRIED = 4  # numbers of steps of the most precise element that hold for the first block
 
+_EVEN = 66  # sizes tried in a row where products are rounded coarsely
+
 Pair = tuple[NDArray[Any], NDArray[Any]]
 
 
@@ -211,7 +213,10 @@ def _one_size(pair: Pair, dtype: str, change: Change, most: int) -> Iterator[NDA
                 low, high = _narrow(lows, highs, low, high, most)
         if high >= 0:
             interval = np.array([low]), np.array([high])
-            yield from _candidates(*interval, DENSE_TYPES[working_type(dtype)].numpy)
+            kind = DENSE_TYPES[working_type(dtype)].numpy
+            yield from _candidates(*interval, kind)
+            if most > 1 and change.product in HALF_TYPES:  # many sizes near the true one fail
+                yield from np.linspace(low, high, _EVEN).astype(kind).reshape(-1, 1)
 
 
 def _fit_rows(
