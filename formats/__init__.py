@@ -25,6 +25,7 @@ from pabzip.formats.reader import Reader
 from pabzip.formats.report import breakdown, report
 from pabzip.formats.seeded import SeededEntry, SeededTensor, regenerated
 from pabzip.formats.sources import open_source
+from pabzip.formats.ternary import TernaryEntry, TernaryTensor
 from pabzip.formats.tied import TiedEntry, TiedTensor, resolve, resolved
 from pabzip.formats.writer import EncodedFile, encode_ticket, save, verify
 from pabzip.registry import CODERS
@@ -53,6 +54,8 @@ __all__ = [
     "StoredEntry",
     "StoredTensor",
     "Tensor",
+    "TernaryEntry",
+    "TernaryTensor",
     "TiedEntry",
     "TiedTensor",
     "bfloat16_to_float32",

@@ -34,16 +34,17 @@ from pabzip.formats.limits import (
     tensor_place,
 )
 from pabzip.formats.seeded import SeededEntry, SeededTensor
+from pabzip.formats.ternary import TernaryEntry, TernaryTensor
 from pabzip.formats.tied import TiedEntry, TiedTensor
 from pabzip.seeds import check_seed
 
-StoredEntry = SeededEntry | DenseEntry | DeltaEntry
+StoredEntry = SeededEntry | DenseEntry | TernaryEntry | DeltaEntry
 Entry = StoredEntry | TiedEntry
 
-StoredTensor = SeededTensor | DenseTensor | DeltaTensor
+StoredTensor = SeededTensor | DenseTensor | TernaryTensor | DeltaTensor
 Tensor = StoredTensor | TiedTensor
 
-KINDS: tuple[type[EntryKind], ...] = (TiedEntry, DenseEntry, DeltaEntry, SeededEntry)
+KINDS: tuple[type[EntryKind], ...] = (TiedEntry, DenseEntry, TernaryEntry, DeltaEntry, SeededEntry)
 """The kinds of tensors, by the length of their rows."""
 
 Scalar = str | int | float | bool | None
@@ -150,7 +151,8 @@ def gather(
         if not isinstance(tensor, Tensor):
             raise FormatError(
                 "tensors",
-                f"expected SeededTensor, DenseTensor, DeltaTensor or TiedTensor, found {type(tensor).__name__}",
+                "expected SeededTensor, TernaryTensor, DenseTensor, DeltaTensor or TiedTensor, "
+                f"found {type(tensor).__name__}",
             )
         held.append(tensor.tidy(tensor_place(tensor.name)))
     for tensor in held:

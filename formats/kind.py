@@ -67,6 +67,11 @@ class EntryKind(Protocol):
         return math.prod(self.shape)
 
     @property
+    def weights(self) -> int:
+        """Number of weights; as of elements, unless an element holds several."""
+        return self.count
+
+    @property
     def loaded_bytes(self) -> int:
         """Bytes of the tensor as a loader hands it out, in memory of its own."""
         return self.count * DENSE_TYPES[self.dtype].itemsize
@@ -100,6 +105,11 @@ class EntryKind(Protocol):
     def parts(self) -> Sequence[DenseEntry]:
         """What the dense sections hold of the tensor, in order; each has the tensor's name."""
         return ()
+
+    @property
+    def code_parts(self) -> int:
+        """How many of `parts`, the first, hold codes of weights."""
+        return 0
 
     def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
         """Check every rule of the kind that does not depend on how the tensor is coded.

@@ -64,6 +64,8 @@ def load_arrays(
     max_bytes: int | None = None,
     base: BaseSource | None = None,
     threads: int | None = None,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Regenerate every tensor of a ticket as a numpy array.
 
@@ -73,10 +75,15 @@ def load_arrays(
         max_bytes: as for `open`.
         base: as for `open`.
         threads: threads to regenerate with; None takes the processors this process may use.
+        as_stored: return ternary tensors in the layout that they were packed from (several
+            weights a byte), bit for bit, in place of plain weights.
+        bitnet_scale: ``"divide"`` or ``"multiply"``: what to do with the scales of ternary tensors
+            in transformers' layout where the file does not say (`pabzip.Ticket.plain`).
 
     Returns:
         Arrays by name, in the file's order: float32 for seeded weights, their own dtype for dense
-        tensors (bfloat16 as float32, exactly).
+        and ternary tensors (bfloat16 as float32, exactly). Scales that are part of plain weights
+        are left out.
 
     Raises:
         FormatError: the file is damaged, or its SHA-256 does not match.
@@ -85,7 +92,7 @@ def load_arrays(
     with open(source, max_bytes=max_bytes, base=base) as ticket:
         if verify:
             ticket.verify(threads=threads)
-        return ticket.arrays(threads=threads)
+        return ticket.arrays(as_stored=as_stored, bitnet_scale=bitnet_scale, threads=threads)
 
 
 def load(
@@ -149,10 +156,13 @@ def load_file(
     verify: bool = False,
     max_bytes: int | None = None,
     base: BaseSource | None = None,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return every tensor of a ``.pabz`` file, as ``safetensors.torch.load_file`` does of its own.
 
-    Arguments are as for `load`; the network may be of any architecture.
+    Arguments are as for `load`, and ``as_stored`` and ``bitnet_scale`` as for `load_arrays`; the
+    network may be of any architecture.
 
     Returns:
         torch tensors by name, in the file's order, on ``device``: what a network's
@@ -164,7 +174,14 @@ def load_file(
     """
     require("torch", extra="torch", purpose="pabzip.load_file")
     with open(source, max_bytes=max_bytes, base=base) as ticket:
-        return _read_state(ticket, device=device, dtype=dtype, verify=verify)
+        return _read_state(
+            ticket,
+            device=device,
+            dtype=dtype,
+            verify=verify,
+            as_stored=as_stored,
+            bitnet_scale=bitnet_scale,
+        )
 
 
 def load_into(
@@ -174,6 +191,8 @@ def load_into(
     verify: bool = False,
     max_bytes: int | None = None,
     base: BaseSource | None = None,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> Network:
     """Load a ticket into a network that is already built, in place.
 
@@ -188,6 +207,8 @@ def load_into(
         verify: as for `load`.
         max_bytes: as for `load`.
         base: as for `open`.
+        as_stored: as for `load_arrays`; for a network whose layers hold packed weights themselves.
+        bitnet_scale: as for `load_arrays`.
 
     Returns:
         ``net`` itself, in the training or evaluation mode that it was in.
@@ -200,8 +221,15 @@ def load_into(
     require("torch", extra="torch", purpose="pabzip.load_into")
     with open(source, max_bytes=max_bytes, base=base) as ticket:
         inner = unwrap(net)
-        _check_fit(inner, ticket)
-        state = _read_state(ticket, device="cpu", dtype=None, verify=verify)
+        _check_fit(inner, ticket, as_stored=as_stored)
+        state = _read_state(
+            ticket,
+            device="cpu",
+            dtype=None,
+            verify=verify,
+            as_stored=as_stored,
+            bitnet_scale=bitnet_scale,
+        )
         inner.load_state_dict(state, strict=True)
         attach_seeding(inner, _seeding(ticket))
     return net
@@ -213,6 +241,8 @@ def tensors(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Regenerate tensors of an open ticket on ``device``, all of them together.
 
@@ -221,6 +251,8 @@ def tensors(
         names: of its tensors.
         device: as for `load`.
         dtype: as for `load`.
+        as_stored: as for `load_arrays`.
+        bitnet_scale: as for `load_arrays`.
 
     Returns:
         torch tensors by name, in the order of ``names``.
@@ -235,12 +267,23 @@ def tensors(
     if device.type == "cuda":
         from pabzip.runtime.cuda_state import read_tensors
 
-        return read_tensors(ticket, names, device=device, dtype=dtype)
+        return read_tensors(
+            ticket,
+            names,
+            device=device,
+            dtype=dtype,
+            as_stored=as_stored,
+            bitnet_scale=bitnet_scale,
+        )
     weights = ticket.weights(name for name in names if ticket.kind(name) == "seeded")
     found = {}
     for name in names:
-        values = weights[name] if name in weights else ticket.exact(name).copy()
-        value = to_torch(values, ticket.dtype(name))
+        if name in weights:
+            value = to_torch(weights[name], "float32")
+        else:
+            held = ticket.state_tensor(name, as_stored=as_stored, bitnet_scale=bitnet_scale)
+            fresh = ticket.kind(name) == "ternary"  # others may be the ticket's own memory
+            value = to_torch(held.values if fresh else held.values.copy(), held.dtype)
         found[name] = value.to(device, dtype if value.is_floating_point() else None)
     return found
 
@@ -255,12 +298,21 @@ def to_torch(values: NDArray[Any], dtype: str) -> torch.Tensor:
 
 
 def _read_state(
-    ticket: Ticket, *, device: str | torch.device, dtype: torch.dtype | None, verify: bool
+    ticket: Ticket,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    verify: bool,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Regenerate all tensors, checking the file's digest first where it is asked for."""
     if verify:
         ticket.verify()
-    return tensors(ticket, ticket.names, device=device, dtype=dtype)
+    names = ticket.names if as_stored else ticket.plain_names
+    return tensors(
+        ticket, names, device=device, dtype=dtype, as_stored=as_stored, bitnet_scale=bitnet_scale
+    )
 
 
 def _seeding(ticket: Ticket) -> Seeding:
@@ -284,10 +336,12 @@ def _seeding(ticket: Ticket) -> Seeding:
     )
 
 
-def _check_fit(net: nn.Module, ticket: Ticket) -> None:
+def _check_fit(net: nn.Module, ticket: Ticket, *, as_stored: bool = False) -> None:
     """Refuse a ticket whose names or shapes are not the network's."""
     expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    found = {name: tuple(ticket.shape(name)) for name in ticket.names}
+    names = ticket.names if as_stored else ticket.plain_names
+    shape_of = ticket.shape if as_stored else ticket.plain_shape
+    found = {name: tuple(shape_of(name)) for name in names}
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     if missing or extra:
