@@ -151,7 +151,7 @@ def _parsed(place: str, row: Any, earlier: Mapping[str, Entry]) -> tuple[Entry, 
             found = kind.from_row(place, row, earlier) if len(row) in kind.row_lengths else None
             if found is not None:
                 return found
-    lengths = [str(one) for one in sorted(one for kind in KINDS for one in kind.row_lengths)]
+    lengths = [str(one) for one in sorted({one for kind in KINDS for one in kind.row_lengths})]
     known = f"{', '.join(lengths[:-1])} or {lengths[-1]}"
     raise FormatError(place, f"expected a row of {known} values, found {shown(row)}")
 
