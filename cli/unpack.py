@@ -18,7 +18,13 @@ from pabzip.cli._files import (
     open_output,
     open_ticket,
 )
-from pabzip.cli._options import base_option, max_bytes_option, output_option, reporting, threads_option
+from pabzip.cli._options import (
+    base_option,
+    max_bytes_option,
+    output_option,
+    reporting,
+    threads_option,
+)
 from pabzip.cli._output import Reporter, size
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ arXiv 2311.13171), Section 2: top-k signs of the task vector times one scalar.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +73,8 @@ class Change:
             working type, or the tensor's own half type.
         everywhere: of steps, whether 0 steps are added, too, which turns -0.0 into +0.0; otherwise
             such an element is the base's, bit for bit.
-        stored: element type of the stored numbers: ``int8`` for steps.
+        stored: element type of the stored numbers; of steps ``int8``, or ``trits``: -1 to 1, five
+            a byte (`pabzip.formats.trits`).
     """
 
     form: str
@@ -150,7 +152,10 @@ class DeltaEntry(EntryKind):
         if self.change.form == "equal":
             return ()
         stored = self.change.stored
-        numbers = DenseEntry(self.name, (self.count,), stored, stored)
+        kind, size = (
+            ("uint8", packed_size(self.count)) if stored == "trits" else (stored, self.count)
+        )
+        numbers = DenseEntry(self.name, (size,), kind, kind)
         if self.change.form == "difference":
             return (numbers,)
         scale = working_type(self.dtype)
@@ -177,7 +182,7 @@ class DeltaEntry(EntryKind):
             raise FormatError(place, f"expected steps of a floating type, found {self.dtype}")
         if self.change.rows and not self.shape:
             raise FormatError(place, "expected rows with step sizes of their own, found a scalar")
-        check_name_of("type of steps", self.change.stored, ("int8",), place)
+        check_name_of("form of steps", self.change.stored, ("int8", "trits"), place)
         known = {working_type(self.dtype): None}
         if self.dtype in HALF_TYPES:
             known[self.dtype] = None
@@ -214,8 +219,9 @@ class DeltaTensor(StoredKind):
         shape: its dimensions, those of the base's.
         dtype: torch's name of the element type, of both.
         change: how the elements are made.
-        numbers: flat, one an element, C-contiguous; of steps int8, how many, -127 to 127; of
-            differences the type that ``change.stored`` names; None where nothing changed.
+        numbers: flat, one an element, C-contiguous; of steps int8, how many, -127 to 127, or five
+            a byte, uint8; of differences the type that ``change.stored`` names; None where nothing
+            changed.
         scales: of steps, their sizes in the working type (`working_type`), of shape () or (rows,);
             else None.
         base: returns the base's tensor, of ``shape``, in the numpy type that
@@ -233,13 +239,11 @@ class DeltaTensor(StoredKind):
     @property
     def parts(self) -> tuple[DenseTensor, ...]:
         """The stored numbers, and then the step sizes if there are any."""
-        if self.numbers is None:
-            return ()
-        stored, scale = self.change.stored, working_type(self.dtype)
-        numbers = DenseTensor(self.name, self.numbers, stored, stored)
-        if self.scales is None:
-            return (numbers,)
-        return (numbers, DenseTensor(self.name, self.scales, scale, scale))
+        arrays = [array for array in (self.numbers, self.scales) if array is not None]
+        return tuple(
+            DenseTensor(self.name, array, part.dtype, part.dtype)
+            for array, part in zip(arrays, self.entry({}).parts, strict=True)
+        )
 
     def tidy(self, place: str) -> DeltaTensor:
         """Return the tensor with checked arrays, of the types and sizes that its change needs."""
@@ -278,6 +282,14 @@ class DeltaTensor(StoredKind):
             raise FormatError(
                 place, f"expected finite step sizes of at least 0, found {bad} others"
             )
+        if self.change.stored == "trits":
+            from pabzip.formats.trits import count_packed, tail_symbols
+
+            tail = tail_symbols(self.numbers, 5, self.entry({}).count)
+            wrong = int(count_packed(self.numbers, 5)[1]) + int(np.count_nonzero(tail))
+            if wrong:
+                raise FormatError(place, f"expected five trits a byte, found {wrong} other bytes")
+            return
         wrong = int(np.count_nonzero(self.numbers < -MAX_STEPS))
         if wrong:
             raise FormatError(
@@ -320,7 +332,14 @@ class DeltaTensor(StoredKind):
     def _block(self, base: NDArray[Any], start: int) -> NDArray[Any]:
         """Return some of the changed elements, from ``start``."""
         assert self.numbers is not None
-        base, numbers = base[start : start + _BLOCK], self.numbers[start : start + _BLOCK]
+        base = base[start : start + _BLOCK]
+        if self.change.stored == "trits":
+            from pabzip.formats.trits import unpack_codes
+
+            numbers = np.empty(len(base), dtype=np.int8)
+            unpack_codes(self.numbers, 5, start, numbers)
+        else:
+            numbers = self.numbers[start : start + _BLOCK]
         if self.change.form == "difference":
             return differing(base, numbers, self.dtype, self.name)
         assert self.scales is not None
@@ -328,9 +347,14 @@ class DeltaTensor(StoredKind):
             raise FormatError(tensor_place(self.name), "expected a finite base, found other values")
         scales = self.scales
         if self.change.rows:
-            size = max(1, self.numbers.size // len(scales))
+            size = math.prod(self.shape[1:])
             scales = scales[np.arange(start, start + len(base)) // size]
         return stepped(base, numbers, scales, self.dtype, self.change)
+
+
+def packed_size(count: int) -> int:
+    """Return the bytes that numbers of steps take, five a byte."""
+    return -(-count // 5)
 
 
 def stepped(

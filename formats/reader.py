@@ -66,9 +66,7 @@ class Reader(Mapping[str, Tensor]):
         LimitError: the file declares more than ``max_bytes``.
     """
 
-    def __init__(
-        self, source: Source, *, max_bytes: int | None = None, base: Base | None = None
-    ):
+    def __init__(self, source: Source, *, max_bytes: int | None = None, base: Base | None = None):
         self._source = source
         self.header, self.header_bytes = read_header(source)
         contents = self.header.contents

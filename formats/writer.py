@@ -15,9 +15,9 @@ from pabzip.formats.atomic import open_atomic
 from pabzip.formats.coder import AUTO, OnTensor, encode_codes
 from pabzip.formats.container import checksum, encode_header
 from pabzip.formats.contents import Contents, Header, Tensor, gather
+from pabzip.formats.delta import Base, base_of, base_sha256
 from pabzip.formats.dense import rounded
 from pabzip.formats.dense_sections import encode_groups
-from pabzip.formats.delta import Base, base_of, base_sha256
 from pabzip.formats.digest import state_sha256
 from pabzip.formats.kind import Coding
 from pabzip.formats.limits import MAX_INTEGER

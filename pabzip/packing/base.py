@@ -290,5 +290,3 @@ def _of_torch(path: Path) -> NamedBase:
 
     found = load_state(path)
     return _Mapped(found.state_dict if isinstance(found, Checkpoint) else found)
-
-

@@ -13,6 +13,7 @@ their top-k signs times one scalar.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,12 @@ from pabzip.formats.delta import (
     differences,
     fitting,
     ordered,
+    packed_size,
     stepped,
     working_type,
 )
 from pabzip.formats.dense import finite, from_stored
+from pabzip.formats.trits import pack_codes
 from pabzip.seeds.compiled import compiled
 
 LEAST_ROW = 16
@@ -72,9 +75,10 @@ def delta_tensor(
     if np.array_equal(_bits(pair[0]), _bits(pair[1])):
         return made(Change("equal"))
     found: list[tuple[int, DeltaTensor]] = []
-    for change, numbers, scales in _all_steps(pair, array.shape, dtype):
-        found.append((_bytes_of(numbers) + scales.nbytes, made(change, numbers, scales)))
-    if not found or found[0][1].change.rows or int(np.abs(found[0][1].numbers).max()) > 1:
+    steps = _smallest_steps(pair, array.shape, dtype)
+    if steps is not None:
+        found.append((_bytes_of(steps[1]) + steps[2].nbytes, made(*steps)))
+    if steps is None or steps[0].rows or steps[0].stored != "trits":
         change, numbers = _difference(pair, dtype)
         found.append((_bytes_of(numbers), made(change, numbers)))
     size, best = min(found, key=lambda one: one[0])
@@ -137,29 +141,40 @@ def _bytes_of(values: NDArray[Any]) -> int:
     return int(total)
 
 
-def _all_steps(
+def _smallest_steps(
     pair: Pair, shape: tuple[int, ...], dtype: str
-) -> Iterator[tuple[Change, NDArray[np.int8], NDArray[Any]]]:
-    """Yield the changes of the form ``steps`` that give the tuned tensor, the plainest first.
+) -> tuple[Change, NDArray[Any], NDArray[Any]] | None:
+    """Return a change of the form ``steps``, its numbers and sizes; None if there is none.
 
-    One step size that needs one step at most ends the search, as does one a row.
+    The plainest that gives the tuned tensor: one step at most before more, one size before one a
+    row.
     """
     if not DENSE_TYPES[dtype].floating or not finite(pair[0], dtype).all():
-        return
+        return None
     everywhere = _zeros_added(pair, dtype)
     if everywhere is None:
-        return
+        return None
     work = working_type(dtype)
-    rowed = len(shape) > 1 and pair[0].size >= LEAST_ROW * shape[0] and shape[0] > 1
-    products = [work, dtype] if dtype in HALF_TYPES else [work]
+    rowed = len(shape) > 1 and shape[0] > 1 and pair[0].size >= LEAST_ROW * shape[0]
     for most in (1, MAX_STEPS):
         for rows in (False, True) if rowed else (False,):
-            for product in products[:1] if most == 1 else products:
+            for product in (work, dtype) if most > 1 and dtype in HALF_TYPES else (work,):
                 change = Change("steps", rows, product, everywhere, "int8")
                 found = _steps(pair, shape[0] if rows else 1, dtype, change, most)
-                if found is not None:
-                    yield change, found[0], found[1] if rows else found[1].reshape(())
-                    return
+                if found is None:
+                    continue
+                numbers, scales = found
+                if most == 1:
+                    change, numbers = replace(change, stored="trits"), _packed(numbers)
+                return change, numbers, scales if rows else scales.reshape(())
+    return None
+
+
+def _packed(numbers: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Return numbers of steps, -1 to 1, five a byte."""
+    packed = np.empty(packed_size(numbers.size), dtype=np.uint8)
+    pack_codes(numbers, packed)
+    return packed
 
 
 def _zeros_added(pair: Pair, dtype: str) -> bool | None:
