@@ -106,10 +106,8 @@ class LookupStarts(TorchFunctionMode):
             place, name = _LOOKUPS[func]
             table = args[place] if len(args) > place else kwargs[name]
             if func in _EMBEDDINGS and id(table) in self._searched:
-                row = table.mean(0)
-                return (
-                    self._ones((*output.shape[:-1], 1)) * row if tokens else row.expand_as(output)
-                )
+                ones = torch.ones_like(output[..., :1])
+                return (self._ones(ones.shape) if tokens else ones) * table.mean(0)
             # Tables that are no parameters hold positions (rotary embeddings) and the like.
             if tokens and (func in _EMBEDDINGS or id(table) in self._tables):
                 return self._ones(output.shape)

@@ -14,8 +14,8 @@ from pabzip.registry import SEARCHES
 
 COMMON = {
     "input_shape": None, "example_inputs": None, "targets": None, "loss": None, "output": None,
-    "only": None, "skip": None, "weights": None, "iterations": None, "schedule": "exponential", "scope": "global",
-    "seed": None, "on_iteration": None,
+    "only": None, "skip": None, "weights": None, "iterations": None, "schedule": "exponential",
+    "scope": "global", "seed": None, "on_iteration": None,
 }  # fmt: skip
 NAMES = ("synflow", "snip", "grasp", "magnitude", "random", "layerwise-random", "smart-ratio")
 
