@@ -151,9 +151,7 @@ def _encode(
     return payload.getvalue()
 
 
-def _encode_chunk(
-    stored: str, chunks: Sequence[NDArray[Any]], coded: list[bytes], at: int
-) -> None:
+def _encode_chunk(stored: str, chunks: Sequence[NDArray[Any]], coded: list[bytes], at: int) -> None:
     """Put the blocks of one chunk, a plane each, in its place."""
     unsigned, exponent, zigzag = _Split.of(stored)
     elements = chunks[at].view(unsigned.newbyteorder("<")).astype(unsigned, copy=False)
@@ -258,9 +256,7 @@ def _chunks(
         )
 
 
-def _decode_chunk(
-    stored: str, blocks: Sequence[_Block], out: NDArray[Any], place: str
-) -> None:
+def _decode_chunk(stored: str, blocks: Sequence[_Block], out: NDArray[Any], place: str) -> None:
     """Fill one chunk of elements from its blocks, a plane each."""
     unsigned, exponent, zigzag = _Split.of(stored)
     target = out.view(unsigned.newbyteorder("<"))
@@ -277,4 +273,3 @@ def _decode_chunk(
     _from_planes(planes, exponent, zigzag, elements)
     if elements is not target:
         target[:] = elements
-

@@ -1,10 +1,10 @@
 """Sections of dense tensors: raw, deflated, by the adaptive coder, or by coded byte planes.
 
-``adaptive`` (`pabzip.formats.dense_adaptive`) is nearly always the smallest where tensors are small,
-``planes`` (`pabzip.formats.dense_planes`) where they are large. For ``deflate``, good at what repeats
-over long stretches, and ``raw``, bytes of equal weight stand together: for each element type in the
-order of its first tensor, the elements of all its tensors in order, split into byte planes, the
-lowest byte of every element first.
+``adaptive`` (`pabzip.formats.dense_adaptive`) is nearly always the smallest where tensors are
+small, ``planes`` (`pabzip.formats.dense_planes`) where they are large. For ``deflate``, good at
+what repeats over long stretches, and ``raw``, bytes of equal weight stand together: for each
+element type in the order of its first tensor, the elements of all its tensors in order, split into
+byte planes, the lowest byte of every element first.
 """
 
 from __future__ import annotations

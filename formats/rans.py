@@ -77,7 +77,7 @@ def histogram(symbols: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
 
 @compiled
 def normalize(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> None:
-    """Write frequencies that add up to `TOTAL` and cost the counted bytes the fewest bits.
+    """Write frequencies that add up to `TOTAL`, of about the least cost for the counted bytes.
 
     Each is the count's share, rounded down, and at least 1 where the byte occurs. What is missing
     goes one by one to where it saves most, what is too much is taken from where it costs least; of

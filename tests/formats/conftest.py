@@ -147,17 +147,32 @@ def take_apart() -> Callable[[bytes], Parts]:
     return split
 
 
-@pytest.fixture(scope="session")
-def plain_dense() -> Callable[[list[list[Any]], bytes], dict[str, bytes]]:
-    """The decoder of ``adaptive`` sections in plain Python: header rows, payload -> bytes."""
-    path = Path(__file__).with_name("plain_dense.py")
-    described = importlib.util.spec_from_file_location("pabzip_plain_dense", path)
+PlainDecoder = Callable[[list[list[Any]], bytes], dict[str, bytes]]
+"""Returns the bytes of each tensor of a dense section, from its header rows and payload."""
+
+
+def plain_decoder(file: str) -> PlainDecoder:
+    """Import a decoder in plain Python that stands beside this file."""
+    path = Path(__file__).with_name(file)
+    described = importlib.util.spec_from_file_location(f"pabzip_{path.stem}", path)
     assert described is not None
     assert described.loader is not None
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
-    found: Callable[[list[list[Any]], bytes], dict[str, bytes]] = module.decode
+    found: PlainDecoder = module.decode
     return found
+
+
+@pytest.fixture(scope="session")
+def plain_dense() -> PlainDecoder:
+    """The decoder of ``adaptive`` sections."""
+    return plain_decoder("plain_dense.py")
+
+
+@pytest.fixture(scope="session")
+def plain_planes() -> PlainDecoder:
+    """The decoder of ``planes`` sections."""
+    return plain_decoder("plain_planes.py")
 
 
 @pytest.fixture(scope="session")
