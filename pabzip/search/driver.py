@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
-from pabzip.init import Selection, selected
+from pabzip.init import selected
 from pabzip.search.collapse import refuse_collapse, refuse_ties_at_zero, refuse_unscored
 from pabzip.search.masks import apply_masks, keep_largest
 from pabzip.search.schedule import PruneGroup, prune_groups
+from pabzip.selection import Selection
 
 OnIteration = Callable[[int, int], None]
 """Called as ``on_iteration(i, iterations)`` after each round, i from 1."""
