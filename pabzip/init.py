@@ -143,9 +143,7 @@ def init_(
         raise SeedError(f"init_: {error}") from None
     specs = {}
     for stream, (name, tensor) in enumerate(tensors.items()):
-        shape = tuple(tensor.shape)
-        if name in found:
-            shape = oriented(found[name], shape)
+        shape = oriented(holders.get(name), tensor.shape)
         try:
             specs[name] = scheme_spec(scheme, shape, stream=stream, mode=mode, gain=gain)
         except SeedError as error:
@@ -252,7 +250,7 @@ def dense_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
 
 def _each_once(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Return the parameters, each under the first of its names alone."""
-    first = {id(value): name for name, value in reversed(parameters.items())}
+    first = {id(value): name for name, value in reversed(list(parameters.items()))}
     return {name: value for name, value in parameters.items() if first[id(value)] == name}
 
 

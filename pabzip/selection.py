@@ -139,10 +139,14 @@ def _asks(only: Selection | None, module: nn.Module, prefix: str, name: str) -> 
     return only(module, prefix) if callable(only) else bool({name, prefix} & set(only))
 
 
-def oriented(weight: Weight, shape: Iterable[int]) -> tuple[int, ...]:
-    """Return the shape of a weight as (outputs, inputs, ...), the order that fans are read in."""
+def oriented(module: nn.Module | None, shape: Iterable[int]) -> tuple[int, ...]:
+    """Return the shape of a module's weight as (outputs, inputs, ...), as fans are read.
+
+    None stands for the module of a buffer.
+    """
+    kind, _ = (module is not None and weights_of(module)) or ("", ())
     sizes = tuple(shape)
-    return sizes[::-1] if weight.kind == "hf_conv1d" else sizes
+    return sizes[::-1] if kind == "hf_conv1d" else sizes
 
 
 def choose(

@@ -81,7 +81,8 @@ def _problem(value: Any) -> str | None:
             "expected a tensor with values, found one on the meta device; give it memory with "
             "net.to_empty(device=...) and load or initialize it"
         )
-    if is_traceable_wrapper_subclass(value) or value.is_nested:
+    wrapped: bool = is_traceable_wrapper_subclass(value)
+    if wrapped or value.is_nested:
         return (
             f"expected a plain tensor, found a {type(value).__name__}; gather or convert it first, "
             "as by full_tensor() or dequantize()"

@@ -9,6 +9,7 @@ from typing import Unpack
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
 from pabzip.errors import SearchError
@@ -117,7 +118,8 @@ class LossNetwork(NetworkCopy):
                     f"found one that cannot ({error}); search by another method"
                 ) from error
 
-        return self._summed(product)
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fast kernels have no second derivative
+            return self._summed(product)
 
     def _summed(self, derivative: Callable[[Tensor], Sequence[Tensor]]) -> dict[str, Tensor]:
         """Return the sum over the batches of what ``derivative`` gives for each one's loss."""
