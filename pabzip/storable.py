@@ -150,27 +150,29 @@ def _refuse_shared_memory(held: Mapping[str, torch.Tensor], drawn: Collection[in
     One parameter under several names is no such case. Views with gaps are not looked into.
     """
     ends: dict[tuple[torch.device, bool], tuple[int, str]] = {}
-    for name, value in sorted(_without_gaps(held), key=lambda found: found[1].data_ptr()):
-        own, start, device = id(value) in drawn, value.data_ptr(), value.device
+    for start, end, name in sorted(_spans(held)):
+        value = held[name]
+        own, device = id(value) in drawn, value.device
         # Where all tensors so far end, and where those to draw do.
-        end, other = ends.get((device, not own), (start, ""))
-        sizes = zip(value.shape, value.stride(), strict=True)
-        repeated = any(size > 1 and not step for size, step in sizes)
-        if end > start or (own and repeated):
+        last, other = ends.get((device, not own), (start, ""))
+        itself = own and end - start < value.nbytes
+        if last > start or itself:
             raise PackError(
                 f"{name}: expected memory of its own, found that it shares some with "
-                f"{other or 'itself'}; make tied weights one parameter, or leave this one out with "
-                "skip="
+                f"{'itself' if itself else other}; make tied weights one parameter, or leave this "
+                "one out with skip="
             )
         for part in {False, own}:
-            ends[device, part] = max(
-                ends.get((device, part), (0, "")), (start + value.nbytes, name)
-            )
+            ends[device, part] = max(ends.get((device, part), (0, "")), (end, name))
 
 
-def _without_gaps(held: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each tensor once that lies in memory without gaps, with one of its names."""
+def _spans(held: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, int, str]]:
+    """Yield the first byte of each tensor, the one after its last, and one of its names.
+
+    Those that lie in memory with gaps are left out.
+    """
     for name, value in {id(value): (name, value) for name, value in held.items()}.values():
-        reach = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
-        if value.device.type in ("cpu", "cuda") and reach < value.numel():
-            yield name, value
+        steps = zip(value.shape, value.stride(), strict=True)
+        reach = (1 + sum((size - 1) * step for size, step in steps)) * value.itemsize
+        if value.device.type in ("cpu", "cuda") and reach <= value.nbytes:
+            yield value.data_ptr(), value.data_ptr() + reach, name
