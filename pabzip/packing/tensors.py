@@ -39,7 +39,8 @@ from pabzip.packing.delta import change_of
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.frozen import KEPT, PRUNED
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
-from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
+from pabzip.storable import check_state, dense_from_torch
+from pabzip.ticket import SeededTensor, TiedTensor
 
 LEAST_ROW = 16
 """Fewer weights a row than this do not pay for a scale of their own."""
@@ -55,12 +56,7 @@ def state_tensors(
 
     With a ``base``, what is not seeded is kept as a change of its tensors where that is small.
     """
-    missing = [name for name in record.specs if name not in state]
-    if missing:
-        raise PackError(
-            f"{missing[0]}: expected this seeded weight in the state, found "
-            f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
-        )
+    check_state(state, record.specs)
     tensors: list[Tensor] = []
     ties, specs = find_ties(state, record.specs)
     frozen = {ties.get(name, name): found for name, found in record.frozen.items()}
@@ -68,11 +64,6 @@ def state_tensors(
     streams = (stream for stream in count() if stream not in taken)
     stream, recognized = next(streams), 0
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise PackError(
-                f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
-                "stored in a .pabz file, keep it outside the network's state_dict"
-            )
         if name in ties:
             tensors.append(TiedTensor(name, ties[name]))
         elif name in specs:
@@ -100,17 +91,11 @@ def state_tensors(
 
 
 def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
-    """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
+    """Read the codes of one weight, float32: 0 pruned, +1 sign kept, -1 sign flipped.
 
     Raises:
-        PackError: ``weight`` is not float32, or a survivor's magnitude is not the seed's, bit for
-            bit.
+        PackError: a survivor's magnitude is not the seed's, bit for bit.
     """
-    if weight.dtype != torch.float32:
-        raise PackError(
-            f"{name}: expected a float32 seeded weight, found {weight.dtype}; half precision "
-            "loses the magnitudes' bits: pack the float32 network and convert when loading"
-        )
     found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
     drawn = weights(seed, spec, 0, found.size)
     survivors = found != 0  # not-a-number counts as a survivor, and is then refused
@@ -153,16 +138,6 @@ def check_frozen(
             f"{found} instead of {expected}); train it by a score method with the same freezing, "
             "or attach a Seeding without frozen masks (pabzip.attach_seeding)"
         )
-
-
-def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
-    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
-    value = value.detach().cpu().contiguous()
-    dtype = str(value.dtype).removeprefix("torch.")
-    if value.dtype == torch.bfloat16:
-        value = value.view(torch.int16)
-        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
-    return DenseTensor(name, value.numpy().copy(), dtype, dtype)
 
 
 def load_any(source: File) -> Checkpoint | dict[str, torch.Tensor]:

@@ -141,7 +141,8 @@ class LossNetwork(NetworkCopy):
                     f"found one that cannot ({error}); search by another method"
                 ) from error
 
-        return self._summed(product)
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fast kernels have no second derivative
+            return self._summed(product)
 
     def _summed(self, derivative: Callable[[Tensor], Sequence[Tensor]]) -> dict[str, Tensor]:
         """Return the sum over the batches of what ``derivative`` gives for each one's loss."""
