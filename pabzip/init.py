@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 from pabzip.errors import SeedError
 from pabzip.seeds import Frozen, InitSpec, check_seed, scheme_spec, weights
+from pabzip.wrappers import RECORD, bare, check_whole, parameter_names, record_holders, unwrap
 
 if TYPE_CHECKING:
     from torch import nn
 
-
-_ATTRIBUTE = "_pabzip_seeding"
 
 Selection = Iterable[str] | Callable[["nn.Module", str], bool]
 """What ``only=`` and ``skip=`` take. Either names of weights or of modules (a module's name takes
@@ -85,10 +84,11 @@ def init_(
     """
     import torch
 
+    check_whole(net, "init_", "draw the network before fully_shard (or FSDP)", SeedError)
     check_seed(seed)
     if only is not None and not callable(only):
         only = [only] if isinstance(only, str) else list(only)  # read twice
-    holders = _weight_holders(net, only)
+    holders = _weight_holders(unwrap(net), only)
     expected = "a Conv or Linear weight, an Embedding itself (in only=)"
     chosen = _choose(net, holders, only, skip, expected)
     if not chosen:
@@ -111,54 +111,60 @@ def init_(
 def attach_seeding(net: nn.Module, seeding: Seeding) -> None:
     """Record on ``net`` that its weights follow ``seeding``; the weights are not touched.
 
+    Of a wrapped network, the record and its names are those of the network inside.
+
     Raises:
         SeedError: ``seeding`` names a parameter that ``net`` does not have, or freezes the mask of
             a weight that it does not seed.
     """
-    known = dict(net.named_parameters(remove_duplicate=False))
+    known = parameter_names(net)
     missing = [name for name in seeding.specs if name not in known]
     missing += [name for name in seeding.frozen if name not in seeding.specs]
     if missing:
         raise SeedError(
-            f"attach_seeding: expected parameters of {type(net).__name__}, found unknown names "
-            f"{', '.join(missing[:5])}; the seeding belongs to another network"
+            f"attach_seeding: expected parameters of {type(bare(net)).__name__}, found unknown "
+            f"names {', '.join(missing[:5])}; the seeding belongs to another network"
         )
-    object.__setattr__(net, _ATTRIBUTE, seeding)
+    for holder in record_holders(net):
+        object.__setattr__(holder, RECORD, seeding)
 
 
 def seeding(net: nn.Module) -> Seeding:
     """Return how the weights of ``net`` were drawn.
 
-    A wrapper that holds the network as ``.module`` (DataParallel, DistributedDataParallel) answers
-    for it, with names prefixed ``module.``.
+    A wrapper (DataParallel, DistributedDataParallel, ``torch.compile``, FSDP) answers for the
+    network inside, with the names that weights have there.
 
     Raises:
         SeedError: ``net`` was not initialized by `init_` nor loaded from a ticket.
     """
-    found = getattr(net, _ATTRIBUTE, None)
-    if found is not None:
-        return found  # type: ignore[no-any-return]
-    inner = getattr(getattr(net, "module", None), _ATTRIBUTE, None)
-    if inner is not None:
-        return Seeding(
-            inner.seed,
-            {f"module.{name}": spec for name, spec in inner.specs.items()},
-            {f"module.{name}": frozen for name, frozen in inner.frozen.items()},
+    inner = bare(net)
+    found: Seeding | None = getattr(inner, RECORD, None)
+    if found is None:
+        raise SeedError(
+            f"{type(inner).__name__}: expected a network drawn from a seed, found no record of "
+            "one; call pabzip.init_(net, seed=...) first"
         )
-    raise SeedError(
-        f"{type(net).__name__}: expected a network drawn from a seed, found no record of one; "
-        "call pabzip.init_(net, seed=...) first"
-    )
+    return found
 
 
 def seeded_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     """Return the seeded weights of ``net`` by name, in the order of their streams.
 
     Raises:
-        SeedError: ``net`` has no record of a seed (see `seeding`).
+        SeedError: ``net`` has no record of a seed (see `seeding`), or does not have a weight of it
+            any more.
     """
-    parameters = dict(net.named_parameters(remove_duplicate=False))
-    return {name: parameters[name] for name in seeding(net).specs}
+    specs = seeding(net).specs
+    parameters = dict(unwrap(net).named_parameters(remove_duplicate=False))
+    for name in specs:
+        if name not in parameters:
+            raise SeedError(
+                f"{name}: expected this seeded weight among the parameters, found "
+                f"{', '.join(list(parameters)[:4]) or 'none'}; leave the network as init_ found "
+                "it, and under FSDP use fully_shard, or FSDP with use_orig_params=True"
+            )
+    return {name: parameters[name] for name in specs}
 
 
 def selected(
@@ -178,7 +184,7 @@ def selected(
         SeedError: ``net`` has no record of a seed, or a name in ``only`` or ``skip`` is no seeded
             weight and no module that holds one.
     """
-    parameters = seeded_parameters(net)
+    parameters, net = seeded_parameters(net), unwrap(net)
     holders = {name: net.get_submodule(name.rpartition(".")[0]) for name in parameters}
     chosen = _choose(net, holders, only, skip, "a seeded weight")
     return {name: parameters[name] for name in chosen}
@@ -234,20 +240,3 @@ def _choose(
                 found |= matches
         chosen = [name for name in chosen if (name in found) == (option == "only")]
     return chosen
-
-
-def unwrap(net: nn.Module) -> nn.Module:
-    """Return the network inside DataParallel, DistributedDataParallel and ``torch.compile``.
-
-    The network may be wrapped any number of times, or not at all; it is left as it is.
-    """
-    from torch import nn
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-    while True:
-        if isinstance(net, DataParallel | DistributedDataParallel):
-            net = net.module
-        elif isinstance(getattr(net, "_orig_mod", None), nn.Module):  # torch.compile
-            net = net._orig_mod  # type: ignore[assignment]
-        else:
-            return net

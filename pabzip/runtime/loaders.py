@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, FormatError
-from pabzip.init import Seeding, attach_seeding, unwrap
+from pabzip.init import Seeding, attach_seeding
 from pabzip.ticket import Ticket
+from pabzip.wrappers import bare, full_state, load_full_state
 
 if TYPE_CHECKING:
     import torch
@@ -155,8 +156,8 @@ def load_into(
     not fit.
 
     Args:
-        net: a network with exactly the ticket's tensor names and shapes; a ``DataParallel``,
-            ``DistributedDataParallel`` or ``torch.compile`` wrapper is understood.
+        net: a network with exactly the ticket's tensor names and shapes, wrapped or not
+            (`pabzip.wrappers`); under FSDP every rank has to call this.
         source: as for `load`.
         verify: as for `load`.
         max_bytes: as for `load`.
@@ -170,11 +171,10 @@ def load_into(
     """
     require("torch", extra="torch", purpose="pabzip.load_into")
     with Ticket.open(source, max_bytes=max_bytes) as ticket:
-        inner = unwrap(net)
-        _check_fit(inner, ticket)
+        _check_fit(net, ticket)
         state = _read_state(ticket, device="cpu", dtype=None, verify=verify)
-        inner.load_state_dict(state, strict=True)
-        attach_seeding(inner, _seeding(ticket))
+        load_full_state(net, state)
+        attach_seeding(net, _seeding(ticket))
     return net
 
 
@@ -257,7 +257,7 @@ def _seeding(ticket: Ticket) -> Seeding:
 
 def _check_fit(net: nn.Module, ticket: Ticket) -> None:
     """Refuse a ticket whose names or shapes are not the network's."""
-    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in full_state(net).items()}
     found = {name: tuple(ticket.shape(name)) for name in ticket.names}
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
@@ -273,13 +273,13 @@ def _check_fit(net: nn.Module, ticket: Ticket) -> None:
                 f"{len(extra)} tensors of the file are not in the network ({', '.join(extra[:3])})"
             )
         raise ArchitectureError(
-            f"{type(net).__name__}: expected the same tensor names, found that "
+            f"{type(bare(net)).__name__}: expected the same tensor names, found that "
             f"{' and '.join(parts)}; build the network that was packed"
         )
     for name, shape in expected.items():
         if found[name] != shape:
             raise ArchitectureError(
-                f"{type(net).__name__}: {name}: expected shape {list(shape)}, found "
+                f"{type(bare(net)).__name__}: {name}: expected shape {list(shape)}, found "
                 f"{list(found[name])} in the file; build the network with the options it was "
                 "packed with"
             )

@@ -16,6 +16,7 @@ from pabzip.init import Selection, selected
 from pabzip.search.collapse import refuse_collapse, refuse_ties_at_zero, refuse_unscored
 from pabzip.search.masks import apply_masks, keep_largest
 from pabzip.search.schedule import PruneGroup, prune_groups
+from pabzip.wrappers import check_whole, unwrap
 
 OnIteration = Callable[[int, int], None]
 """Called as ``on_iteration(i, iterations)`` after each round, i from 1."""
@@ -58,6 +59,11 @@ class SearchCall:
     seed: int | None = None
     on_iteration: OnIteration | None = None
 
+    def __post_init__(self) -> None:
+        way = "search before fully_shard (or FSDP)"
+        check_whole(self.net, "the search", way, SearchError)
+        self.net = unwrap(self.net)
+
     @cached_property
     def chosen(self) -> dict[str, nn.Parameter]:
         """The weights to search, by name: seeded ones, or an explicit choice.
@@ -85,7 +91,8 @@ class SearchCall:
             if known.get(name) is not parameter:
                 raise SearchError(
                     f"weights[{name!r}]: expected a parameter of {type(net).__name__} under its "
-                    "own name, found another tensor; take them from net.named_parameters()"
+                    "own name, found another tensor; take them from net.named_parameters(), of a "
+                    "wrapped network from that of the network inside"
                 )
             if first_name.setdefault(id(parameter), name) != name:
                 raise SearchError(

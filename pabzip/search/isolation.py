@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
+from pabzip.wrappers import uncompiled, unwrap
 
 
 @contextmanager
@@ -52,7 +53,7 @@ class NetworkCopy:
     """
 
     def __init__(self, net: nn.Module, weights: Mapping[str, nn.Parameter], dtype: torch.dtype):
-        self._net = net
+        self._net = net = unwrap(net)
         self.device = next(iter(weights.values())).device
         names = {id(parameter): name for name, parameter in net.named_parameters()}
         self._state = {
@@ -106,7 +107,7 @@ class NetworkCopy:
         """
         where = f"{type(self._net).__name__} on inputs of shape {tuple(inputs.shape)}"
         try:
-            with self._recurrent_copies():
+            with uncompiled(), self._recurrent_copies():
                 output = torch.func.functional_call(self._net, self._state, (inputs,))
         except torch.OutOfMemoryError:
             raise
