@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pabzip._optional import require
 from pabzip.errors import SeedError
 from pabzip.seeds import Frozen, InitSpec, check_seed, scheme_spec, weights
 from pabzip.wrappers import RECORD, bare, check_whole, parameter_names, record_holders, unwrap
@@ -82,8 +83,7 @@ def init_(
 
     Source: Peek-a-Boo, Section 3.2 (initialization) and Table 3 (schemes).
     """
-    import torch
-
+    torch = require("torch", extra="torch", purpose="pabzip.init_")
     check_whole(net, "init_", "draw the network before fully_shard (or FSDP)", SeedError)
     check_seed(seed)
     if only is not None and not callable(only):

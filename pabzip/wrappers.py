@@ -139,7 +139,8 @@ def is_split(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a sharded tensor, which shares its memory; others as they are."""
-    return tensor.to_local() if is_split(tensor) else tensor  # type: ignore[operator,no-any-return]
+    part: Any = tensor
+    return part.to_local() if is_split(tensor) else tensor
 
 
 def full_state(net: nn.Module) -> dict[str, Any]:
@@ -169,7 +170,8 @@ def _child(module: nn.Module) -> nn.Module | None:
     torch = require("torch", extra="torch", purpose="a network")
     parallel = torch.nn.parallel
     if isinstance(module, parallel.DataParallel | parallel.DistributedDataParallel):
-        return module.module
+        inner: nn.Module = module.module
+        return inner
     return next((child for name, child in module.named_children() if name in _CHILDREN), None)
 
 
@@ -178,13 +180,14 @@ def _drawn_inside(net: nn.Module) -> nn.Module | None:
 
     One that has parameters of its own is a network that has another as its part.
     """
-    inner = getattr(net, "module", None)
+    inner: Any = getattr(net, "module", None)
     if RECORD in vars(net) or not hasattr(inner, "named_parameters"):
         return None
     own = {id(parameter) for parameter in net.parameters()}
     if RECORD not in vars(bare(inner)) or own != {id(p) for p in inner.parameters()}:
         return None
-    return inner
+    found: nn.Module = inner
+    return found
 
 
 def _view(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
