@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, BinaryIO, Union
 from pabzip._optional import require
 from pabzip.errors import PackError, SeedError
 from pabzip.formats import Base
-from pabzip.init import Seeding, seeding, unwrap
+from pabzip.init import Seeding, seeding
 from pabzip.packing.base import BaseSource, open_base
 from pabzip.ticket import Ticket, TicketReport
+from pabzip.wrappers import bare, full_state, unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,8 @@ def pack(
     before it takes the target's name, so a failure leaves the old file as it was.
 
     Args:
-        source: a network drawn by `pabzip.init_`, a `Checkpoint`, or the path of a ``model.pt``.
+        source: a network drawn by `pabzip.init_`, wrapped or not (under FSDP every rank has to call
+            this), a `Checkpoint`, or the path of a ``model.pt``.
             One whose magnitudes were trained names no seeded weight, and all its tensors are stored
             dense; zeros cost little there too.
         target: path of the file to write, or a binary stream.
@@ -173,9 +175,9 @@ def to_ticket(
         _check_rewound(source)
         source = source.at_initialization()
     if isinstance(source, torch.nn.Module):
-        net, record = _seeded_network(source, ternary or base is not None)
-        state: Mapping[str, torch.Tensor] = net.state_dict()
-        arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+        net, record = unwrap(source), _record(source, ternary or base is not None)
+        state: Mapping[str, torch.Tensor] = full_state(source)
+        arch, options = getattr(bare(source), "pabzip_arch", ("custom", {}))
     else:
         if not isinstance(source, Checkpoint | Mapping):
             load = load_state if ternary else load_checkpoint if base is None else load_any
@@ -226,18 +228,11 @@ def _check_rewound(checkpoint: Checkpoint) -> None:
             )
 
 
-def _seeded_network(net: nn.Module, ternary: bool) -> tuple[nn.Module, Seeding]:
-    """Return the network inside any wrappers, and its record; with ``ternary`` it may have none."""
-    net = unwrap(net)
+def _record(net: nn.Module, ternary: bool) -> Seeding:
+    """Return how a network was drawn; with ``ternary`` it need not have been."""
     try:
-        record = seeding(net)
+        return seeding(net)
     except SeedError:
         if not ternary:
             raise
-        return net, Seeding(0, {})
-    # The record of a wrapper of another kind, which holds the network as ``.module``.
-    if record.specs and all(name.startswith("module.") for name in record.specs):
-        inner = getattr(net, "module", None)
-        if inner is not None:
-            return _seeded_network(inner, ternary)
-    return net, record
+        return Seeding(0, {})

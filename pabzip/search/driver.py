@@ -20,6 +20,7 @@ from pabzip.search.masks import apply_masks, keep_largest
 from pabzip.search.schedule import PruneGroup, prune_groups
 from pabzip.search.starts import call_of_shape
 from pabzip.selection import Selection
+from pabzip.wrappers import check_whole, unwrap
 
 OnIteration = Callable[[int, int], None]
 """Called as ``on_iteration(i, iterations)`` after each round, i from 1."""
@@ -70,6 +71,11 @@ class SearchCall:
     seed: int | None = None
     on_iteration: OnIteration | None = None
 
+    def __post_init__(self) -> None:
+        way = "search before fully_shard (or FSDP)"
+        check_whole(self.net, "the search", way, SearchError)
+        self.net = unwrap(self.net)
+
     @cached_property
     def chosen(self) -> dict[str, nn.Parameter]:
         """The weights to search, by name: seeded ones, or an explicit choice.
@@ -97,7 +103,8 @@ class SearchCall:
             if known.get(name) is not parameter:
                 raise SearchError(
                     f"weights[{name!r}]: expected a parameter of {type(net).__name__} under its "
-                    "own name, found another tensor; take them from net.named_parameters()"
+                    "own name, found another tensor; take them from net.named_parameters(), of a "
+                    "wrapped network from that of the network inside"
                 )
             if first_name.setdefault(id(parameter), name) != name:
                 raise SearchError(

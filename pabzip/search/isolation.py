@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pabzip.calls import Call, main_output, shown
 from pabzip.errors import SearchError
+from pabzip.wrappers import uncompiled, unwrap
 
 Output = Callable[[Any], Tensor]
 """From what a network returns to the tensor that a search goes by."""
@@ -63,6 +64,7 @@ class NetworkCopy:
         dtype: torch.dtype,
         output: Output | None = None,
     ):
+        net = unwrap(net)
         self._net, self._output = net, output
         self.device = next(iter(weights.values())).device
         names = {id(parameter): name for name, parameter in net.named_parameters()}
@@ -133,7 +135,7 @@ class NetworkCopy:
             SearchError: the network refuses the inputs.
         """
         try:
-            with self._recurrent_copies():
+            with uncompiled(), self._recurrent_copies():
                 return torch.func.functional_call(
                     self._net, self._state, call.args, dict(call.kwargs)
                 )
