@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import BaseFileError, FormatError, shown
-from pabzip.formats.dense import DenseEntry, DenseTensor, finite, from_stored, to_stored
+from pabzip.formats.dense import DenseEntry, DenseTensor, from_stored, not_finite, to_stored
 from pabzip.formats.digest import StateDigest
 from pabzip.formats.kind import Coding, EntryKind, StoredKind
 from pabzip.formats.limits import (
@@ -343,7 +343,7 @@ class DeltaTensor(StoredKind):
         if self.change.form == "difference":
             return differing(base, numbers, self.dtype, self.name)
         assert self.scales is not None
-        if not finite(base, self.dtype).all():
+        if not_finite(base, self.dtype):
             raise FormatError(tensor_place(self.name), "expected a finite base, found other values")
         scales = self.scales
         if self.change.rows:

@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import ArchitectureError, FormatError, shown
-from pabzip.formats.dense import DenseEntry, DenseTensor, finite, from_stored, to_stored
+from pabzip.formats.dense import (
+    DenseEntry,
+    DenseTensor,
+    bfloat16_to_float32,
+    from_stored,
+    to_stored,
+)
 from pabzip.formats.kind import Coding, EntryKind, StoredKind
 from pabzip.formats.limits import (
     DENSE_TYPES,
@@ -343,7 +349,8 @@ class TernaryTensor(StoredKind):
         if self.scales is None:
             return
         dtype = self._parts_entry.scale_dtype
-        bad = ~finite(self.scales, dtype)
+        wide = bfloat16_to_float32(self.scales) if dtype == "bfloat16" else self.scales
+        bad = ~np.isfinite(wide)
         bits = self.scales.view(f"<u{self.scales.itemsize}")
         sign = 1 << (8 * bits.itemsize - 1)
         # The scale of a block may be 0. Elsewhere a weight of a code that is not 0 never is.

@@ -19,6 +19,7 @@ from pabzip.seeds.frozen import KEPT
 from pabzip.seeds.spec import fans
 from pabzip.selection import oriented
 from pabzip.unmask.rule import FlippingRule, check_not_negative, float32_weights, uniform_start
+from pabzip.wrappers import unwrap
 
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 """Builds the optimizer of the scores, such as ``lambda scores: torch.optim.SGD(scores, 0.1)``."""
@@ -256,7 +257,7 @@ class ScoreRule(FlippingRule):
 
     def kaiming_uniform(self, name: str) -> Tensor:
         """Return scores as published codes begin: evenly from -1/sqrt(fan_in) to 1/sqrt(fan_in)."""
-        module = self.net.get_submodule(name.rpartition(".")[0])
+        module = unwrap(self.net).get_submodule(name.rpartition(".")[0])
         fan_in, _ = fans(oriented(module, self.weights[name].shape))
         return self.uniform(name, fan_in**-0.5)
 

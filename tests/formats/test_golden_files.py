@@ -294,10 +294,8 @@ def test_a_second_reader_reads_the_same(
         numbered = [[f"{at}.{row[0]}", *row[1:]] for at, row in enumerate(members)]
         if encoding == "adaptive":
             found = plain_dense(numbered, payload)  # which goes by what follows the last full stop
-
-            found = plain_dense(members, payload)
         elif encoding == "planes":
-            found = plain_planes(members, payload)
+            found = plain_planes(numbered, payload)
         else:
             found = second_dense_reader(numbered, encoding, payload)
         for key, row in zip(numbered, members, strict=True):
