@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pabzip._optional import require
 from pabzip.errors import PackError, SeedError
 from pabzip.seeds import Frozen, InitSpec, check_seed, scheme_spec, weights
+from pabzip.wrappers import RECORD, bare, check_whole, parameter_names, record_holders, unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from pabzip.coverage import InitReport
     from pabzip.selection import Selection
 
-
-_ATTRIBUTE = "_pabzip_seeding"
 
 _log = logging.getLogger(__name__)
 
@@ -105,21 +105,22 @@ def init_(
 
     Source: Peek-a-Boo, Section 3.2 (initialization) and Table 3 (schemes).
     """
-    import torch
-
+    torch = require("torch", extra="torch", purpose="pabzip.init_")
     from pabzip.selection import checked_kinds, choose, drawable, oriented
     from pabzip.storable import check_network
 
+    check_whole(net, "init_", "draw the network before fully_shard (or FSDP)", SeedError)
     check_seed(seed)
     if only is not None and not callable(only):
         only = [only] if isinstance(only, str) else list(only)  # read twice
     kinds = checked_kinds(kinds)
-    found = drawable(net, kinds, only)
+    inner = unwrap(net)
+    found = drawable(inner, kinds, only)
     holders = {name: weight.module for name, weight in found.items()}
     listed = ", ".join(kinds)
     expected = f"a weight to draw ({listed}, or an Embedding itself in only=)"
-    chosen = choose(net, holders, only, skip, expected)
-    also = _buffers(net, [buffers] if isinstance(buffers, str) else buffers)
+    chosen = choose(inner, holders, only, skip, expected)
+    also = _buffers(inner, [buffers] if isinstance(buffers, str) else buffers)
     if not chosen and not also:
         raise SeedError(
             f"init_: expected at least one weight to seed ({listed}), found none in "
@@ -130,14 +131,14 @@ def init_(
         parameter = found[name].parameter
         if parameter is None:
             raise SeedError(
-                f"init_: {name}: expected a parameter to draw, found a weight that is computed from "
-                "others (parametrize, weight_norm, spectral_norm, prune); remove what computes it "
-                "before init_, or leave it out with skip="
+                f"init_: {name}: expected a parameter to draw, found a weight that is computed "
+                "from others (parametrize, weight_norm, spectral_norm, prune); remove what "
+                "computes it before init_, or leave it out with skip="
             )
         tensors[name] = parameter
     tensors |= also
     try:
-        check_network(net, tensors)
+        check_network(inner, tensors)
     except PackError as error:
         raise SeedError(f"init_: {error}") from None
     specs = {}
@@ -176,45 +177,42 @@ def _buffers(net: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
 def attach_seeding(net: nn.Module, seeding: Seeding) -> None:
     """Record on ``net`` that its weights follow ``seeding``; the weights are not touched.
 
+    Of a wrapped network, the record and its names are those of the network inside.
+
     Raises:
         SeedError: ``seeding`` names no parameter or buffer of ``net``, or freezes the mask of a
             weight that it does not seed.
     """
-    known = {name for name, _ in net.named_parameters(remove_duplicate=False)}
-    known |= {name for name, _ in net.named_buffers(remove_duplicate=False)}
+    known = parameter_names(net)
+    known |= {name for name, _ in unwrap(net).named_buffers(remove_duplicate=False)}
     missing = [name for name in seeding.specs if name not in known]
     missing += [name for name in seeding.frozen if name not in seeding.specs]
     if missing:
         raise SeedError(
-            f"attach_seeding: expected parameters and buffers of {type(net).__name__}, found "
+            f"attach_seeding: expected parameters and buffers of {type(bare(net)).__name__}, found "
             f"unknown names {', '.join(missing[:5])}; the seeding belongs to another network"
         )
-    object.__setattr__(net, _ATTRIBUTE, seeding)
+    for holder in record_holders(net):
+        object.__setattr__(holder, RECORD, seeding)
 
 
 def seeding(net: nn.Module) -> Seeding:
     """Return how the weights of ``net`` were drawn.
 
-    A wrapper that holds the network as ``.module`` (DataParallel, DistributedDataParallel) answers
-    for it, with names prefixed ``module.``.
+    A wrapper (DataParallel, DistributedDataParallel, ``torch.compile``, FSDP) answers for the
+    network inside, with the names that weights have there.
 
     Raises:
         SeedError: ``net`` was not initialized by `init_` nor loaded from a ticket.
     """
-    found = getattr(net, _ATTRIBUTE, None)
-    if found is not None:
-        return found  # type: ignore[no-any-return]
-    inner = getattr(getattr(net, "module", None), _ATTRIBUTE, None)
-    if inner is not None:
-        return Seeding(
-            inner.seed,
-            {f"module.{name}": spec for name, spec in inner.specs.items()},
-            {f"module.{name}": frozen for name, frozen in inner.frozen.items()},
+    inner = bare(net)
+    found: Seeding | None = getattr(inner, RECORD, None)
+    if found is None:
+        raise SeedError(
+            f"{type(inner).__name__}: expected a network drawn from a seed, found no record of "
+            "one; call pabzip.init_(net, seed=...) first"
         )
-    raise SeedError(
-        f"{type(net).__name__}: expected a network drawn from a seed, found no record of one; "
-        "call pabzip.init_(net, seed=...) first"
-    )
+    return found
 
 
 def seeded_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -223,11 +221,20 @@ def seeded_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     With `dense_parameters` they are all of ``net.parameters()``. Seeded buffers are not among them.
 
     Raises:
-        SeedError: ``net`` has no record of a seed (see `seeding`).
+        SeedError: ``net`` has no record of a seed (see `seeding`), or does not have a weight of it
+            any more.
     """
-    parameters = dict(net.named_parameters(remove_duplicate=False))
-    found = {name: parameters[name] for name in seeding(net).specs if name in parameters}
-    return _each_once(found)
+    inner, specs = unwrap(net), seeding(net).specs
+    parameters = dict(inner.named_parameters(remove_duplicate=False))
+    buffers = {name for name, _ in inner.named_buffers(remove_duplicate=False)}
+    for name in specs:
+        if name not in parameters and name not in buffers:
+            raise SeedError(
+                f"{name}: expected this seeded weight among the parameters, found "
+                f"{', '.join(list(parameters)[:4]) or 'none'}; leave the network as init_ found "
+                "it, and under FSDP use fully_shard, or FSDP with use_orig_params=True"
+            )
+    return _each_once({name: parameters[name] for name in specs if name in parameters})
 
 
 def dense_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -244,7 +251,8 @@ def dense_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
         SeedError: ``net`` has no record of a seed (see `seeding`).
     """
     seeded = {id(parameter) for parameter in seeded_parameters(net).values()}
-    return {name: value for name, value in net.named_parameters() if id(value) not in seeded}
+    named = unwrap(net).named_parameters()
+    return {name: value for name, value in named if id(value) not in seeded}
 
 
 def _each_once(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -264,7 +272,7 @@ def init_report(net: nn.Module) -> InitReport:
     """
     from pabzip.coverage import report
 
-    return report(net, seeding(net))
+    return report(unwrap(net), seeding(net))
 
 
 def selected(
@@ -286,24 +294,7 @@ def selected(
     """
     from pabzip.selection import choose
 
-    parameters = seeded_parameters(net)
+    parameters, net = seeded_parameters(net), unwrap(net)
     holders = {name: net.get_submodule(name.rpartition(".")[0]) for name in parameters}
     chosen = choose(net, holders, only, skip, "a seeded weight")
     return {name: parameters[name] for name in chosen}
-
-
-def unwrap(net: nn.Module) -> nn.Module:
-    """Return the network inside DataParallel, DistributedDataParallel and ``torch.compile``.
-
-    The network may be wrapped any number of times, or not at all; it is left as it is.
-    """
-    from torch import nn
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-    while True:
-        if isinstance(net, DataParallel | DistributedDataParallel):
-            net = net.module
-        elif isinstance(getattr(net, "_orig_mod", None), nn.Module):  # torch.compile
-            net = net._orig_mod  # type: ignore[assignment]
-        else:
-            return net

@@ -20,9 +20,9 @@ from pabzip.export.parity import (
     reference_logits,
 )
 from pabzip.formats.atomic import open_atomic
-from pabzip.init import unwrap
 from pabzip.runtime.onnx_session import Provider, session_logits, session_maker
 from pabzip.ticket import Ticket
+from pabzip.wrappers import check_whole, unwrap
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -157,6 +157,8 @@ def _copy(net: nn.Module) -> nn.Module:
     """Return a float32 copy of a network on the CPU, in evaluation mode."""
     import torch
 
+    way = "pack it, load the file into the network without FSDP, and export that"
+    check_whole(net, "exporting to ONNX", way, ExportError)
     try:
         twin = copy.deepcopy(unwrap(net))
     except (RuntimeError, TypeError) as error:

@@ -18,6 +18,9 @@ filter); BitNet b1.58 (Ma et al. 2024), Section 2 (a scale a matrix).
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
 import zlib
 from collections.abc import Mapping
 from itertools import count
@@ -27,9 +30,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pabzip.checkpoint import Checkpoint, File, load_state
 from pabzip.errors import PackError
-from pabzip.formats import Tensor
+from pabzip.formats import Base, Tensor
 from pabzip.init import Seeding
+from pabzip.packing.base import open_file
+from pabzip.packing.delta import change_of
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.frozen import KEPT, PRUNED
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
@@ -41,9 +47,15 @@ LEAST_ROW = 16
 
 
 def state_tensors(
-    state: Mapping[str, torch.Tensor], record: Seeding, ternary: bool
+    state: Mapping[str, torch.Tensor],
+    record: Seeding,
+    ternary: bool,
+    base: Base | None = None,
 ) -> list[Tensor]:
-    """Check every tensor of a state dict, and return them as a ticket's, in the same order."""
+    """Check every tensor of a state dict, and return them as a ticket's, in the same order.
+
+    With a ``base``, what is not seeded is kept as a change of its tensors where that is small.
+    """
     check_state(state, record.specs)
     tensors: list[Tensor] = []
     ties, specs = find_ties(state, record.specs)
@@ -61,13 +73,15 @@ def state_tensors(
             tensors.append(SeededTensor(name, specs[name], codes, frozen=frozen.get(name)))
         else:
             dense = dense_from_torch(name, value)
-            tensor = ternary_tensor(name, dense.values, record.seed, stream) if ternary else None
-            if tensor is not None:
-                stream, recognized = next(streams), recognized + 1
+            tensor: Tensor | None = None if base is None else change_of(dense, base)
+            if tensor is None and ternary:
+                tensor = ternary_tensor(name, dense.values, record.seed, stream)
+                if tensor is not None:
+                    stream, recognized = next(streams), recognized + 1
             tensors.append(tensor or dense)
     # What was packed so before has a spec of its own on record by now.
     known = any(spec.distribution == "signed_constant" for spec in record.specs.values())
-    if ternary and not recognized and not known:
+    if ternary and not recognized and not known and base is None:
         raise PackError(
             f"expected a ternary tensor, found none among {len(tensors)}: float32, of two or more "
             "dimensions, each value 0 or plus or minus one scale, of the tensor or of each row; "
@@ -124,6 +138,32 @@ def check_frozen(
             f"{found} instead of {expected}); train it by a score method with the same freezing, "
             "or attach a Seeding without frozen masks (pabzip.attach_seeding)"
         )
+
+
+def load_any(source: File) -> Checkpoint | dict[str, torch.Tensor]:
+    """Read a checkpoint, or tensors by name from a file of any form that may be a base.
+
+    Raises:
+        CheckpointError: a stream that holds neither checkpoint nor state dict.
+        BaseFileError: a file of no form that is known.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return load_state(source)
+    with open(source, "rb") if os.path.isfile(source) else io.BytesIO() as file:
+        if zipfile.is_zipfile(file) and not os.fspath(source).endswith(".npz"):
+            return load_state(source)
+    opened = open_file(source)
+    state = {}
+    for name in opened.names:
+        found = opened.read(name)
+        assert found is not None
+        values = np.array(found[1], order="C")
+        if found[0] == "bfloat16":
+            state[name] = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        else:
+            state[name] = torch.from_numpy(values)
+    opened.close()
+    return state
 
 
 def ternary_scales(values: NDArray[Any]) -> NDArray[np.float32] | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
-from pabzip.init import attach_seeding, seeding, unwrap
+from pabzip.init import attach_seeding, seeding
 from pabzip.seeds import Frozen, InitSpec
 from pabzip.supermask.edge_popup import EdgePopup
 from pabzip.supermask.scores import MakeOptimizer
@@ -81,7 +81,6 @@ class Biprop(EdgePopup):
             )
         self.gradient = gradient
         self.gains: dict[str, Tensor] = {}
-        net = unwrap(net)
         super().__init__(
             net, optimizer, keep_ratio, scope=scope, penalty=penalty, norm=norm, frozen=frozen
         )

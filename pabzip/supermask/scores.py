@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pabzip.errors import RecipeError
-from pabzip.init import attach_seeding, seeded_parameters, seeding, unwrap
+from pabzip.init import attach_seeding, seeded_parameters, seeding
 from pabzip.seeds import Frozen
 from pabzip.seeds.frozen import KEPT
 from pabzip.seeds.spec import fans
@@ -116,6 +116,7 @@ class ScoreRule(FlippingRule):
         super().__init__(list(self.scores.values()), {})
         self._optimizer = optimizer(list(self.scores.values()))
         self.param_groups = self._optimizer.param_groups
+        self.defaults = self._optimizer.defaults  # schedulers that cycle the momentum look there
         self._write()
 
     @abstractmethod
@@ -136,12 +137,11 @@ class ScoreRule(FlippingRule):
     def _freeze(self, frozen: Frozen | Mapping[str, Frozen] | None) -> None:
         """Put a frozen part of all masks on record, and draw the one that is there."""
         if frozen is not None:
-            inner = unwrap(self.net)
-            record = seeding(inner)
-            names = seeded_parameters(inner)
+            record = seeding(self.net)
+            names = seeded_parameters(self.net)
             each = dict.fromkeys(names, frozen) if isinstance(frozen, Frozen) else frozen
             masks = {name: part for name, part in each.items() if part != Frozen(0, 0)}
-            attach_seeding(inner, replace(record, frozen=masks))
+            attach_seeding(self.net, replace(record, frozen=masks))
         self.frozen: dict[str, Tensor] = {}
         self._kept_for_good: dict[str, Tensor] = {}
         self._count_kept: dict[str, int] = {}

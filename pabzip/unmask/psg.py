@@ -14,8 +14,10 @@ from torch.overrides import TorchFunctionMode
 from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters
 from pabzip.unmask.psg_functions import PsgConfig, psg_conv, psg_conv_transpose, psg_linear
+from pabzip.wrappers import unwrap
 
 _CONFIG = "_pabzip_psg"
+_BASE = "_pabzip_psg_base"
 
 _ROUTES: dict[Any, Callable[..., Tensor]] = {
     F.linear: psg_linear,
@@ -89,6 +91,7 @@ def apply_psg(
     twice, exact and quantized; here there is one of each.
     """
     config = PsgConfig() if config is None else config
+    net = unwrap(net)
     layers: dict[str, nn.Module] = {}
     by_weight: dict[str, nn.Module] = {
         f"{prefix}.weight" if prefix else "weight": module
@@ -136,7 +139,13 @@ def remove_psg(net: nn.Module) -> None:
 def _detach(module: nn.Module) -> None:
     """Give one layer its own class back, if it has PSG."""
     if hasattr(module, _CONFIG):
-        module.__class__ = type(module).__mro__[1]
+        own: Any = vars(type(module)).get(_BASE)
+        if own is None:
+            raise RecipeError(
+                f"remove: expected a layer as apply_psg left it, found a {type(module).__name__} "
+                "made of one; take PSG off before fully_shard, or put it on after"
+            )
+        module.__class__ = own
         object.__delattr__(module, _CONFIG)
 
 
@@ -159,6 +168,7 @@ def _psg_class(base: Any) -> Any:
         "__module__": base.__module__,
         "forward": forward,
         "__reduce_ex__": reduce_ex,
+        _BASE: base,
     }
     return type(f"Psg{base.__name__}", (base,), members)
 
