@@ -84,15 +84,14 @@ def init_(
             ``only=lambda module, name: isinstance(module, nn.Embedding)``.
         skip: the weights to leave dense.
         mode: ``"fan_in"`` or ``"fan_out"`` for the kaiming schemes. Fans are of the tensor as it
-            is stored, all gates of a recurrent weight and all heads of an attention together;
-            Hugging Face's ``Conv1D`` has its inputs first, and its fans are read so.
+            is stored: a recurrent weight with all its gates, ``in_proj_weight`` with queries, keys
+            and values. Hugging Face's ``Conv1D`` has its inputs first, and its fans are read so.
         gain: overrides the scheme's own gain (sqrt(2) for kaiming, 1 for xavier). A recurrent
             network without ReLU wants 1.
         kinds: what is drawn, some of `pabzip.selection.WEIGHT_KINDS`, or ``"all"``. By default all
-            but ``"embedding"``: a language model's embedding is most often trained on, and is
-            looked up, so that pruning and flipping it do something else than to a matrix.
-            ``kinds="all"`` draws it too, its padding row as well. One that is tied to a Linear
-            layer is drawn with that; leave it dense with ``skip=["lm_head"]``.
+            but ``"embedding"``, as ternary language models keep theirs in full precision.
+            ``kinds="all"`` draws them too, padding rows as well. One that is tied to a Linear
+            layer is drawn with that; ``skip=["lm_head"]`` leaves it dense.
         buffers: names of float32 buffers of two or more dimensions to draw as well, such as random
             projections, which nothing trains or prunes. Only those in the ``state_dict``.
 
@@ -132,9 +131,9 @@ def init_(
         parameter = found[name].parameter
         if parameter is None:
             raise SeedError(
-                f"{name}: expected a parameter to draw, found a weight that is computed from "
-                "others (parametrize, weight_norm, spectral_norm, prune); remove what computes it "
-                "before init_, or leave it out with skip="
+                f"init_: {name}: expected a parameter to draw, found a weight that is computed "
+                "from others (parametrize, weight_norm, spectral_norm, prune); remove what "
+                "computes it before init_, or leave it out with skip="
             )
         tensors[name] = parameter
     tensors |= also
@@ -148,7 +147,7 @@ def init_(
         try:
             specs[name] = scheme_spec(scheme, shape, stream=stream, mode=mode, gain=gain)
         except SeedError as error:
-            raise SeedError(f"{name}: {error}") from None
+            raise SeedError(f"init_: {name}: {error}") from None
     with torch.no_grad():
         for name, tensor in tensors.items():
             drawn = weights(seed, specs[name], 0, tensor.numel())

@@ -328,6 +328,7 @@ def _seeding(ticket: Ticket) -> Seeding:
         and ticket.tied(name) is None
         and ticket.scales(name) is None
     ]
+    seeded.sort(key=lambda name: ticket.spec(name).stream)  # as `init_` has them
     frozen = {name: ticket.frozen(name) for name in seeded}
     return Seeding(
         ticket.seed,
