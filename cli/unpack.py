@@ -18,7 +18,13 @@ from pabzip.cli._files import (
     open_output,
     open_ticket,
 )
-from pabzip.cli._options import max_bytes_option, output_option, reporting, threads_option
+from pabzip.cli._options import (
+    base_option,
+    max_bytes_option,
+    output_option,
+    reporting,
+    threads_option,
+)
 from pabzip.cli._output import Reporter, size
 
 if TYPE_CHECKING:
@@ -84,10 +90,20 @@ FORMATS: Mapping[str, Callable[[Tensors, BinaryIO], None]] = {
 """The writers by the suffix that stands for them; the first for stdout."""
 
 
-def _tensors(ticket: Ticket, threads: int | None, reporter: Reporter) -> Tensors:
+def _tensors(
+    ticket: Ticket,
+    threads: int | None,
+    reporter: Reporter,
+    *,
+    as_stored: bool,
+    bitnet_scale: str | None,
+) -> Tensors:
     """Yield the tensors of a ticket, and tell of each once it is written."""
-    for name in ticket.names:
-        yield name, ticket.dtype(name), ticket.exact(name, threads=threads)
+    for name in ticket.names if as_stored else ticket.plain_names:
+        found = ticket.state_tensor(
+            name, as_stored=as_stored, bitnet_scale=bitnet_scale, threads=threads
+        )
+        yield name, found.dtype, found.values
         reporter.detail(name)
 
 
@@ -100,7 +116,20 @@ def _tensors(ticket: Ticket, threads: int | None, reporter: Reporter) -> Tensors
     type=click.Choice(list(FORMATS)),
     help="The format of the output. [by its suffix; safetensors for stdout]",
 )
+@click.option(
+    "--as-stored",
+    is_flag=True,
+    help="Write ternary tensors in the layout that they were packed from (several weights a byte), "
+    "bit for bit, in place of plain weights.",
+)
+@click.option(
+    "--bitnet-scale",
+    type=click.Choice(["divide", "multiply"]),
+    help="What to do with weight_scale of BitNet tensors where FILE does not say: BitLinear "
+    "divides, AutoBitLinear multiplies.",
+)
 @threads_option
+@base_option
 @max_bytes_option
 @reporting
 def command(
@@ -108,7 +137,10 @@ def command(
     output: str | None,
     force: bool,
     format_name: str | None,
+    as_stored: bool,
+    bitnet_scale: str | None,
     threads: int | None,
+    base: str | None,
     max_bytes: int | None,
     reporter: Reporter,
 ) -> None:
@@ -116,14 +148,20 @@ def command(
 
     Writes .safetensors, .npz or .pt (a state dict); the first two need no torch. An .npz file has
     no bfloat16: such tensors become float32, exactly. FILE may be '-' for stdin; the output then
-    is stdout unless -o names a file.
+    is stdout unless -o names a file. A file of changes (pack --base) needs its --base, whose digest
+    is checked first.
     """
     target = output or default_output(source, f".{format_name or 'safetensors'}")
     reporter = reporter.for_output(target)
-    check_output(target, force=force, inputs=[source])
+    check_output(target, force=force, inputs=[source, *([base] if base else [])])
     chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
-    with open_ticket(source, max_bytes=max_bytes) as ticket, open_output(target) as file:
-        FORMATS[chosen](_tensors(ticket, threads, reporter), file)
-        count, written = len(ticket.names), file.tell()
+    with open_ticket(source, max_bytes=max_bytes, base=base) as ticket, open_output(target) as file:
+        ticket.check_base()
+        tensors = _tensors(
+            ticket, threads, reporter, as_stored=as_stored, bitnet_scale=bitnet_scale
+        )
+        FORMATS[chosen](tensors, file)
+        names = ticket.names if as_stored else ticket.plain_names
+        count, written = len(names), file.tell()
     values = {"output": target, "format": chosen, "tensors": count, "bytes": written}
     reporter.result(values, f"{source} -> {target}: {count} tensors, {size(written)}")

@@ -13,10 +13,19 @@ from . import (
 )
 from ._version import __version__ as __version__
 from .checkpoint import load_checkpoint, save_checkpoint
+from .coverage import InitReport
 from .errors import FormatError, PabzError
 from .export.onnx import export_onnx, load_session
 from .formats import DenseTensor, SeededTensor, TiedTensor
-from .init import Seeding, attach_seeding, init_, seeded_parameters, seeding
+from .init import (
+    Seeding,
+    attach_seeding,
+    dense_parameters,
+    init_,
+    init_report,
+    seeded_parameters,
+    seeding,
+)
 from .packing.pack import pack, save_file
 from .runtime.loaders import load, load_arrays, load_file, load_into, open  # noqa: A004
 from .seeds.spec import InitSpec
@@ -27,6 +36,7 @@ __all__ = [
     "DenseTensor",
     "Evaluation",
     "FormatError",
+    "InitReport",
     "InitSpec",
     "PabzError",
     "SeededTensor",
@@ -37,11 +47,13 @@ __all__ = [
     "__version__",
     "attach_seeding",
     "data",
+    "dense_parameters",
     "evaluate",
     "export",
     "export_onnx",
     "formats",
     "init_",
+    "init_report",
     "load",
     "load_arrays",
     "load_checkpoint",

@@ -401,7 +401,7 @@ def test_every_ticket_round_trips(data: Any) -> None:
         ([dense(values=np.zeros(2, np.float64))], "'b': expected a numpy array of float32"),
         ([dense(values=np.zeros(2, np.complex64), dtype="complex64")], "expected a known dtype"),
         ([DenseTensor("b", VALUES, "float32", "int8")], "expected a known stored dtype"),
-        (["w"], "expected SeededTensor, DenseTensor or TiedTensor, found str"),
+        (["w"], "expected SeededTensor, TernaryTensor, DenseTensor or TiedTensor, found str"),
     ],
 )
 def test_tensors_that_make_no_ticket(tensors: Any, message: str) -> None:

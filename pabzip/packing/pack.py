@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, BinaryIO, Union
 
 from pabzip._optional import require
 from pabzip.errors import PackError, SeedError
+from pabzip.formats import Base
 from pabzip.init import Seeding, seeding
+from pabzip.packing.base import BaseSource, open_base
 from pabzip.ticket import Ticket, TicketReport
 from pabzip.wrappers import bare, full_state, unwrap
 
@@ -33,6 +36,7 @@ def pack(
     metadata: Metadata | None = None,
     ternary: bool = False,
     ticket: bool = False,
+    base: BaseSource | None = None,
 ) -> TicketReport:
     """Write a network as a ``.pabz`` file; an existing file is replaced, as by ``torch.save``.
 
@@ -60,6 +64,12 @@ def pack(
         ticket: of a checkpoint whose magnitudes were trained, pack the ticket at initialization in
             their place: the seed and the mask (`Checkpoint.at_initialization`). Not of iterative
         magnitude pruning that went back to trained weights, of which no seed tells.
+        base: pack ``source`` as changes of these tensors, where that takes fewer bytes
+            (`pabzip.packing.delta`): the path of a file (.safetensors, an index of shards, .npz,
+            .pabz, .pt), tensors by name, a network, or an open `Ticket`. The file then needs the
+            same ``base`` to be read. ``source`` needs no seed, as with ``ternary``, and may be a
+            file of any of these forms. Tensors that the base has not, or has of another shape or
+            type, are packed as without it.
 
     A tensor of two or more dimensions that equals an earlier one to the bit is stored as a second
     name of it (`pabzip.packing.tensors`).
@@ -77,18 +87,25 @@ def pack(
         SeedError: ``source`` is a network or mapping without a record of its seed, or with
             ``ticket`` a checkpoint that does not say how its weights were drawn.
         CheckpointError: ``source`` is a path that holds no checkpoint of ours.
+        BaseFileError: ``base`` cannot be read.
 
     Source: Peek-a-Boo, Appendix D (what is stored); DESIGN, "Exactness".
     """
-    made = to_ticket(
-        source,
-        metadata=metadata,
-        fold_bn=fold_bn,
-        dense_dtype=dense_dtype,
-        ternary=ternary,
-        ticket=ticket,
-    )
-    return made.save(target, coder=coder, dense_dtype=dense_dtype)
+    with contextlib.ExitStack() as stack:
+        opened = None
+        if base is not None:
+            opened = open_base(base)
+            stack.callback(opened.close)
+        made = to_ticket(
+            source,
+            metadata=metadata,
+            fold_bn=fold_bn,
+            dense_dtype=dense_dtype,
+            ternary=ternary,
+            ticket=ticket,
+            base=opened,
+        )
+        return made.save(target, coder=coder, dense_dtype=dense_dtype)
 
 
 def save_file(
@@ -132,17 +149,18 @@ def to_ticket(
     dense_dtype: str | None = None,
     ternary: bool = False,
     ticket: bool = False,
+    base: Base | None = None,
 ) -> Ticket:
     """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`.
 
-    ``dense_dtype`` rounds nothing here: it is what `Ticket.save` is going to be given, so that a
+    ``base`` is open, and stays in use by the ticket. ``dense_dtype`` rounds nothing here: it is what `Ticket.save` is going to be given, so that a
     folded network is checked as it will load.
     """
     require("torch", extra="torch", purpose="packing a network")
     import torch
 
     from pabzip.checkpoint import Checkpoint, load_checkpoint, load_state
-    from pabzip.packing.tensors import state_tensors
+    from pabzip.packing.tensors import load_any, state_tensors
 
     net: nn.Module | None = None
     own: Metadata = {}
@@ -157,21 +175,22 @@ def to_ticket(
         _check_rewound(source)
         source = source.at_initialization()
     if isinstance(source, torch.nn.Module):
-        net, record = unwrap(source), _record(source, ternary)
+        net, record = unwrap(source), _record(source, ternary or base is not None)
         state: Mapping[str, torch.Tensor] = full_state(source)
         arch, options = getattr(bare(source), "pabzip_arch", ("custom", {}))
     else:
         if not isinstance(source, Checkpoint | Mapping):
-            source = load_state(source) if ternary else load_checkpoint(source)
+            load = load_state if ternary else load_checkpoint if base is None else load_any
+            source = load(source)
         if isinstance(source, Checkpoint):
             state, record, own = source.state_dict, source.seeding, source.metadata()
             arch, options = source.arch, source.arch_options
         else:
-            if not ternary:
+            if not ternary and base is None:
                 raise SeedError(
                     f"expected a network or a checkpoint, found a {type(source).__name__} without "
                     "the seed that drew its tensors; ternary=True (--ternary) packs ternary "
-                    "tensors without one"
+                    "tensors without one, base=... (--base) the changes from another file"
                 )
             if fold_bn:
                 raise PackError(
@@ -187,7 +206,7 @@ def to_ticket(
         metadata = {**metadata, "folded": True}
     return Ticket(
         seed=record.seed,
-        tensors=state_tensors(state, record, ternary),
+        tensors=state_tensors(state, record, ternary, base),
         arch=arch,
         arch_options=options,
         metadata=metadata,

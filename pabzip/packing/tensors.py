@@ -18,6 +18,9 @@ filter); BitNet b1.58 (Ma et al. 2024), Section 2 (a scale a matrix).
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
 import zlib
 from collections.abc import Mapping
 from itertools import count
@@ -27,28 +30,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pabzip.checkpoint import Checkpoint, File, load_state
 from pabzip.errors import PackError
-from pabzip.formats import Tensor
+from pabzip.formats import Base, Tensor
 from pabzip.init import Seeding
+from pabzip.packing.base import open_file
+from pabzip.packing.delta import change_of
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.frozen import KEPT, PRUNED
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
-from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
+from pabzip.storable import check_state, dense_from_torch
+from pabzip.ticket import SeededTensor, TiedTensor
 
 LEAST_ROW = 16
 """Fewer weights a row than this do not pay for a scale of their own."""
 
 
 def state_tensors(
-    state: Mapping[str, torch.Tensor], record: Seeding, ternary: bool
+    state: Mapping[str, torch.Tensor],
+    record: Seeding,
+    ternary: bool,
+    base: Base | None = None,
 ) -> list[Tensor]:
-    """Check every tensor of a state dict, and return them as a ticket's, in the same order."""
-    missing = [name for name in record.specs if name not in state]
-    if missing:
-        raise PackError(
-            f"{missing[0]}: expected this seeded weight in the state, found "
-            f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
-        )
+    """Check every tensor of a state dict, and return them as a ticket's, in the same order.
+
+    With a ``base``, what is not seeded is kept as a change of its tensors where that is small.
+    """
+    check_state(state, record.specs)
     tensors: list[Tensor] = []
     ties, specs = find_ties(state, record.specs)
     frozen = {ties.get(name, name): found for name, found in record.frozen.items()}
@@ -56,11 +64,6 @@ def state_tensors(
     streams = (stream for stream in count() if stream not in taken)
     stream, recognized = next(streams), 0
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise PackError(
-                f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
-                "stored in a .pabz file, keep it outside the network's state_dict"
-            )
         if name in ties:
             tensors.append(TiedTensor(name, ties[name]))
         elif name in specs:
@@ -70,13 +73,15 @@ def state_tensors(
             tensors.append(SeededTensor(name, specs[name], codes, frozen=frozen.get(name)))
         else:
             dense = dense_from_torch(name, value)
-            tensor = ternary_tensor(name, dense.values, record.seed, stream) if ternary else None
-            if tensor is not None:
-                stream, recognized = next(streams), recognized + 1
+            tensor: Tensor | None = None if base is None else change_of(dense, base)
+            if tensor is None and ternary:
+                tensor = ternary_tensor(name, dense.values, record.seed, stream)
+                if tensor is not None:
+                    stream, recognized = next(streams), recognized + 1
             tensors.append(tensor or dense)
     # What was packed so before has a spec of its own on record by now.
     known = any(spec.distribution == "signed_constant" for spec in record.specs.values())
-    if ternary and not recognized and not known:
+    if ternary and not recognized and not known and base is None:
         raise PackError(
             f"expected a ternary tensor, found none among {len(tensors)}: float32, of two or more "
             "dimensions, each value 0 or plus or minus one scale, of the tensor or of each row; "
@@ -86,17 +91,11 @@ def state_tensors(
 
 
 def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
-    """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
+    """Read the codes of one weight, float32: 0 pruned, +1 sign kept, -1 sign flipped.
 
     Raises:
-        PackError: ``weight`` is not float32, or a survivor's magnitude is not the seed's, bit for
-            bit.
+        PackError: a survivor's magnitude is not the seed's, bit for bit.
     """
-    if weight.dtype != torch.float32:
-        raise PackError(
-            f"{name}: expected a float32 seeded weight, found {weight.dtype}; half precision "
-            "loses the magnitudes' bits: pack the float32 network and convert when loading"
-        )
     found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
     drawn = weights(seed, spec, 0, found.size)
     survivors = found != 0  # not-a-number counts as a survivor, and is then refused
@@ -141,14 +140,30 @@ def check_frozen(
         )
 
 
-def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
-    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
-    value = value.detach().cpu().contiguous()
-    dtype = str(value.dtype).removeprefix("torch.")
-    if value.dtype == torch.bfloat16:
-        value = value.view(torch.int16)
-        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
-    return DenseTensor(name, value.numpy().copy(), dtype, dtype)
+def load_any(source: File) -> Checkpoint | dict[str, torch.Tensor]:
+    """Read a checkpoint, or tensors by name from a file of any form that may be a base.
+
+    Raises:
+        CheckpointError: a stream that holds neither checkpoint nor state dict.
+        BaseFileError: a file of no form that is known.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return load_state(source)
+    with open(source, "rb") if os.path.isfile(source) else io.BytesIO() as file:
+        if zipfile.is_zipfile(file) and not os.fspath(source).endswith(".npz"):
+            return load_state(source)
+    opened = open_file(source)
+    state = {}
+    for name in opened.names:
+        found = opened.read(name)
+        assert found is not None
+        values = np.array(found[1], order="C")
+        if found[0] == "bfloat16":
+            state[name] = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        else:
+            state[name] = torch.from_numpy(values)
+    opened.close()
+    return state
 
 
 def ternary_scales(values: NDArray[Any]) -> NDArray[np.float32] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -13,16 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pabzip.search.isolation import NetworkCopy
+from pabzip.calls import Call
+from pabzip.errors import SearchError
+from pabzip.search.isolation import NetworkCopy, Output
 from pabzip.search.layer_products import Product, read_call
 from pabzip.search.linear_forms import linear_form
+from pabzip.search.starts import LookupStarts, call_of_shape, starting
 
 
 class LinearizedForward(TorchFunctionMode):
     """Within it, a network computes by linear forms, and its layers' products are kept.
 
     Args:
-        inputs: the network's input, which requires a gradient.
+        inputs: where the flow starts, leaf tensors that require a gradient; `start` adds more.
         weights: the weights by name, as the network will use them. Linear maps and convolutions
             by them are kept as `Product`; a use of any other kind (a transposed convolution, an
             embedding, a weight that is transformed first) is left to autograd.
@@ -32,15 +35,22 @@ class LinearizedForward(TorchFunctionMode):
         reached: names of the weights that met an activation.
     """
 
-    def __init__(self, inputs: Tensor, weights: Mapping[str, Tensor]):
+    def __init__(self, inputs: Iterable[Tensor], weights: Mapping[str, Tensor]):
         super().__init__()
         self.products: dict[str, list[Product]] = {name: [] for name in weights}
         self.reached: set[str] = set()
         self._names = {id(weight): name for name, weight in weights.items()}
-        self._inputs = inputs
-        # Nodes of autograd's graph that lead to the input, and nodes that do not.
-        self._active: set[Any] = {inputs.view_as(inputs).grad_fn.next_functions[0][0]}  # type: ignore[union-attr]
+        self._starts: list[Tensor] = []
+        # Nodes of autograd's graph that lead to a start, and nodes that do not.
+        self._active: set[Any] = set()
         self._passive: set[Any] = {None}
+        for tensor in inputs:
+            self.start(tensor)
+
+    def start(self, tensor: Tensor) -> None:
+        """Let the flow start at a leaf tensor, too."""
+        self._starts.append(tensor)
+        self._active.add(tensor.view_as(tensor).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -85,7 +95,7 @@ class LinearizedForward(TorchFunctionMode):
                 seen.add(node)
                 nodes.extend(following for following, _ in node.next_functions)
         self._passive |= seen
-        return value is self._inputs
+        return any(value is start for start in self._starts)
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
@@ -116,18 +126,23 @@ class Flow:
     The gradient of R by a weight is the sum of its products' parts and of its rest.
 
     Attributes:
-        total: R, the sum of the outputs for an input of ones.
+        total: R, the sum of the outputs for inputs of ones.
         products: of each weight by name, as `LinearizedForward` keeps them.
         rests: gradients by each weight through its other uses; None where there are none.
         reached: names of the weights that met an activation.
-        from_input: gradient of R by the input, of shape ``(1, *input_shape)``.
+        from_inputs: gradients of R by the tensors that the flow starts at.
     """
 
     total: float
     products: Mapping[str, list[Product]]
     rests: Mapping[str, Tensor | None]
     reached: set[str]
-    from_input: Tensor
+    from_inputs: Sequence[Tensor]
+
+    @property
+    def connected(self) -> bool:
+        """Whether a path leads from an input to the output."""
+        return any(bool(torch.any(gradient != 0)) for gradient in self.from_inputs)
 
 
 class LinearizedNetwork(NetworkCopy):
@@ -136,34 +151,49 @@ class LinearizedNetwork(NetworkCopy):
     Calls run in evaluation mode. All of it is computed in float64: R is a product over the layers,
     and overflows float32 soon.
 
-    ``input_shape`` is that of one input, without the batch dimension.
+    Args:
+        net: any network whose output, or what ``output`` makes of it, is a floating tensor.
+        weights: the weights that get gradients.
+        inputs: a call, or the shape of one input without the batch dimension.
+        output: from what the network returns to a tensor; None takes `pabzip.calls.main_output`.
     """
 
     def __init__(
-        self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: tuple[int, ...]
+        self,
+        net: nn.Module,
+        weights: Mapping[str, nn.Parameter],
+        inputs: Call | Sequence[int],
+        output: Output | None = None,
     ):
-        super().__init__(net, weights, torch.float64)
+        super().__init__(net, weights, torch.float64, output)
         with torch.no_grad():
             for tensor in self._state.values():
                 if tensor.is_floating_point():
                     tensor.abs_()
-        self._input_shape = input_shape
+        self._inputs = inputs if isinstance(inputs, Call) else call_of_shape(inputs)
 
     def flow(self) -> Flow:
         """Return R and what its gradients are made of; raises what a call of the network does."""
         with self.isolated(training=lambda _: False):
-            ones = torch.ones(
-                (1, *self._input_shape), dtype=torch.float64, device=self.device,
-                requires_grad=True,
-            )  # fmt: skip
-            with LinearizedForward(ones, self.weights) as forward:
-                total = self(ones).sum()
-            wanted = [ones, *self.weights.values()]
-            first, *rest = torch.autograd.grad(total, wanted, allow_unused=True)
+            call, starts = starting(self._inputs, self.device)
+            with LinearizedForward(starts, self.weights) as forward:
+                lookups = LookupStarts(
+                    call, self._by_original.values(), self.weights.values(), forward.start
+                )
+                with lookups:
+                    total = self(call).sum()
+            starts += lookups.starts
+            if not starts:
+                raise SearchError(
+                    f"{self._where(call)}: expected a floating input for the flow to start at, or "
+                    "integers that look up a parameter, as embeddings do, found neither; search "
+                    "by magnitude or at random"
+                )
+            found = torch.autograd.grad(total, [*starts, *self.weights.values()], allow_unused=True)
         return Flow(
             total=float(total.detach()),
             products=forward.products,
-            rests=dict(zip(self.weights, rest, strict=True)),
+            rests=dict(zip(self.weights, found[len(starts) :], strict=True)),
             reached=forward.reached,
-            from_input=torch.zeros_like(ones) if first is None else first,
+            from_inputs=[gradient for gradient in found[: len(starts)] if gradient is not None],
         )

@@ -110,17 +110,21 @@ class Biprop(EdgePopup):
 
 
 class _GainSpecs(Mapping[str, InitSpec]):
-    """Init specs by name: signed constants, whose scales are the gains at the time of reading."""
+    """Init specs by name: signed constants, whose scales are the gains at the time of reading.
+
+    Those without a gain, of buffers, stay as they are.
+    """
 
     def __init__(self, specs: Mapping[str, InitSpec], gains: Mapping[str, Tensor]):
-        self._streams = {name: spec.stream for name, spec in specs.items()}
+        self._specs = dict(specs)
         self._gains = gains
 
     def __getitem__(self, name: str) -> InitSpec:
-        return InitSpec("signed_constant", float(self._gains[name]), self._streams[name])
+        spec, gain = self._specs[name], self._gains.get(name)
+        return spec if gain is None else InitSpec("signed_constant", float(gain), spec.stream)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._streams)
+        return iter(self._specs)
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._specs)

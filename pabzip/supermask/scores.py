@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pabzip.errors import RecipeError
-from pabzip.init import attach_seeding, seeding
+from pabzip.init import attach_seeding, seeded_parameters, seeding
 from pabzip.seeds import Frozen
 from pabzip.seeds.frozen import KEPT
 from pabzip.seeds.spec import fans
+from pabzip.selection import oriented
 from pabzip.unmask.rule import FlippingRule, check_not_negative, float32_weights, uniform_start
 
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
@@ -137,7 +138,8 @@ class ScoreRule(FlippingRule):
         """Put a frozen part of all masks on record, and draw the one that is there."""
         if frozen is not None:
             record = seeding(self.net)
-            each = dict.fromkeys(record.specs, frozen) if isinstance(frozen, Frozen) else frozen
+            names = seeded_parameters(self.net)
+            each = dict.fromkeys(names, frozen) if isinstance(frozen, Frozen) else frozen
             masks = {name: part for name, part in each.items() if part != Frozen(0, 0)}
             attach_seeding(self.net, replace(record, frozen=masks))
         self.frozen: dict[str, Tensor] = {}
@@ -254,7 +256,8 @@ class ScoreRule(FlippingRule):
 
     def kaiming_uniform(self, name: str) -> Tensor:
         """Return scores as published codes begin: evenly from -1/sqrt(fan_in) to 1/sqrt(fan_in)."""
-        fan_in, _ = fans(tuple(self.weights[name].shape))
+        module = self.net.get_submodule(name.rpartition(".")[0])
+        fan_in, _ = fans(oriented(module, self.weights[name].shape))
         return self.uniform(name, fan_in**-0.5)
 
     def state_dict(self) -> dict[str, Any]:

@@ -76,11 +76,10 @@ def seed_signs(net: nn.Module) -> dict[str, Tensor]:
     They are int8 tensors of -1 and +1 by name, of the weights' shapes, on the CPU.
     """
     record = seeding(net)
-    parameters = seeded_parameters(net)
     signs = {}
-    for name, spec in record.specs.items():
-        drawn = torch.from_numpy(weights(record.seed, spec, 0, parameters[name].numel()))
-        signs[name] = drawn.sign().to(torch.int8).view(parameters[name].shape)
+    for name, parameter in seeded_parameters(net).items():
+        drawn = torch.from_numpy(weights(record.seed, record.specs[name], 0, parameter.numel()))
+        signs[name] = drawn.sign().to(torch.int8).view(parameter.shape)
     return signs
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from pabzip.errors import RecipeError
-from pabzip.init import seeding
+from pabzip.init import seeded_parameters
 from pabzip.unmask.psg_functions import PsgConfig, psg_conv, psg_conv_transpose, psg_linear
 from pabzip.wrappers import unwrap
 
@@ -73,15 +73,16 @@ def apply_psg(
         net: the network.
         config: bit-widths and thresholds; the paper's by default.
         weights: names of the weights whose layers to change (a mapping with these keys serves), all
-            layers of a weight that several share; the seeded ones by default, which leaves a dense
-            classifier alone as published.
+            layers of a weight that several share. By default the seeded ones of Conv and Linear
+            layers, which leaves a dense classifier alone as published; seeded weights of other
+            kinds (recurrent, attention, embeddings) keep exact gradients.
 
     Returns:
         A handle; its ``remove()`` undoes all this.
 
     Raises:
-        RecipeError: a name that is not the weight of a Conv or Linear layer, or a layer that
-            has PSG already.
+        RecipeError: a name that is not the weight of a Conv or Linear layer, no such seeded
+            weight, or a layer that has PSG already.
         SeedError: ``weights`` is not given and ``net`` was not drawn from a seed.
 
     Source: Peek-a-Boo, Sections 3.3 and 4.4; Wang et al. 2019 (E2-Train), who take the signs of the
@@ -90,7 +91,6 @@ def apply_psg(
     twice, exact and quantized; here there is one of each.
     """
     config = PsgConfig() if config is None else config
-    names = list(seeding(net).specs if weights is None else weights)
     net = unwrap(net)
     layers: dict[str, nn.Module] = {}
     by_weight: dict[str, nn.Module] = {
@@ -98,6 +98,14 @@ def apply_psg(
         for prefix, module in net.named_modules(remove_duplicate=False)
         if isinstance(module, nn.Linear | _ConvNd)
     }
+    seeded = {id(weight) for weight in (seeded_parameters(net).values() if weights is None else ())}
+    named = [name for name, module in by_weight.items() if id(module.weight) in seeded]
+    names = named if weights is None else list(weights)
+    if weights is None and not names:
+        raise RecipeError(
+            f"apply_psg: expected a seeded weight of a Conv or Linear layer in "
+            f"{type(net).__name__}, found none; gradients of other kinds of weights stay exact"
+        )
     for name in names:
         if name not in by_weight:
             raise RecipeError(
