@@ -445,6 +445,12 @@ class CheckedBase:
         with self._lock:
             if self._checked or not self._entries:
                 return
+            if self._base is None:
+                raise BaseFileError(
+                    f"base: expected the one that the file was packed on, with SHA-256 "
+                    f"{self._sha256}, found none; give it with base=... (on the command line "
+                    "--base FILE)"
+                )
             digest = StateDigest()
             for entry in self._entries:
                 values = self._fitting(entry)
@@ -464,19 +470,15 @@ class CheckedBase:
 
     def _fitting(self, entry: Entry) -> NDArray[Any]:
         """Return the base's tensor for an entry, which must fit, from a base not yet checked."""
-        place = tensor_place(entry.name)
-        if self._base is None:
-            raise BaseFileError(
-                f"{place}: expected the base that it changes, with SHA-256 {self._sha256}, found "
-                "none; give it with base=... (on the command line --base FILE)"
-            )
+        assert self._base is not None
         found = self._base.read(entry.name)
         values = None if found is None else fitting(*found, entry.dtype, entry.shape)
         if values is None:
             there = "none" if found is None else f"{found[0]} {list(found[1].shape)}"
             raise BaseFileError(
-                f"base: {place}: expected {entry.dtype} {list(entry.shape)}, found {there}; give "
-                f"the base that the file was packed on, with SHA-256 {self._sha256}"
+                f"base: {tensor_place(entry.name)}: expected {entry.dtype} {list(entry.shape)}, "
+                f"found {there}; give the base that the file was packed on, with SHA-256 "
+                f"{self._sha256}"
             )
         return values
 

@@ -242,7 +242,7 @@ def _fit_rows(
     numbers: NDArray[np.int8],
     scales: NDArray[Any],
 ) -> bool:
-    """Write a step size for each row, and the numbers of steps; return whether all rows have one."""
+    """Write a step size and numbers of steps for each row; return whether all rows have some."""
     rows = len(scales)
     size = pair[0].size // rows
     changed = np.flatnonzero(_bits(pair[0]) != _bits(pair[1]))

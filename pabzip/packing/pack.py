@@ -151,7 +151,9 @@ def to_ticket(
 ) -> Ticket:
     """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`.
 
-    ``base`` is open, and stays in use by the ticket. ``dense_dtype`` rounds nothing here: it is what `Ticket.save` is going to be given, so that a
+    ``base`` is open, and stays in use by the ticket.
+
+    ``dense_dtype`` rounds nothing here: it is what `Ticket.save` is going to be given, so that a
     folded network is checked as it will load.
     """
     require("torch", extra="torch", purpose="packing a network")
