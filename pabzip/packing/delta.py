@@ -69,8 +69,11 @@ def delta_tensor(
         return None
     pair = (base_array.reshape(-1), array.reshape(-1))
 
-    def made(change: Change, *numbers: NDArray[Any]) -> DeltaTensor:
-        return DeltaTensor(name, array.shape, dtype, change, *numbers, base=lambda: base_array)
+    def made(
+        change: Change, numbers: NDArray[Any] | None = None, scales: NDArray[Any] | None = None
+    ) -> DeltaTensor:
+        shape = array.shape
+        return DeltaTensor(name, shape, dtype, change, numbers, scales, lambda: base_array)
 
     if np.array_equal(_bits(pair[0]), _bits(pair[1])):
         return made(Change("equal"))
@@ -163,10 +166,10 @@ def _smallest_steps(
                 found = _steps(pair, shape[0] if rows else 1, dtype, change, most)
                 if found is None:
                     continue
-                numbers, scales = found
+                scales = found[1] if rows else found[1].reshape(())
                 if most == 1:
-                    change, numbers = replace(change, stored="trits"), _packed(numbers)
-                return change, numbers, scales if rows else scales.reshape(())
+                    return replace(change, stored="trits"), _packed(found[0]), scales
+                return change, found[0], scales
     return None
 
 

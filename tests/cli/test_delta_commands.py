@@ -36,7 +36,7 @@ def test_a_fine_tune_goes_there_and_back(project, run, tuned):
     result = run("pack", "tuned.safetensors", "--base", "base.safetensors")
     assert result.exit_code == 0, result.stderr
     assert "tuned.safetensors -> tuned.pabz" in result.stdout
-    assert "changes of base.safetensors (1 steps, 2 equal, 1 dense)" in result.stdout
+    assert "changes of base.safetensors (2 equal, 1 dense, 1 steps)" in result.stdout
     packed = (project.folder / "tuned.pabz").stat().st_size
     assert packed < 0.25 * 64 * 128 * 2
     assert run("verify", "tuned.pabz", "--base", "base.safetensors").exit_code == 0
