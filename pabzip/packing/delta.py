@@ -12,9 +12,10 @@ their top-k signs times one scalar.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,22 +95,23 @@ def change_of(tensor: DenseTensor, base: Base) -> DeltaTensor | None:
     Raises:
         BaseFileError: the base is damaged.
     """
-    there = base.read(tensor.name)
-    if there is None or tensor.stored != tensor.dtype:
+    if tensor.stored != tensor.dtype:
         return None
-    values = fitting(*there, tensor.dtype, tensor.shape)
+    values = _of_base(base, tensor.name, tensor.dtype, tensor.shape)
     if values is None:
         return None
     found = delta_tensor(tensor.name, tensor.values, tensor.dtype, values)
-    return None if found is None else found.on_base(lambda: _again(tensor, base))
+    if found is None:
+        return None
+    # By name, so that neither the base's values nor the tuned ones are kept meanwhile.
+    read = partial(_of_base, base, tensor.name, tensor.dtype, tensor.shape)
+    return found.on_base(cast(Callable[[], NDArray[Any]], read))
 
 
-def _again(tensor: DenseTensor, base: Base) -> NDArray[Any]:
-    """Return what the base has for a tensor that fits, without keeping it meanwhile."""
-    there = base.read(tensor.name)
-    values = None if there is None else fitting(*there, tensor.dtype, tensor.shape)
-    assert values is not None
-    return values
+def _of_base(base: Base, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Return the base's tensor of a name, if it has one of this type and shape."""
+    there = base.read(name)
+    return None if there is None else fitting(*there, dtype, shape)
 
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:
