@@ -24,6 +24,7 @@ from pabzip.formats import DENSE_TYPES, HALF_TYPES, Base, DeltaTensor, DenseTens
 from pabzip.formats.delta import (
     MAX_STEPS,
     Change,
+    all_finite,
     differences,
     fitting,
     ordered,
@@ -31,7 +32,7 @@ from pabzip.formats.delta import (
     stepped,
     working_type,
 )
-from pabzip.formats.dense import finite, from_stored
+from pabzip.formats.dense import from_stored
 from pabzip.formats.trits import pack_codes
 from pabzip.seeds.compiled import compiled
 
@@ -66,7 +67,7 @@ def delta_tensor(
     base_array = np.asarray(base_array, dtype=DENSE_TYPES[dtype].numpy, order="C")
     if not array.size:
         return None
-    if DENSE_TYPES[dtype].floating and not finite(array, dtype).all():
+    if DENSE_TYPES[dtype].floating and not all_finite(array, dtype):
         return None
     pair = (base_array.reshape(-1), array.reshape(-1))
 
@@ -154,7 +155,7 @@ def _smallest_steps(
     The plainest that gives the tuned tensor: one step at most before more, one size before one a
     row.
     """
-    if not DENSE_TYPES[dtype].floating or not finite(pair[0], dtype).all():
+    if not DENSE_TYPES[dtype].floating or not all_finite(pair[0], dtype):
         return None
     everywhere = _zeros_added(pair, dtype)
     if everywhere is None:
