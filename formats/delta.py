@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -445,10 +445,16 @@ class CheckedBase:
         with self._lock:
             if self._checked or not self._entries:
                 return
-            digest = StateDigest()
+            if self._base is None:
+                raise BaseFileError(
+                    f"base: expected the one that the file was packed on, with SHA-256 "
+                    f"{self._sha256}, found none; give it with base=... (on the command line "
+                    "--base FILE)"
+                )
+            digest = StateDigest(0)
             for entry in self._entries:
                 values = self._fitting(entry)
-                digest.add(DenseTensor(entry.name, values, entry.dtype, entry.dtype), 0)
+                digest.add(DenseTensor(entry.name, values, entry.dtype, entry.dtype))
             if digest.hexdigest() != self._sha256:
                 raise BaseFileError(
                     f"base: expected SHA-256 {self._sha256} of the {len(self._entries)} tensors "
@@ -464,19 +470,15 @@ class CheckedBase:
 
     def _fitting(self, entry: Entry) -> NDArray[Any]:
         """Return the base's tensor for an entry, which must fit, from a base not yet checked."""
-        place = tensor_place(entry.name)
-        if self._base is None:
-            raise BaseFileError(
-                f"{place}: expected the base that it changes, with SHA-256 {self._sha256}, found "
-                "none; give it with base=... (on the command line --base FILE)"
-            )
+        assert self._base is not None
         found = self._base.read(entry.name)
         values = None if found is None else fitting(*found, entry.dtype, entry.shape)
         if values is None:
             there = "none" if found is None else f"{found[0]} {list(found[1].shape)}"
             raise BaseFileError(
-                f"base: {place}: expected {entry.dtype} {list(entry.shape)}, found {there}; give "
-                f"the base that the file was packed on, with SHA-256 {self._sha256}"
+                f"base: {tensor_place(entry.name)}: expected {entry.dtype} {list(entry.shape)}, "
+                f"found {there}; give the base that the file was packed on, with SHA-256 "
+                f"{self._sha256}"
             )
         return values
 
@@ -504,37 +506,39 @@ def fitting(
     return np.asarray(values, dtype=DENSE_TYPES[dtype].numpy, order="C")
 
 
-class _Held:
-    """The base of deltas in memory, by way of the tensors themselves."""
+class BaseOfDeltas:
+    """What deltas in memory change, and its digest: a `Base` that their file can be read on.
 
-    def __init__(self, deltas: Iterable[DeltaTensor]):
-        self._deltas = {delta.name: delta for delta in deltas}
+    It keeps the ways to read the base, and no delta.
+    """
+
+    def __init__(self) -> None:
+        self._digest = StateDigest(0)
+        self._reads: dict[str, tuple[str, Callable[[], NDArray[Any]]]] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        """Take the next tensor of a ticket; what is no delta changes nothing.
+
+        Raises:
+            BaseFileError: the base of a delta is not at hand.
+        """
+        if isinstance(tensor, DeltaTensor):
+            values = tensor.based_values()
+            self._digest.add(DenseTensor(tensor.name, values, tensor.dtype, tensor.dtype))
+            assert tensor.base is not None
+            self._reads[tensor.name] = (tensor.dtype, tensor.base)
+
+    @property
+    def sha256(self) -> str:
+        """The digest that a header names; empty without a delta."""
+        return self._digest.hexdigest() if self._reads else ""
 
     def read(self, name: str) -> tuple[str, NDArray[Any]] | None:
         """Return what a delta changes."""
-        delta = self._deltas[name]
-        return delta.dtype, delta.based_values()
+        if name not in self._reads:
+            return None
+        dtype, read = self._reads[name]
+        return dtype, read()
 
     def close(self) -> None:
         """Do nothing: whoever opened the base closes it."""
-
-
-def _deltas(tensors: Iterable[Tensor]) -> Iterator[DeltaTensor]:
-    """Yield the deltas among tensors."""
-    return (tensor for tensor in tensors if isinstance(tensor, DeltaTensor))
-
-
-def base_of(tensors: Iterable[Tensor]) -> Base | None:
-    """Return what the deltas among these tensors change; None where there are none."""
-    deltas = list(_deltas(tensors))
-    return _Held(deltas) if deltas else None
-
-
-def base_sha256(tensors: Iterable[Tensor]) -> str:
-    """Return the digest of what the deltas among these tensors change; empty without any."""
-    digest, found = StateDigest(), False
-    for delta in _deltas(tensors):
-        values = delta.based_values()
-        digest.add(DenseTensor(delta.name, values, delta.dtype, delta.dtype), 0)
-        found = True
-    return digest.hexdigest() if found else ""

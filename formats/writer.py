@@ -15,7 +15,7 @@ from pabzip.formats.atomic import open_atomic
 from pabzip.formats.coder import AUTO, OnTensor, encode_codes
 from pabzip.formats.container import checksum, encode_header
 from pabzip.formats.contents import Contents, Header, Tensor, gather
-from pabzip.formats.delta import Base, base_of, base_sha256
+from pabzip.formats.delta import Base, BaseOfDeltas
 from pabzip.formats.dense import rounded
 from pabzip.formats.dense_sections import encode_groups
 from pabzip.formats.digest import state_sha256
@@ -94,8 +94,10 @@ def encode_ticket(
         names, codes, side = encode_codes(found.seed, seeded, coder, on_tensor)
         codings = tuple(map(Coding, names, map(len, codes)))
         groups, payloads = encode_groups([part for tensor in held for part in tensor.parts])
-        base = base_of(held)
-        header = Header(found, digest, codings, groups, len(side), base_sha256(held))
+        base = BaseOfDeltas()
+        for tensor in held:
+            base.add(tensor)
+        header = Header(found, digest, codings, groups, len(side), base.sha256)
         sides = (side,) if side else ()
         return EncodedFile(header, encode_header(header), (*sides, *codes, *payloads), base)
     except FormatError as error:

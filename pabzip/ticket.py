@@ -203,7 +203,7 @@ class Ticket:
         return tuple(self._entries)
 
     def kind(self, name: str) -> str:
-        """Return ``seeded``, ``ternary``, ``delta`` or ``dense``; of a tied one its target's."""
+        """Return ``"seeded"``, ``"ternary"``, ``"delta"`` or ``"dense"``; its target's if tied."""
         return self._entries[name].original.kind
 
     def tied(self, name: str) -> str | None:

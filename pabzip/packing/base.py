@@ -95,8 +95,8 @@ def open_file(file: str | os.PathLike[str]) -> NamedBase:
             f"{path}: expected one safetensors file or index in the folder, found {len(inside)}; "
             "name the file"
         )
-    with open(path, "rb") as file:
-        start = file.read(16)
+    with path.open("rb") as opened:
+        start = opened.read(16)
     if start.startswith(MAGIC):
         return _OfTicket(Ticket.open(path), owned=True)
     if start[8:9] == b"{":

@@ -12,9 +12,10 @@ their top-k signs times one scalar.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +70,11 @@ def delta_tensor(
         return None
     pair = (base_array.reshape(-1), array.reshape(-1))
 
-    def made(change: Change, *numbers: NDArray[Any]) -> DeltaTensor:
-        return DeltaTensor(name, array.shape, dtype, change, *numbers, base=lambda: base_array)
+    def made(
+        change: Change, numbers: NDArray[Any] | None = None, scales: NDArray[Any] | None = None
+    ) -> DeltaTensor:
+        shape = array.shape
+        return DeltaTensor(name, shape, dtype, change, numbers, scales, lambda: base_array)
 
     if np.array_equal(_bits(pair[0]), _bits(pair[1])):
         return made(Change("equal"))
@@ -91,22 +95,23 @@ def change_of(tensor: DenseTensor, base: Base) -> DeltaTensor | None:
     Raises:
         BaseFileError: the base is damaged.
     """
-    there = base.read(tensor.name)
-    if there is None or tensor.stored != tensor.dtype:
+    if tensor.stored != tensor.dtype:
         return None
-    values = fitting(*there, tensor.dtype, tensor.shape)
+    values = _of_base(base, tensor.name, tensor.dtype, tensor.shape)
     if values is None:
         return None
     found = delta_tensor(tensor.name, tensor.values, tensor.dtype, values)
-    return None if found is None else found.on_base(lambda: _again(tensor, base))
+    if found is None:
+        return None
+    # By name, so that neither the base's values nor the tuned ones are kept meanwhile.
+    read = partial(_of_base, base, tensor.name, tensor.dtype, tensor.shape)
+    return found.on_base(cast(Callable[[], NDArray[Any]], read))
 
 
-def _again(tensor: DenseTensor, base: Base) -> NDArray[Any]:
-    """Return what the base has for a tensor that fits, without keeping it meanwhile."""
-    there = base.read(tensor.name)
-    values = None if there is None else fitting(*there, tensor.dtype, tensor.shape)
-    assert values is not None
-    return values
+def _of_base(base: Base, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Return the base's tensor of a name, if it has one of this type and shape."""
+    there = base.read(name)
+    return None if there is None else fitting(*there, dtype, shape)
 
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:
@@ -163,10 +168,10 @@ def _smallest_steps(
                 found = _steps(pair, shape[0] if rows else 1, dtype, change, most)
                 if found is None:
                     continue
-                numbers, scales = found
+                scales = found[1] if rows else found[1].reshape(())
                 if most == 1:
-                    change, numbers = replace(change, stored="trits"), _packed(numbers)
-                return change, numbers, scales if rows else scales.reshape(())
+                    return replace(change, stored="trits"), _packed(found[0]), scales
+                return change, found[0], scales
     return None
 
 
