@@ -18,6 +18,7 @@ from .export.onnx import export_onnx, load_session
 from .formats import DenseTensor, SeededTensor, TiedTensor
 from .init import Seeding, attach_seeding, init_, seeded_parameters, seeding
 from .packing.pack import pack, save_file
+from .random import rand, randn, signs
 from .runtime.loaders import load, load_arrays, load_file, load_into, open  # noqa: A004
 from .seeds.spec import InitSpec
 from .ticket import Ticket, TicketReport
@@ -52,6 +53,8 @@ __all__ = [
     "open",
     "pack",
     "packing",
+    "rand",
+    "randn",
     "runtime",
     "save_checkpoint",
     "save_file",
@@ -59,6 +62,7 @@ __all__ = [
     "seeded_parameters",
     "seeding",
     "seeds",
+    "signs",
     "supermask",
     "train",
     "unmask",
