@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pabzip.calls import Call, main_output, shown
+from pabzip.calls import Call, Output, main_output, shown
 from pabzip.errors import SearchError
-
-Output = Callable[[Any], Tensor]
-"""From what a network returns to the tensor that a search goes by."""
 
 
 @contextmanager
