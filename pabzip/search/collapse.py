@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pabzip.calls import Call
+from pabzip.calls import Call, Output
 from pabzip.errors import SearchError
-from pabzip.search.isolation import Output
 from pabzip.search.linearized import LinearizedNetwork
 from pabzip.search.masks import Exact, Masks
 

@@ -11,11 +11,10 @@ from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pabzip.calls import EXAMPLE, Call, shown
+from pabzip.calls import EXAMPLE, Call, Output, shown
 from pabzip.errors import SearchError
 from pabzip.init import selected
 from pabzip.search.collapse import refuse_collapse, refuse_ties_at_zero, refuse_unscored
-from pabzip.search.isolation import Output
 from pabzip.search.masks import apply_masks, keep_largest
 from pabzip.search.schedule import PruneGroup, prune_groups
 from pabzip.search.starts import call_of_shape

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pabzip.calls import Call
+from pabzip.calls import Call, Output
 from pabzip.errors import SearchError
-from pabzip.search.isolation import NetworkCopy, Output
+from pabzip.search.isolation import NetworkCopy
 from pabzip.search.layer_products import Product, read_call
 from pabzip.search.linear_forms import linear_form
 from pabzip.search.starts import LookupStarts, call_of_shape, starting
