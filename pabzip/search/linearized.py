@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pabzip.search.gates import FlowOwners, Gates, seeds
 from pabzip.search.isolation import NetworkCopy
 from pabzip.search.layer_products import Product, read_call
 from pabzip.search.linear_forms import linear_form
@@ -32,7 +34,9 @@ class LinearizedForward(TorchFunctionMode):
         reached: names of the weights that met an activation.
     """
 
-    def __init__(self, inputs: Tensor, weights: Mapping[str, Tensor]):
+    def __init__(
+        self, inputs: Tensor, weights: Mapping[str, Tensor], owners: FlowOwners | None = None
+    ):
         super().__init__()
         self.products: dict[str, list[Product]] = {name: [] for name in weights}
         self.reached: set[str] = set()
@@ -41,6 +45,10 @@ class LinearizedForward(TorchFunctionMode):
         # Nodes of autograd's graph that lead to the input, and nodes that do not.
         self._active: set[Any] = {inputs.view_as(inputs).grad_fn.next_functions[0][0]}  # type: ignore[union-attr]
         self._passive: set[Any] = {None}
+        self._gates = Gates(self._is_activation)
+        self._owners = FlowOwners() if owners is None else owners
+        self._calls = 0  # of layers whose products are kept
+        self._flow = 1  # the number of the flow whose backward pass it is
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -53,21 +61,65 @@ class LinearizedForward(TorchFunctionMode):
         layer = read_call(func, args, kwargs)
         if layer is not None and layer.inputs.requires_grad and id(layer.weight) in self._names:
             output = layer.by_columns() if layer.small else layer.by(func)
+            self._calls += 1
             if output.requires_grad:
-                output.register_hook(partial(self._keep, layer))  # type: ignore[no-untyped-call]
+                output.register_hook(partial(self._keep, layer, self._calls))  # type: ignore[no-untyped-call]
         elif active and func is F.multi_head_attention_forward:
             with self:
                 output = _attention_steps(*args, **kwargs)
         else:
-            output = (
-                linear_form(func, args, kwargs, self._is_activation) if active else NotImplemented
-            )
+            output = linear_form(func, args, kwargs, self._gates) if active else NotImplemented
             if output is NotImplemented:
                 output = func(*args, **kwargs)
         return output
 
-    def _keep(self, layer: Product, gradient: Tensor) -> None:
+    def gradients(
+        self, total: Tensor, starts: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Return the gradients by the starts of the main flow, and by the weights of all flows.
+
+        Those by the weights are the rests, through uses that `products` does not have. The flows
+        of gates follow the main one, in the order of `FlowOwners`.
+        """
+        leaves = self._gates.leaves
+        kept = bool(leaves)
+        found = torch.autograd.grad(
+            total, [*starts, *weights, *leaves], allow_unused=True, retain_graph=kept
+        )
+        from_starts, rests = list(found[: len(starts)]), list(found[len(starts) :][: len(weights)])
+        if kept:
+            rests = self._owned(rests)
+        while kept:
+            flowing = list(found[len(found) - len(leaves) :])
+            values, gradients = seeds(self._gates, flowing, self._owners, self._flow)
+            if not values:
+                break
+            self._flow += 1
+            # The starts are asked for so that the pass meets every layer on its way.
+            found = torch.autograd.grad(
+                values, [*starts, *weights, *leaves], gradients, allow_unused=True,
+                retain_graph=True,
+            )  # fmt: skip
+            more = self._owned(list(found[len(starts) :][: len(weights)]))
+            rests = [_sum(one, other) for one, other in zip(rests, more, strict=True)]
+        if not self._owners.settled:
+            self._owners.settled = True
+            _warn_of_unknown(total)
+        return from_starts, rests
+
+    def _owned(self, rests: list[Tensor | None]) -> list[Tensor | None]:
+        """Return the parts of the weights' gradients that belong to the flow."""
+        return [
+            None if rest is None else self._owners.own(("weight", number), rest, self._flow)
+            for number, rest in enumerate(rests)
+        ]
+
+    def _keep(self, layer: Product, call: int, gradient: Tensor) -> None:
         """Keep a layer's product, whose gradient is known by now."""
+        if self._gates.leaves:
+            gradient = self._owners.own(("layer", call), gradient, self._flow)
+            if self._flow > 1 and not bool(gradient.any()):
+                return
         self.products[self._names[id(layer.weight)]].append(layer.after(gradient))
 
     def _is_activation(self, value: object) -> bool:
@@ -86,6 +138,26 @@ class LinearizedForward(TorchFunctionMode):
                 nodes.extend(following for following, _ in node.next_functions)
         self._passive |= seen
         return value is self._inputs
+
+
+_NONLINEAR = (
+    "Sigmoid", "Tanh", "Softmax", "LogSoftmax", "NativeLayerNorm", "NativeGroupNorm",
+    "FusedRmsNorm", "Gelu", "Silu", "Elu", "Mish", "Hardtanh", "Hardsigmoid", "Hardswish",
+    "Softplus", "Exp", "Log", "Sin", "Cos", "Erf", "Prod", "Cumprod", "Cummax", "Cummin", "Cdist",
+    "EuclideanDist", "Pdist", "LinalgCross", "LinalgDet", "LinalgInv", "LinalgSolve", "LinalgSvd",
+    "GridSampler2D", "GridSampler3D", "Atan2", "Lgamma", "Logaddexp", "ScaledDotProduct",
+    "FftC2C", "FftR2C", "FftC2R", "Cosh", "Sinh",
+)  # fmt: skip
+"""Beginnings of the names of autograd's nodes that no linear form leaves behind."""
+
+
+def _warn_of_unknown(total: Tensor) -> None:
+    """Warn of operations on activations that computed as they are, by the names of their nodes."""
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return the sum of two gradients, None for zero."""
+    return other if one is None else one if other is None else one + other
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
@@ -148,6 +220,7 @@ class LinearizedNetwork(NetworkCopy):
                 if tensor.is_floating_point():
                     tensor.abs_()
         self._input_shape = input_shape
+        self._owners = FlowOwners()
 
     def flow(self) -> Flow:
         """Return R and what its gradients are made of; raises what a call of the network does."""
@@ -156,14 +229,13 @@ class LinearizedNetwork(NetworkCopy):
                 (1, *self._input_shape), dtype=torch.float64, device=self.device,
                 requires_grad=True,
             )  # fmt: skip
-            with LinearizedForward(ones, self.weights) as forward:
+            with LinearizedForward(ones, self.weights, self._owners) as forward:
                 total = self(ones).sum()
-            wanted = [ones, *self.weights.values()]
-            first, *rest = torch.autograd.grad(total, wanted, allow_unused=True)
+            (first,), rests = forward.gradients(total, [ones], list(self.weights.values()))
         return Flow(
             total=float(total.detach()),
             products=forward.products,
-            rests=dict(zip(self.weights, rest, strict=True)),
+            rests=dict(zip(self.weights, rests, strict=True)),
             reached=forward.reached,
             from_input=torch.zeros_like(ones) if first is None else first,
         )
