@@ -104,7 +104,7 @@ class LinearizedForward(TorchFunctionMode):
             rests = [_sum(one, other) for one, other in zip(rests, more, strict=True)]
         if not self._owners.settled:
             self._owners.settled = True
-            _warn_of_unknown(total)
+            self._warn_of_unknown(total)
         return from_starts, rests
 
     def _owned(self, rests: list[Tensor | None]) -> list[Tensor | None]:
@@ -121,6 +121,34 @@ class LinearizedForward(TorchFunctionMode):
             if self._flow > 1 and not bool(gradient.any()):
                 return
         self.products[self._names[id(layer.weight)]].append(layer.after(gradient))
+
+    def _warn_of_unknown(self, total: Tensor) -> None:
+        """Warn of operations on activations that no linear form took the place of."""
+        users: dict[Any, list[Any]] = {}
+        nodes = [total.grad_fn, *(value.grad_fn for value in self._gates.values)]
+        seen = set(nodes)
+        while nodes:
+            node = nodes.pop()
+            for source, _ in node.next_functions:
+                users.setdefault(source, []).append(node)
+                if source is not None and source not in seen:
+                    seen.add(source)
+                    nodes.append(source)
+        active = list(self._active)
+        found = set()
+        while active:
+            for node in users.pop(active.pop(), ()):
+                active.append(node)
+                found.add(_unknown(node))
+        names = sorted(found - {None})
+        if names:
+            warnings.warn(
+                f"synaptic flow: found {', '.join(map(repr, names))} on the way from the input, "
+                "without a linear form, so that the scores of layers before may be too small. "
+                "Leave these layers out with skip=, or compute them by functions of torch that "
+                "pabzip.search.linear_forms lists",
+                stacklevel=2,
+            )
 
     def _is_activation(self, value: object) -> bool:
         """Say whether a value depends on the input, and not through a detached tensor alone."""
@@ -140,19 +168,26 @@ class LinearizedForward(TorchFunctionMode):
         return value is self._inputs
 
 
-_NONLINEAR = (
+_NONLINEAR = frozenset({
     "Sigmoid", "Tanh", "Softmax", "LogSoftmax", "NativeLayerNorm", "NativeGroupNorm",
     "FusedRmsNorm", "Gelu", "Silu", "Elu", "Mish", "Hardtanh", "Hardsigmoid", "Hardswish",
-    "Softplus", "Exp", "Log", "Sin", "Cos", "Erf", "Prod", "Cumprod", "Cummax", "Cummin", "Cdist",
-    "EuclideanDist", "Pdist", "LinalgCross", "LinalgDet", "LinalgInv", "LinalgSolve", "LinalgSvd",
-    "GridSampler2D", "GridSampler3D", "Atan2", "Lgamma", "Logaddexp", "ScaledDotProduct",
-    "FftC2C", "FftR2C", "FftC2R", "Cosh", "Sinh",
-)  # fmt: skip
-"""Beginnings of the names of autograd's nodes that no linear form leaves behind."""
+    "Softplus", "LogSigmoid", "Exp", "Expm1", "Exp2", "Log", "Log1P", "Sin", "Cos", "Erf", "Pow",
+    "Rsqrt", "Reciprocal", "Prod", "Cumprod", "Cdist", "EuclideanDist", "PdistForward",
+    "LinalgCross", "LinalgDet", "LinalgInvEx", "LinalgSolveEx", "LinalgSvd", "LinalgEigh",
+    "LinalgMatrixExp", "LinalgVectorNorm", "Norm", "Var", "Std", "Atan2", "Lgamma", "Digamma",
+    "Logaddexp", "Logaddexp2", "Logcumsumexp", "Polygamma", "Xlogy", "GridSampler2D",
+    "GridSampler3D", "Angle", "FftC2C", "FftR2C", "FftC2R",
+})  # fmt: skip
+"""Nodes of autograd's graph that no linear form leaves behind."""
 
 
-def _warn_of_unknown(total: Tensor) -> None:
-    """Warn of operations on activations that computed as they are, by the names of their nodes."""
+def _unknown(node: Any) -> str | None:
+    """Return the name of an operation that was computed as it is; None for a linear one."""
+    function = getattr(type(node), "_forward_cls", None)
+    if function is not None:
+        return None if function.__module__.startswith("pabzip.") else str(function.__name__)
+    name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
+    return name if name in _NONLINEAR or name.startswith("ScaledDotProduct") else None
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import warnings
 
 import pytest
 import torch
@@ -484,7 +485,8 @@ def test_attention_passes_the_mean_of_its_values_and_scores_queries_and_keys(nam
 def heads_of_one_matrix(attention, tokens):
     """Queries and keys of a layer with one matrix, by which their flow ends, and values."""
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    parts = zip([tokens.detach(), tokens.detach(), tokens], weight.chunk(3), bias.chunk(3))
+    inputs = [tokens.detach(), tokens.detach(), tokens]
+    parts = zip(inputs, weight.chunk(3), bias.chunk(3), strict=True)
     return [F.linear(*part).unflatten(-1, (2, 3)).transpose(1, 2) for part in parts]
 
 
@@ -593,6 +595,47 @@ def test_recurrent_cells(kind):
         return cell_by_hand(kind, 2 * h, *now, weights)[0]
 
     assert_scores(Net(middle, cell), linear)
+
+
+class _Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def scripted(x):
+    return torch.sigmoid(x) + torch.cdist(x, x + 1).sum()
+
+
+UNKNOWN = {
+    "cumprod": (lambda net, h: h.cumprod(1), "found 'Cumprod' on the way"),
+    "custom function": (lambda net, h: _Squared.apply(h), "found '_Squared' on the way"),
+    "in a gate": (lambda net, h: h * h.cumprod(1).sigmoid(), "found 'Cumprod' on the way"),
+    "TorchScript": (lambda net, h: net.layer(h), "found .*'Sigmoid' on the way"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_operation_without_a_linear_form_is_named(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch advises against TorchScript
+        layer = torch.jit.script(scripted) if name == "TorchScript" else None
+    net = drawn(Net(UNKNOWN[name][0]))
+    net.layer = layer
+    weights = weights_of(net)
+    alive = {key: torch.ones_like(weight, dtype=torch.bool) for key, weight in weights.items()}
+    scorer = SynFlowScorer(net, weights, (5,))
+    with pytest.warns(UserWarning, match=UNKNOWN[name][1]):
+        scorer.scores(alive)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough, and a function of parameters is no matter
+        scorer.scores(alive)
+        quiet = Net(lambda net, h: h * net.gate.weight.sigmoid().cumprod(0).sum())
+        SynFlowScorer(drawn(quiet), weights_of(quiet), (5,)).scores(alive)
 
 
 class LstmClassifier(nn.Module):
