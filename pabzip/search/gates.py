@@ -18,7 +18,7 @@ Source: ours; Tanaka et al. 2020 have no gates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,7 @@ class FlowOwners:
 
 
 def seeds(
-    gates: Gates, gradients: list[Tensor | None], owners: FlowOwners, flow: int
+    gates: Gates, gradients: Sequence[Tensor | None], owners: FlowOwners, flow: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the gates that a flow passes, and the gradients by them that start the next one.
 

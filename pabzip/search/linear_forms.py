@@ -129,7 +129,7 @@ def _bound(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[floa
     """Return the largest value and the rank of an elementwise function that is a gate."""
     if name in {"pow", "float_power"}:
         exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
-        return (1.0, DIVISOR) if isinstance(exponent, Real) and exponent < 0 else None
+        return (1.0, DIVISOR) if isinstance(exponent, Real) and float(exponent) < 0 else None
     if name not in {"hardtanh", "clamp", "clip"}:
         return _GATES.get(name)
     lowest, highest = (-1.0, 1.0) if name == "hardtanh" else (None, None)
@@ -233,12 +233,13 @@ def _affine(
 
 
 @form("to", "type", "type_as", "float", "double", "half", "bfloat16")
-def _cast(gates: Gates, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _cast(gates: Gates, values: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Floats stay what they are; so flows beyond the range of float32 do not overflow."""
     asked = (*args, *kwargs.values())
     if any(isinstance(part, torch.dtype) and not part.is_floating_point for part in asked):
         return NotImplemented
     if any(isinstance(part, Tensor) and not part.is_floating_point() for part in asked):
         return NotImplemented
-    devices = [part for part in asked if isinstance(part, str | torch.device)]
+    devices = [part for part in asked if isinstance(part, torch.device)]
+    devices += [torch.device(part) for part in asked if isinstance(part, str) and "." not in part]
     return gates.mark_as(values.to(devices[0]), values) if devices else values

@@ -18,6 +18,7 @@ from pabzip.search.gates import FlowOwners, Gates, seeds
 from pabzip.search.isolation import NetworkCopy
 from pabzip.search.layer_products import Product, read_call
 from pabzip.search.linear_forms import linear_form
+from pabzip.search.product_forms import attention_mask
 
 
 class LinearizedForward(TorchFunctionMode):
@@ -81,33 +82,35 @@ class LinearizedForward(TorchFunctionMode):
         Those by the weights are the rests, through uses that `products` does not have. The flows
         of gates follow the main one, in the order of `FlowOwners`.
         """
-        leaves = self._gates.leaves
-        kept = bool(leaves)
-        found = torch.autograd.grad(
-            total, [*starts, *weights, *leaves], allow_unused=True, retain_graph=kept
+        # The starts are asked for in all flows, so that they meet every layer on their way.
+        asked = [*starts, *weights, *self._gates.leaves]
+        gated = bool(self._gates.leaves)
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            total, asked, allow_unused=True, retain_graph=gated
         )
         from_starts, rests = list(found[: len(starts)]), list(found[len(starts) :][: len(weights)])
-        if kept:
+        if gated:
             rests = self._owned(rests)
-        while kept:
-            flowing = list(found[len(found) - len(leaves) :])
-            values, gradients = seeds(self._gates, flowing, self._owners, self._flow)
+        while gated:
+            reached = found[len(starts) + len(weights) :]
+            values, gradients = seeds(self._gates, reached, self._owners, self._flow)
             if not values:
                 break
             self._flow += 1
-            # The starts are asked for so that the pass meets every layer on its way.
             found = torch.autograd.grad(
-                values, [*starts, *weights, *leaves], gradients, allow_unused=True,
-                retain_graph=True,
-            )  # fmt: skip
-            more = self._owned(list(found[len(starts) :][: len(weights)]))
+                values, asked, gradients, allow_unused=True, retain_graph=True
+            )
+            more = self._owned(found[len(starts) :][: len(weights)])
             rests = [_sum(one, other) for one, other in zip(rests, more, strict=True)]
         if not self._owners.settled:
             self._owners.settled = True
             self._warn_of_unknown(total)
+        # The graph's hooks know this object; as it no longer knows the graph, that can be freed.
+        self._gates = Gates(self._is_activation)
+        self._active, self._passive = set(), {None}
         return from_starts, rests
 
-    def _owned(self, rests: list[Tensor | None]) -> list[Tensor | None]:
+    def _owned(self, rests: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the parts of the weights' gradients that belong to the flow."""
         return [
             None if rest is None else self._owners.own(("weight", number), rest, self._flow)
@@ -125,7 +128,7 @@ class LinearizedForward(TorchFunctionMode):
     def _warn_of_unknown(self, total: Tensor) -> None:
         """Warn of operations on activations that no linear form took the place of."""
         users: dict[Any, list[Any]] = {}
-        nodes = [total.grad_fn, *(value.grad_fn for value in self._gates.values)]
+        nodes: list[Any] = [total.grad_fn, *(value.grad_fn for value in self._gates.values)]
         seen = set(nodes)
         while nodes:
             node = nodes.pop()
@@ -135,18 +138,17 @@ class LinearizedForward(TorchFunctionMode):
                     seen.add(source)
                     nodes.append(source)
         active = list(self._active)
-        found = set()
+        found: set[str] = set()
         while active:
             for node in users.pop(active.pop(), ()):
                 active.append(node)
-                found.add(_unknown(node))
-        names = sorted(found - {None})
-        if names:
+                found |= _unknown(node)
+        if found:
             warnings.warn(
-                f"synaptic flow: found {', '.join(map(repr, names))} on the way from the input, "
-                "without a linear form, so that the scores of layers before may be too small. "
-                "Leave these layers out with skip=, or compute them by functions of torch that "
-                "pabzip.search.linear_forms lists",
+                f"synaptic flow: found {', '.join(map(repr, sorted(found)))} on the way from the "
+                "input, without a linear form, so that the scores of layers before may be too "
+                "small. Leave these layers out with skip=, or compute them by functions of torch "
+                "that pabzip.search.linear_forms lists",
                 stacklevel=2,
             )
 
@@ -181,13 +183,13 @@ _NONLINEAR = frozenset({
 """Nodes of autograd's graph that no linear form leaves behind."""
 
 
-def _unknown(node: Any) -> str | None:
-    """Return the name of an operation that was computed as it is; None for a linear one."""
+def _unknown(node: Any) -> set[str]:
+    """Return the name of an operation that was computed as it is; nothing for a linear one."""
     function = getattr(type(node), "_forward_cls", None)
     if function is not None:
-        return None if function.__module__.startswith("pabzip.") else str(function.__name__)
+        return set() if function.__module__.startswith("pabzip.") else {function.__name__}
     name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
-    return name if name in _NONLINEAR or name.startswith("ScaledDotProduct") else None
+    return {name} if name in _NONLINEAR or name.startswith("ScaledDotProduct") else set()
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -240,7 +242,7 @@ class Flow:
 class LinearizedNetwork(NetworkCopy):
     """A network with the absolute values of its parameters and buffers, and linear operations.
 
-    Calls run in evaluation mode. All of it is computed in float64: R is a product over the layers,
+    A buffer that is an additive mask of attention stays as it is. Calls run in evaluation mode. All of it is computed in float64: R is a product over the layers,
     and overflows float32 soon.
 
     ``input_shape`` is that of one input, without the batch dimension.
@@ -250,10 +252,14 @@ class LinearizedNetwork(NetworkCopy):
         self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: tuple[int, ...]
     ):
         super().__init__(net, weights, torch.float64)
+        buffers = {name for name, _ in net.named_buffers()}
         with torch.no_grad():
-            for tensor in self._state.values():
+            for name, tensor in self._state.items():
                 if tensor.is_floating_point():
+                    masked = attention_mask(tensor) if name in buffers else None
                     tensor.abs_()
+                    if masked is not None:
+                        tensor[masked] *= -1.0
         self._input_shape = input_shape
         self._owners = FlowOwners()
 

@@ -94,16 +94,23 @@ def _sum(gates: Gates, a: Any, b: Any, *, alpha: float = 1) -> Any:
     gate = gates.of(value)
     if gate is not None:
         return gates.mark(a + alpha * b, gate.opened + _positive(constant), POSITIVE)
-    masked = _masked(constant)
+    masked = attention_mask(constant)
     return NotImplemented if masked is None else torch.where(masked, -math.inf, value)
 
 
-def _masked(mask: Any) -> Tensor | None:
-    """Return what an additive mask of attention masks, such as -inf or -100; None for no mask."""
+def attention_mask(mask: Any) -> Tensor | None:
+    """Return what an additive mask of attention masks; None for no mask.
+
+    Such a mask holds zeros, and large negative numbers such as -inf or -100.
+    """
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
         return None
-    low = mask <= -50
+    low = mask <= _MASKED
     return low if bool(low.any()) and bool((low | (mask == 0)).all()) else None
+
+
+_MASKED = -50.0
+"""Numbers up to here mask a logit that they are added to."""
 
 
 @form("sub", "subtract")
@@ -172,7 +179,7 @@ def _sum_with_product(
     if a.dim() == 1 or addend.dim() < a.dim() or not all(map(gates.is_activation, (a, b))):
         return NotImplemented
     product = abs(alpha) * _product_of_two(gates, torch.matmul, a, b)
-    masked = None if gates.is_activation(addend) else _masked(addend)
+    masked = None if gates.is_activation(addend) else attention_mask(addend)
     return product + beta * addend if masked is None else torch.where(masked, -math.inf, product)
 
 
@@ -200,7 +207,7 @@ def _sum_with_quotient(
 def _interpolated(gates: Gates, start: Tensor, end: Tensor, weight: Any) -> Any:
     if not gates.is_activation(weight):
         return NotImplemented
-    return sum(gates.through(lambda opened, x=x: opened * x, weight, 1.0) for x in (start, end))
+    return gates.through(lambda opened: opened * start + opened * end, weight, 1.0)
 
 
 @form("einsum")
@@ -250,7 +257,7 @@ def _attention(
     if is_causal:
         kept = kept.tril()
     if attn_mask is not None:
-        allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask.detach() > -50
+        allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask.detach() > _MASKED
         kept = kept * allowed
     if not gates.is_activation(value):
         return (logits * kept) @ _positive(value)

@@ -411,6 +411,7 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.q, self.k, self.v = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
 
     def heads(self, h):
         tokens = torch.stack([h, 2 * h, 3 * h], 1)  # [1, 3, 6]
@@ -454,6 +455,11 @@ def with_an_additive_mask(net, h):
     return torch.matmul(F.dropout(F.softmax(logits, -1, dtype=torch.float32), 0.1, False), v)
 
 
+def with_a_mask_in_a_buffer(net, h):
+    q, k, v = net.layer.heads(h)
+    return torch.matmul((torch.matmul(q, k.mT) + net.layer.mask).softmax(dim=-1), v)
+
+
 def unmasked(net, h):
     q, k, v = net.layer.heads(h)
     return torch.einsum("bhqk,bhkd->bhqd", torch.softmax(q.matmul(k.mT) / math.sqrt(3), -1), v)
@@ -466,6 +472,7 @@ ATTENTION = {
     "fused with kept keys": (fused_with_kept_keys, True),
     "written out": (written_out, True),
     "with an additive mask": (with_an_additive_mask, True),
+    "with a mask in a buffer": (with_a_mask_in_a_buffer, True),
     "unmasked": (unmasked, False),
 }
 
