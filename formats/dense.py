@@ -163,7 +163,7 @@ class DenseTensor(StoredKind):
             lost = 0
             for block in _blocks(self.values):
                 narrow = to_stored(block, self.dtype, self.stored)
-                lost += np.count_nonzero(from_stored(narrow, self.dtype, self.stored) != block)
+                lost += int(np.count_nonzero(from_stored(narrow, self.dtype, self.stored) != block))
             if lost:
                 raise FormatError(
                     place,
@@ -252,10 +252,10 @@ def not_finite(values: NDArray[Any], dtype: str) -> int:
     count = 0
     for block in _blocks(values):
         if dtype == "bfloat16":
-            count += np.count_nonzero((block & np.uint16(0x7F80)) == np.uint16(0x7F80))
+            count += int(np.count_nonzero((block & np.uint16(0x7F80)) == np.uint16(0x7F80)))
         else:
-            count += block.size - np.count_nonzero(np.isfinite(block))
-    return int(count)
+            count += block.size - int(np.count_nonzero(np.isfinite(block)))
+    return count
 
 
 def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -71,15 +71,19 @@ def _to_planes(elements, exponent, zigzag, planes):  # type: ignore[no-untyped-d
     width = 8 * len(planes)
     mantissa = np.uint64(max(width - 1 - exponent, 0))
     top, one = np.uint64(width - 1), np.uint64(1)
-    heads = (one << np.uint64(exponent)) - one
+    over = np.uint64(max(exponent - 8, 0))  # bits of the exponent beyond one byte
+    low = np.uint64(exponent) - over
+    heads, lows = (one << np.uint64(exponent)) - one, (one << low) - one
     tails = (one << mantissa) - one
     for number in range(len(planes)):
         plane, shift = planes[number], np.uint64(8 * number)
         if exponent:
             for at in range(len(elements)):
                 value = np.uint64(elements[at])
-                head = ((value >> mantissa) & heads) << (mantissa + one)
-                value = head | ((value >> top) << mantissa) | (value & tails)
+                head = (value >> mantissa) & heads
+                head = ((head & lows) << over) | (head >> low)
+                rest = ((value >> top) << mantissa) | (value & tails)
+                value = (head << (mantissa + one)) | rest
                 plane[at] = np.uint8(value >> shift)
         elif zigzag:
             for at in range(len(elements)):
@@ -97,7 +101,9 @@ def _from_planes(planes, exponent, zigzag, elements):  # type: ignore[no-untyped
     width = 8 * len(planes)
     mantissa = np.uint64(max(width - 1 - exponent, 0))
     top, one = np.uint64(width - 1), np.uint64(1)
-    tails = (one << mantissa) - one
+    over = np.uint64(max(exponent - 8, 0))
+    low = np.uint64(exponent) - over
+    overs, tails = (one << over) - one, (one << mantissa) - one
     for at in range(len(elements)):
         elements[at] = planes[0, at]
     for number in range(1, len(planes)):
@@ -107,8 +113,10 @@ def _from_planes(planes, exponent, zigzag, elements):  # type: ignore[no-untyped
     if exponent:
         for at in range(len(elements)):
             value = np.uint64(elements[at])
+            head = value >> (mantissa + one)
+            head = ((head & overs) << low) | (head >> over)
             sign = ((value >> mantissa) & one) << top
-            elements[at] = sign | ((value >> (mantissa + one)) << mantissa) | (value & tails)
+            elements[at] = sign | (head << mantissa) | (value & tails)
     elif zigzag:
         for at in range(len(elements)):
             value = np.uint64(elements[at])

@@ -77,11 +77,12 @@ def histogram(symbols: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
 
 @compiled
 def normalize(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> None:
-    """Write frequencies that add up to `TOTAL`, of about the least cost for the counted bytes.
+    """Write frequencies that add up to `TOTAL`, of the least cost for the counted bytes.
 
     Each is the count's share, rounded down, and at least 1 where the byte occurs. What is missing
-    goes one by one to where it saves most, what is too much is taken from where it costs least; of
-    equals the lowest byte.
+    goes one by one to where it saves most, what is too much is taken from where it costs least, and
+    then they change places for as long as that saves; of equals the lowest byte. One more of a
+    frequency f saves count / (f + 1/2), nearly.
 
     Args:
         counts: int64 (256,), at most 2**40 in all, at least two of them above 0.
@@ -94,23 +95,40 @@ def normalize(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> None
         share = counts[symbol] * TOTAL // total
         frequencies[symbol] = max(share, 1) if counts[symbol] else 0
         rest -= frequencies[symbol]
-    while rest != 0:
-        more = 1 if rest > 0 else -1  # the gain of one more, about count / (frequency + 1/2)
-        best = -1
+    while True:
+        gain = loss = -1  # where one more saves most, and one less costs least
         for symbol in range(SYMBOLS):
-            if counts[symbol] == 0 or frequencies[symbol] + more < 1:
+            count, twice = counts[symbol], 2 * frequencies[symbol]
+            if count == 0:
                 continue
-            if best >= 0:
-                ours = counts[symbol] * (2 * frequencies[best] + more)
-                theirs = counts[best] * (2 * frequencies[symbol] + more)
-            if best < 0 or more * ours > more * theirs:
-                best = symbol
-        frequencies[best] += more
-        rest -= more
+            if gain < 0 or count * (2 * frequencies[gain] + 1) > counts[gain] * (twice + 1):
+                gain = symbol
+            if twice > 2 and (
+                loss < 0 or count * (2 * frequencies[loss] - 1) < counts[loss] * (twice - 1)
+            ):
+                loss = symbol
+        if rest > 0:
+            frequencies[gain] += 1
+            rest -= 1
+        elif rest < 0:
+            frequencies[loss] -= 1
+            rest += 1
+        elif (
+            loss >= 0
+            and gain != loss
+            and (
+                counts[gain] * (2 * frequencies[loss] - 1)
+                > counts[loss] * (2 * frequencies[gain] + 1)
+            )
+        ):
+            frequencies[gain] += 1
+            frequencies[loss] -= 1
+        else:
+            return
 
 
 @compiled
-def cost(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> int:
+def cost(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> np.int64:
     """Return about how many bytes the words of a stream take: at most 0.001 bits a byte off."""
     bits = np.int64(0)  # with 12 after the binary point
     for symbol in range(SYMBOLS):
@@ -220,7 +238,9 @@ def _decode(frequencies, states, words, out):  # type: ignore[no-untyped-def]
     states[0], states[1], states[2], states[3] = first, second, third, fourth
     rest = np.zeros(LANES + 1, dtype=np.uint32)  # the last words, of which none is read too much
     while at < len(out):
-        left = min(len(words) - place, LANES)
+        left = len(words) - place
+        if left > LANES:
+            left = np.int64(LANES)
         rest[:left] = words[place : place + left]
         lane, taken = at & (LANES - 1), np.int64(0)
         states[lane], taken, out[at] = _step(states[lane], slots, spans, rest, taken)

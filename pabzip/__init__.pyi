@@ -27,6 +27,7 @@ from .init import (
     seeding,
 )
 from .packing.pack import pack, save_file
+from .random import rand, randn, signs
 from .runtime.loaders import load, load_arrays, load_file, load_into, open  # noqa: A004
 from .seeds.spec import InitSpec
 from .ticket import Ticket, TicketReport
@@ -64,6 +65,8 @@ __all__ = [
     "open",
     "pack",
     "packing",
+    "rand",
+    "randn",
     "runtime",
     "save_checkpoint",
     "save_file",
@@ -71,6 +74,7 @@ __all__ = [
     "seeded_parameters",
     "seeding",
     "seeds",
+    "signs",
     "supermask",
     "train",
     "unmask",

@@ -65,6 +65,8 @@ def element(stored: str, number: int) -> int:
     if stored in EXPONENTS:
         mantissa = width - 1 - EXPONENTS[stored]
         exponent, rest = number >> (mantissa + 1), number % 2 ** (mantissa + 1)
+        if stored == "float64":
+            exponent = exponent % 8 * 256 + exponent // 8
         sign = rest >> mantissa
         return sign << (width - 1) | exponent << mantissa | rest % 2**mantissa
     if stored.startswith("int") and width > 8:
