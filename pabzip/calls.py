@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 EXAMPLE = "a tensor, a tuple of positional arguments or a mapping of keyword arguments"
 """What users pass as example inputs, for messages."""
 
+Output = Callable[[Any], Any]
+"""From what a network returns to the tensor, or for an export the tensors, that count."""
+
 Change = Callable[[str, "Tensor"], "Tensor"]
 """Called as ``change(name, tensor)``; returns what takes the tensor's place."""
 

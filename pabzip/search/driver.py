@@ -11,11 +11,10 @@ from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pabzip.calls import EXAMPLE, Call, shown
+from pabzip.calls import EXAMPLE, Call, Output, shown
 from pabzip.errors import SearchError
 from pabzip.init import selected
 from pabzip.search.collapse import refuse_collapse, refuse_ties_at_zero, refuse_unscored
-from pabzip.search.isolation import Output
 from pabzip.search.masks import apply_masks, keep_largest
 from pabzip.search.schedule import PruneGroup, prune_groups
 from pabzip.search.starts import call_of_shape
@@ -270,7 +269,7 @@ def iterative_search(
             have a path, scores that are not finite, or layer collapse: a tensor with nothing
             left, and no path left from the input to the output. ``net`` is then as it was.
     """
-    masks = {name: parameter.detach() != 0 for name, parameter in weights.items()}
+    start = masks = {name: parameter.detach() != 0 for name, parameter in weights.items()}
     exact = scorer.exact if isinstance(scorer, ExactScorer) else None
     plans = [(group.names, group.counts(masks, iterations, schedule)) for group in groups]
     for iteration in range(iterations):
@@ -288,7 +287,9 @@ def iterative_search(
                     {name: scores[name] for name in names}, own, counts[iteration], exact=exact
                 )
                 if isinstance(scorer, PathScorer) and iteration == iterations - 1:
-                    refuse_ties_at_zero(scores, own, {name: masks[name] for name in names}, exact)
+                    left = {name: masks[name] for name in names}
+                    dense = all(bool(start[name].all()) for name in names)
+                    refuse_ties_at_zero(scores, own, left, exact, dense=dense)
         if on_iteration is not None:
             on_iteration(iteration + 1, iterations)
     refuse_collapse(net, weights, masks, inputs, output)

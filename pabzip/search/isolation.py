@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pabzip.calls import Call, main_output, shown
+from pabzip.calls import Call, Output, main_output, shown
 from pabzip.errors import SearchError
 from pabzip.wrappers import uncompiled, unwrap
-
-Output = Callable[[Any], Tensor]
-"""From what a network returns to the tensor that a search goes by."""
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
-from pabzip.calls import EXAMPLE, Call, entry, map_tensors, shown
+from pabzip.calls import EXAMPLE, Call, Output, entry, map_tensors, shown
 from pabzip.errors import SearchError
 from pabzip.registry import register_search
 from pabzip.search.driver import SearchCall, SearchOptions, shares_options
-from pabzip.search.isolation import NetworkCopy, Output
+from pabzip.search.isolation import NetworkCopy
 
 TEMPERATURE = 200.0
 """What GraSP divides the logits by, as in the authors' code."""

@@ -8,11 +8,11 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from pabzip.calls import Call
+from pabzip.calls import Call, Output
 from pabzip.errors import SearchError
 from pabzip.registry import register_search
 from pabzip.search.driver import Scorer, SearchCall, SearchOptions, shares_options
-from pabzip.search.isolation import Output, full_float32
+from pabzip.search.isolation import full_float32
 from pabzip.search.layer_products import Product, exponent_of, shifted
 from pabzip.search.linearized import Flow, LinearizedNetwork
 
