@@ -13,9 +13,9 @@ from . import (
 )
 from ._version import __version__ as __version__
 from .checkpoint import load_checkpoint, save_checkpoint
-from .errors import FormatError, PabzError
+from .errors import BaseFileError, FormatError, PabzError
 from .export.onnx import export_onnx, load_session
-from .formats import DenseTensor, SeededTensor, TiedTensor
+from .formats import DeltaTensor, DenseTensor, SeededTensor, TiedTensor
 from .init import Seeding, attach_seeding, init_, seeded_parameters, seeding
 from .packing.pack import pack, save_file
 from .runtime.loaders import load, load_arrays, load_file, load_into, open  # noqa: A004
@@ -24,6 +24,8 @@ from .ticket import Ticket, TicketReport
 from .train.evaluation import Evaluation, evaluate
 
 __all__ = [
+    "BaseFileError",
+    "DeltaTensor",
     "DenseTensor",
     "Evaluation",
     "FormatError",
