@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
 
 import click
 
@@ -39,8 +41,19 @@ from pabzip.cli._output import Reporter, ratio, size
 @click.option(
     "--ternary",
     is_flag=True,
-    help="Write weights of 0 and plus or minus one scale, a tensor or an output channel, as codes. "
-    "CHECKPOINT may then also be a plain state dict.",
+    help="Write weights of 0 and plus or minus one scale, of a tensor, row, group or column, as "
+    "codes. CHECKPOINT may then also be a plain state dict.",
+)
+@click.option(
+    "--drop-negative-zero",
+    is_flag=True,
+    help="Store -0.0 in ternary tensors as 0: fewer bytes, but not the same bits. [kept]",
+)
+@click.option(
+    "--bitnet-scale",
+    type=click.Choice(["divide", "multiply"]),
+    help="What the network does with weight_scale of packed BitNet weights: BitLinear divides, "
+    "AutoBitLinear multiplies. [by config.json beside CHECKPOINT]",
 )
 @click.option(
     "--ticket",
@@ -65,11 +78,15 @@ def command(
     dense_dtype: str | None,
     fold_bn: bool,
     ternary: bool,
+    drop_negative_zero: bool,
+    bitnet_scale: str | None,
     at_initialization: bool,
     base: str | None,
     reporter: Reporter,
 ) -> None:
     """Pack CHECKPOINT (model.pt, as `pabzip train` writes it) into a .pabz file.
+
+    CHECKPOINT may be a .gguf file, too: ternary blocks become codes, other blocks stay bytes.
 
     Every surviving weight must be plus or minus the magnitude that its seed draws, to the bit;
     otherwise nothing is written. What was written is opened and regenerated again before it takes
@@ -78,22 +95,31 @@ def command(
     target = output or default_output(source, ".pabz")
     reporter = reporter.for_output(target)
     check_output(target, force=force, inputs=[source, *([base] if base else [])])
-    require("torch", extra="torch", purpose="pabzip pack")
+    from pabzip.packing.gguf import is_gguf
+
+    loaded: Any = source
+    if is_gguf(source):
+        ternary = True
+    else:
+        require("torch", extra="torch", purpose="pabzip pack")
+        from pabzip.checkpoint import load_checkpoint, load_state
+        from pabzip.packing.tensors import load_any
+
+        data = read_source(source)
+        load = load_state if ternary else load_checkpoint if base is None else load_any
+        loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
     from tqdm import tqdm
 
-    from pabzip.checkpoint import load_checkpoint, load_state
     from pabzip.packing.base import open_base
-    from pabzip.packing.pack import to_ticket
-    from pabzip.packing.tensors import load_any
+    from pabzip.packing.pack import ternary_packer, to_ticket
 
-    data = read_source(source)
-    load = load_state if ternary else load_checkpoint if base is None else load_any
-    loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
+    negative_zero = "drop" if drop_negative_zero else "keep"
+    packer = ternary_packer(source, negative_zero, bitnet_scale) if ternary else None
     ticket = to_ticket(
         loaded,
         fold_bn=fold_bn,
         dense_dtype=dense_dtype,
-        ternary=ternary,
+        packer=packer,
         ticket=at_initialization,
         base=None if base is None else open_base(base),
     )
@@ -109,6 +135,8 @@ def command(
         info = ticket.save(
             file, coder=coder, dense_dtype=dense_dtype, on_tensor=lambda _name: bar.update()
         )
+    if packer is not None:
+        info = replace(info, negative_zeros_dropped=packer.dropped)
     if at_initialization:
         what = f"the ticket at initialization, {info.survivors:,} of {info.weights:,} weights"
     elif info.weights:
@@ -120,6 +148,10 @@ def command(
         what = "all tensors dense"
         if getattr(loaded, "drawn", None):
             what += "; --ticket packs the seed and the mask in place of the trained weights"
+    zeros = sum(packer.negative_zeros.values()) if packer else 0
+    if zeros:
+        kept = "stored as 0" if drop_negative_zero else "kept (--drop-negative-zero takes fewer)"
+        what += f"; {zeros:,} ternary weights of -0.0 {kept}"
     reporter.result(
         info,
         f"{source} -> {target}: {size(info.bytes)}, "

@@ -1,4 +1,4 @@
-"""`pabzip unpack`: regenerate the weights as .safetensors, .npz or .pt."""
+"""`pabzip unpack`: regenerate the weights as .safetensors, .npz or .pt, or a .gguf again."""
 
 from __future__ import annotations
 
@@ -82,10 +82,18 @@ def write_pt(tensors: Tensors, file: BinaryIO) -> None:
     torch.save(state, file)
 
 
+def write_gguf(tensors: Tensors, file: BinaryIO) -> None:
+    """Write the ``.gguf`` file that was packed, as it was."""
+    from pabzip.packing import gguf
+
+    gguf.write_gguf(tensors, file)
+
+
 FORMATS: Mapping[str, Callable[[Tensors, BinaryIO], None]] = {
     "safetensors": write_safetensors,
     "npz": write_npz,
     "pt": write_pt,
+    "gguf": write_gguf,
 }
 """The writers by the suffix that stands for them; the first for stdout."""
 
@@ -147,14 +155,19 @@ def command(
     """Regenerate every tensor of FILE and write plain weights.
 
     Writes .safetensors, .npz or .pt (a state dict); the first two need no torch. An .npz file has
-    no bfloat16: such tensors become float32, exactly. FILE may be '-' for stdin; the output then
-    is stdout unless -o names a file. A file of changes (pack --base) needs its --base, whose digest
-    is checked first.
+    no bfloat16: such tensors become float32, exactly. With --as-stored a file that was packed from
+    .gguf is written as that again. A file of changes (pack --base) needs its --base, whose digest
+    is checked first. FILE may be '-' for stdin; the output then is stdout unless -o names a file.
     """
     target = output or default_output(source, f".{format_name or 'safetensors'}")
     reporter = reporter.for_output(target)
     check_output(target, force=force, inputs=[source, *([base] if base else [])])
     chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
+    if chosen == "gguf" and not as_stored:
+        raise click.UsageError(
+            "expected --as-stored for a .gguf file, which is written as it was packed; add it, or "
+            "write plain weights in another format"
+        )
     with open_ticket(source, max_bytes=max_bytes, base=base) as ticket, open_output(target) as file:
         ticket.check_base()
         tensors = _tensors(

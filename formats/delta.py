@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import BaseFileError, FormatError, shown
-from pabzip.formats.dense import DenseEntry, DenseTensor, from_stored, to_stored
+from pabzip.formats.dense import DenseEntry, DenseTensor, from_stored, not_finite, to_stored
 from pabzip.formats.digest import StateDigest
 from pabzip.formats.kind import Coding, EntryKind, StoredKind
 from pabzip.formats.limits import (
@@ -343,7 +343,7 @@ class DeltaTensor(StoredKind):
         if self.change.form == "difference":
             return differing(base, numbers, self.dtype, self.name)
         assert self.scales is not None
-        if not all_finite(base, self.dtype):
+        if not_finite(base, self.dtype):
             raise FormatError(tensor_place(self.name), "expected a finite base, found other values")
         scales = self.scales
         if self.change.rows:
@@ -355,15 +355,6 @@ class DeltaTensor(StoredKind):
 def packed_size(count: int) -> int:
     """Return the bytes that numbers of steps take, five a byte."""
     return -(-count // 5)
-
-
-def all_finite(values: NDArray[Any], dtype: str) -> bool:
-    """Return whether all values of a floating ``dtype`` are finite, block by block."""
-    flat = values.reshape(-1)
-    return all(
-        np.isfinite(from_stored(flat[at : at + _BLOCK], working_type(dtype), dtype)).all()
-        for at in range(0, flat.size, _BLOCK)
-    )
 
 
 def stepped(

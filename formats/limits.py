@@ -80,7 +80,7 @@ DENSE_TYPES = {
 HALF_TYPES = ("float16", "bfloat16")
 """What float32 and float64 tensors may be rounded to for storage."""
 
-DENSE_ENCODINGS = ("raw", "deflate", "adaptive")
+DENSE_ENCODINGS = ("raw", "deflate", "adaptive", "planes")
 """How the bytes of a dense section are kept."""
 
 MAX_HEADER_BYTES = 16 << 20

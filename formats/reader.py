@@ -38,6 +38,11 @@ class _GroupPlace:
     group: DenseGroup
     section: Section
 
+    @property
+    def small(self) -> bool:
+        """Whether its tensors may be kept for the next one that is asked for."""
+        return sum(entry.loaded_bytes for entry in self.entries) <= DENSE_SECTION_BYTES
+
 
 class Reader(Mapping[str, Tensor]):
     """The tensors of a file, by name, in the order of the file; each is read when asked for.
@@ -200,8 +205,12 @@ class Reader(Mapping[str, Tensor]):
 
     def _read_parts(self, name: str) -> list[DenseTensor]:
         """Read what the dense sections hold of one tensor, with values of its own."""
-        found = [self._read_group(place)[at] for place, at in self._parts.get(name, [])]
-        return [replace(part, values=part.values.copy()) for part in found]
+        found = []
+        for place, at in self._parts.get(name, []):
+            part = self._read_group(place)[at]
+            shared = place.small or not part.values.flags.writeable
+            found.append(replace(part, values=part.values.copy()) if shared else part)
+        return found
 
     def _decoder(self, name: str) -> Decoder:
         """Return a coder's decoder for this file, prepared once."""
@@ -219,7 +228,7 @@ class Reader(Mapping[str, Tensor]):
             return last[1]
         payload = read_section(self._source, place.section)
         tensors = decode_group(place.entries, place.group.encoding, payload, place.section.place)
-        if sum(entry.loaded_bytes for entry in place.entries) <= DENSE_SECTION_BYTES:
+        if place.small:
             self._last = (place, tensors)
         return tensors
 

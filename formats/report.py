@@ -46,6 +46,8 @@ class TicketReport(Mapping[str, Any]):
             section each has its share of the bytes, by raw sizes. Scales of a seeded or ternary
             tensor count in its ``bytes``. A tied tensor is of kind ``"tied"``, has neither coder
             nor survivors, takes 0 bytes, and counts in ``float32_bytes`` alone of the totals.
+        negative_zeros_dropped: weights whose -0.0 was stored as 0, as it was asked for; told by
+            what packs, and 0 of a file that is read.
     """
 
     bytes: int
@@ -61,6 +63,7 @@ class TicketReport(Mapping[str, Any]):
     sha256: str
     base: str | None
     tensors: list[dict[str, Any]]
+    negative_zeros_dropped: int = 0
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.__dataclass_fields__:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import ArchitectureError, FormatError, shown
-from pabzip.formats.dense import DenseEntry, DenseTensor, finite, from_stored, to_stored
+from pabzip.formats.dense import DenseEntry, DenseTensor, from_stored, to_stored
 from pabzip.formats.kind import Coding, EntryKind, StoredKind
 from pabzip.formats.limits import (
     DENSE_TYPES,
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 _RANGE = 5 << 18  # elements that the digest takes at a time: whole bytes of codes
 
-FLOATS = ("float32", "float16", "bfloat16")
+INFINITY_BITS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+"""Bit pattern of infinity of each floating type; those of all numbers from +0.0 are below it."""
+
+FLOATS = tuple(INFINITY_BITS)
 """Element types of weights that are 0 and plus or minus a scale."""
 
 BLOCK = 256
@@ -343,11 +346,10 @@ class TernaryTensor(StoredKind):
         if self.scales is None:
             return
         dtype = self._parts_entry.scale_dtype
-        bad = ~finite(self.scales, dtype)
         bits = self.scales.view(f"<u{self.scales.itemsize}")
-        sign = 1 << (8 * bits.itemsize - 1)
         # The scale of a block may be 0. Elsewhere a weight of a code that is not 0 never is.
-        bad |= (bits >= sign) | ((bits == 0) & (not LAYOUTS[self.layout].block_bytes))
+        least = 0 if LAYOUTS[self.layout].block_bytes else 1
+        bad = (bits < least) | (bits >= INFINITY_BITS[dtype])  # which negative ones are, too
         if bad.any():
             raise FormatError(
                 place,

@@ -161,7 +161,8 @@ def unpack_floats(  # type: ignore[no-untyped-def]
         out: unsigned, of the type of ``scales``.
     """
     symbols = np.empty(_PIECE, dtype=np.uint8)
-    columns = scales.size
+    columns, kind = scales.size, out.dtype.type  # of one type throughout, or it is not vectorized
+    one, negative = kind(1), kind(sign)
     for begin in range(0, out.size, _PIECE):
         count = min(_PIECE, out.size - begin)
         unpack_symbols(packed, per_byte, start + begin, symbols[:count])
@@ -172,16 +173,17 @@ def unpack_floats(  # type: ignore[no-untyped-def]
                 stop = min(count, at + run - weight % run)
                 scale = scales[weight // run]
                 for place in range(at, stop):
-                    symbol = symbols[place]
-                    size = scale * ((symbol ^ (symbol >> 1)) & 1)
-                    out[begin + place] = size | ((symbol >> 1) * sign)
+                    symbol = kind(symbols[place])
+                    size = kind(scale * kind((symbol ^ (symbol >> one)) & one))
+                    out[begin + place] = size | kind(kind(symbol >> one) * negative)
             else:
                 first = weight % columns
                 stop = min(count, at + columns - first)
                 for place in range(at, stop):
-                    symbol = symbols[place]
-                    size = scales[first + place - at] * ((symbol ^ (symbol >> 1)) & 1)
-                    out[begin + place] = size | ((symbol >> 1) * sign)
+                    symbol = kind(symbols[place])
+                    scale = scales[first + place - at]
+                    size = kind(scale * kind((symbol ^ (symbol >> one)) & one))
+                    out[begin + place] = size | kind(kind(symbol >> one) * negative)
             at = stop
 
 
@@ -199,13 +201,18 @@ def pack_floats(  # type: ignore[no-untyped-def]
         packed: where the bytes go.
     """
     symbols = np.empty(_PIECE, dtype=np.uint8)
+    kind = bits.dtype.type
+    least, mask = kind(sign), kind(sign - 1)
     for begin in range(0, bits.size, _PIECE):
         count = min(_PIECE, bits.size - begin)
         for at in range(count):
             value = bits[begin + at]
-            negative = np.uint8(value >= sign)
-            survives = np.uint8((value & (sign - 1)) != 0)
-            symbols[at] = survives * (1 + negative) + (1 - survives) * negative * 3 * signed_zeros
+            negative, survives = np.uint8(value >= least), np.uint8((value & mask) != 0)
+            symbols[at] = survives << negative
+        if signed_zeros:
+            for at in range(count):
+                if bits[begin + at] == least:
+                    symbols[at] = 3
         first = begin // per_byte
         pack_symbols(symbols[:count], per_byte, packed[first : first + -(-count // per_byte)])
 

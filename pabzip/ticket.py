@@ -54,6 +54,9 @@ __all__ = [
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
+GGUF_HEADER = "gguf.header"
+"""Name of the dense tensor that keeps what a ``.gguf`` file holds beside its tensors."""
+
 FUSED_BACKEND = "numba"
 """The backend that decodes and regenerates in one pass; others regenerate from decoded codes."""
 
@@ -378,14 +381,14 @@ class Ticket:
     def plain_names(self) -> tuple[str, ...]:
         """Names of what is left once all tensors are plain weights.
 
-        All but the scales that are then part of the weights.
+        All but the scales that are then part of the weights, and the start of a ``.gguf`` file.
         """
         applied = {
             name + SCALE_SUFFIX
             for name, entry in self._entries.items()
             if isinstance(entry.original, TernaryEntry) and entry.original.layout == "bitnet"
         }
-        return tuple(name for name in self.names if name not in applied)
+        return tuple(name for name in self.names if name not in {GGUF_HEADER, *applied})
 
     def exact(
         self, name: str, *, backend: str = "numba", threads: int | None = None

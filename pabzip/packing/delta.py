@@ -24,7 +24,6 @@ from pabzip.formats import DENSE_TYPES, HALF_TYPES, Base, DeltaTensor, DenseTens
 from pabzip.formats.delta import (
     MAX_STEPS,
     Change,
-    all_finite,
     differences,
     fitting,
     ordered,
@@ -32,7 +31,7 @@ from pabzip.formats.delta import (
     stepped,
     working_type,
 )
-from pabzip.formats.dense import from_stored
+from pabzip.formats.dense import from_stored, not_finite
 from pabzip.formats.trits import pack_codes
 from pabzip.seeds.compiled import compiled
 
@@ -67,7 +66,7 @@ def delta_tensor(
     base_array = np.asarray(base_array, dtype=DENSE_TYPES[dtype].numpy, order="C")
     if not array.size:
         return None
-    if DENSE_TYPES[dtype].floating and not all_finite(array, dtype):
+    if DENSE_TYPES[dtype].floating and not_finite(array, dtype):
         return None
     pair = (base_array.reshape(-1), array.reshape(-1))
 
@@ -155,7 +154,7 @@ def _smallest_steps(
     The plainest that gives the tuned tensor: one step at most before more, one size before one a
     row.
     """
-    if not DENSE_TYPES[dtype].floating or not all_finite(pair[0], dtype):
+    if not DENSE_TYPES[dtype].floating or not_finite(pair[0], dtype):
         return None
     everywhere = _zeros_added(pair, dtype)
     if everywhere is None:
@@ -248,7 +247,7 @@ def _fit_rows(
     numbers: NDArray[np.int8],
     scales: NDArray[Any],
 ) -> bool:
-    """Write a step size and numbers of steps for each row; return whether all rows have some."""
+    """Write each row's step size and numbers of steps; return whether all rows have one."""
     rows = len(scales)
     size = pair[0].size // rows
     changed = np.flatnonzero(_bits(pair[0]) != _bits(pair[1]))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, Union
 
 from pabzip._optional import require
 from pabzip.errors import PackError, SeedError
 from pabzip.formats import Base
-from pabzip.init import Seeding, seeding, unwrap
+from pabzip.init import Seeding, seeding
 from pabzip.packing.base import BaseSource, open_base
+from pabzip.packing.gguf import gguf_state, is_gguf
+from pabzip.packing.ternary import TernaryPacker, bitnet_scale_of
 from pabzip.ticket import Ticket, TicketReport
+from pabzip.wrappers import bare, full_state, unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +40,8 @@ def pack(
     ternary: bool = False,
     ticket: bool = False,
     base: BaseSource | None = None,
+    negative_zero: str = "keep",
+    bitnet_scale: str | None = None,
 ) -> TicketReport:
     """Write a network as a ``.pabz`` file; an existing file is replaced, as by ``torch.save``.
 
@@ -43,7 +49,8 @@ def pack(
     before it takes the target's name, so a failure leaves the old file as it was.
 
     Args:
-        source: a network drawn by `pabzip.init_`, a `Checkpoint`, or the path of a ``model.pt``.
+        source: a network drawn by `pabzip.init_`, wrapped or not (under FSDP every rank has to call
+            this), a `Checkpoint`, or the path of a ``model.pt``.
             One whose magnitudes were trained names no seeded weight, and all its tensors are stored
             dense; zeros cost little there too.
         target: path of the file to write, or a binary stream.
@@ -54,11 +61,12 @@ def pack(
             half the bytes (`pabzip.packing.batchnorm`). The file loads as ever and is for
             inference: training on needs the original. Its metadata says ``"folded": true``.
         metadata: flat JSON values that travel in the header, on top of the checkpoint's own.
-        ternary: also write as codes every other float32 tensor of two or more dimensions whose
-            values are 0 and plus or minus one scale, of the tensor or of each row along the first
-            dimension (`pabzip.packing.tensors`). ``source`` then needs no seed: it may be any
-            network, a mapping of tensors by name, or the path of a file that ``torch.save`` made of
-            one.
+        ternary: also write as codes every other tensor whose values are 0 and plus or minus one
+            scale, of the tensor or of each row, group or column: float32, float16, bfloat16, int8,
+            or uint8 in transformers' layout of BitNet (`pabzip.packing.ternary`). ``source`` then
+            needs no seed: it may be any network, a mapping of tensors by name, or the path of a
+            file that ``torch.save`` made of one. Of a ``.gguf`` file, blocks of TQ1_0 and TQ2_0 are
+            written so in any case.
         ticket: of a checkpoint whose magnitudes were trained, pack the ticket at initialization in
             their place: the seed and the mask (`Checkpoint.at_initialization`). Not of iterative
         magnitude pruning that went back to trained weights, of which no seed tells.
@@ -68,6 +76,12 @@ def pack(
             same ``base`` to be read. ``source`` needs no seed, as with ``ternary``, and may be a
             file of any of these forms. Tensors that the base has not, or has of another shape or
             type, are packed as without it.
+        negative_zero: ``"keep"`` stores -0.0 in ternary tensors as it is; ``"drop"`` as 0, which
+            takes fewer bytes, and the report counts them.
+        bitnet_scale: what the network does with ``weight_scale`` of packed BitNet weights:
+            ``"divide"`` (BitLinear) or ``"multiply"`` (AutoBitLinear). None goes by the
+            ``config.json`` beside ``source``; where that says nothing, whoever asks for plain
+            weights must say it.
 
     A tensor of two or more dimensions that equals an earlier one to the bit is stored as a second
     name of it (`pabzip.packing.tensors`).
@@ -89,6 +103,8 @@ def pack(
 
     Source: Peek-a-Boo, Appendix D (what is stored); DESIGN, "Exactness".
     """
+    ternary = ternary or is_gguf(source)
+    packer = ternary_packer(source, negative_zero, bitnet_scale) if ternary else None
     with contextlib.ExitStack() as stack:
         opened = None
         if base is not None:
@@ -99,11 +115,12 @@ def pack(
             metadata=metadata,
             fold_bn=fold_bn,
             dense_dtype=dense_dtype,
-            ternary=ternary,
+            packer=packer,
             ticket=ticket,
             base=opened,
         )
-        return made.save(target, coder=coder, dense_dtype=dense_dtype)
+        report = made.save(target, coder=coder, dense_dtype=dense_dtype)
+    return replace(report, negative_zeros_dropped=packer.dropped if packer else 0)
 
 
 def save_file(
@@ -139,29 +156,44 @@ def save_file(
     return source.save(filename)
 
 
+def ternary_packer(source: Source, negative_zero: str, bitnet_scale: str | None) -> TernaryPacker:
+    """Return what recognizes the ternary tensors of a source; arguments as for `pack`."""
+    if bitnet_scale is None and isinstance(source, str | os.PathLike):
+        bitnet_scale = bitnet_scale_of(source)
+    return TernaryPacker(negative_zero=negative_zero, bitnet_scale=bitnet_scale)
+
+
 def to_ticket(
     source: Source,
     *,
     metadata: Metadata | None = None,
     fold_bn: bool = False,
     dense_dtype: str | None = None,
-    ternary: bool = False,
+    packer: TernaryPacker | None = None,
     ticket: bool = False,
     base: Base | None = None,
 ) -> Ticket:
     """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`.
 
-    ``base`` is open, and stays in use by the ticket.
-
-    ``dense_dtype`` rounds nothing here: it is what `Ticket.save` is going to be given, so that a
-    folded network is checked as it will load.
+    ``packer`` is what recognizes ternary tensors (`ternary_packer`); None where none are to be.
+    ``base`` is open, and stays in use by the ticket. ``dense_dtype`` rounds nothing here: it is
+    what `Ticket.save` is going to be given, so that a folded network is checked as it will load.
     """
+    if isinstance(source, str | os.PathLike) and is_gguf(source):
+        if fold_bn or ticket:
+            raise PackError(
+                f"{os.fspath(source)}: expected a network to fold or a checkpoint with a seed, found "
+                "a .gguf file; leave out fold_bn and ticket (--fold-bn, --ticket)"
+            )
+        tensors = gguf_state(source, packer or ternary_packer(source, "keep", None))
+        return Ticket(seed=0, tensors=tensors, metadata=metadata)
     require("torch", extra="torch", purpose="packing a network")
     import torch
 
     from pabzip.checkpoint import Checkpoint, load_checkpoint, load_state
     from pabzip.packing.tensors import load_any, state_tensors
 
+    ternary = packer is not None
     net: nn.Module | None = None
     own: Metadata = {}
     if ticket:
@@ -175,9 +207,9 @@ def to_ticket(
         _check_rewound(source)
         source = source.at_initialization()
     if isinstance(source, torch.nn.Module):
-        net, record = _seeded_network(source, ternary or base is not None)
-        state: Mapping[str, torch.Tensor] = net.state_dict()
-        arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+        net, record = unwrap(source), _record(source, ternary or base is not None)
+        state: Mapping[str, torch.Tensor] = full_state(source)
+        arch, options = getattr(bare(source), "pabzip_arch", ("custom", {}))
     else:
         if not isinstance(source, Checkpoint | Mapping):
             load = load_state if ternary else load_checkpoint if base is None else load_any
@@ -204,9 +236,12 @@ def to_ticket(
 
         state = fold_checked(net, state, arch, options, dense_dtype)
         metadata = {**metadata, "folded": True}
+    if packer is not None:
+        packer.seed = record.seed
+        packer.taken = {spec.stream for spec in record.specs.values()}
     return Ticket(
         seed=record.seed,
-        tensors=state_tensors(state, record, ternary, base),
+        tensors=state_tensors(state, record, packer, base),
         arch=arch,
         arch_options=options,
         metadata=metadata,
@@ -228,18 +263,11 @@ def _check_rewound(checkpoint: Checkpoint) -> None:
             )
 
 
-def _seeded_network(net: nn.Module, ternary: bool) -> tuple[nn.Module, Seeding]:
-    """Return the network inside any wrappers, and its record; with ``ternary`` it may have none."""
-    net = unwrap(net)
+def _record(net: nn.Module, ternary: bool) -> Seeding:
+    """Return how a network was drawn; with ``ternary`` it need not have been."""
     try:
-        record = seeding(net)
+        return seeding(net)
     except SeedError:
         if not ternary:
             raise
-        return net, Seeding(0, {})
-    # The record of a wrapper of another kind, which holds the network as ``.module``.
-    if record.specs and all(name.startswith("module.") for name in record.specs):
-        inner = getattr(net, "module", None)
-        if inner is not None:
-            return _seeded_network(inner, ternary)
-    return net, record
+        return Seeding(0, {})

@@ -4,16 +4,11 @@ Packing is where exactness is enforced: each surviving weight must be plus or mi
 that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
 weights themselves, so any loop that prunes and flips signs in place will do.
 
-Ternary weights are 0 and plus or minus one scale, that of the tensor or of each output channel, and
-are packed as codes without having had a seed: so they take the coders, the file and the loaders of
-any ticket.
+Ternary weights are packed as codes without having had a seed (`pabzip.packing.ternary`).
 
 Tied weights have several names and are stored once. A state dict lists a shared weight under each
 of its names. Tensors are compared by their bits, not by their place in memory, so ties are found
 after checkpoints and moves between devices, too.
-
-Source: for ternary weights, Ternary Weight Networks (Li, Zhang, Liu 2016), Section 2.1 (a scale a
-filter); BitNet b1.58 (Ma et al. 2024), Section 2 (a scale a matrix).
 """
 
 from __future__ import annotations
@@ -23,7 +18,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -36,43 +30,34 @@ from pabzip.formats import Base, Tensor
 from pabzip.init import Seeding
 from pabzip.packing.base import open_file
 from pabzip.packing.delta import change_of
+from pabzip.packing.ternary import NO_TERNARY, TernaryPacker
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.frozen import KEPT, PRUNED
-from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
-from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
-
-LEAST_ROW = 16
-"""Fewer weights a row than this do not pay for a scale of their own."""
+from pabzip.storable import check_state, dense_from_torch
+from pabzip.ticket import SeededTensor, TiedTensor
 
 
 def state_tensors(
     state: Mapping[str, torch.Tensor],
     record: Seeding,
-    ternary: bool,
+    packer: TernaryPacker | None,
     base: Base | None = None,
 ) -> list[Tensor]:
     """Check every tensor of a state dict, and return them as a ticket's, in the same order.
 
-    With a ``base``, what is not seeded is kept as a change of its tensors where that is small.
+    Tensors that are not seeded are stored as codes where ``packer`` recognizes them. With a
+    ``base`` they are kept as a change of its tensors where that is small.
     """
-    missing = [name for name in record.specs if name not in state]
-    if missing:
-        raise PackError(
-            f"{missing[0]}: expected this seeded weight in the state, found "
-            f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
-        )
+    check_state(state, record.specs)
     tensors: list[Tensor] = []
     ties, specs = find_ties(state, record.specs)
     frozen = {ties.get(name, name): found for name, found in record.frozen.items()}
-    taken = {spec.stream for spec in record.specs.values()}
-    streams = (stream for stream in count() if stream not in taken)
-    stream, recognized = next(streams), 0
+    siblings = {
+        name: (str(value.dtype).removeprefix("torch."), tuple(value.shape))
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise PackError(
-                f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
-                "stored in a .pabz file, keep it outside the network's state_dict"
-            )
         if name in ties:
             tensors.append(TiedTensor(name, ties[name]))
         elif name in specs:
@@ -82,35 +67,23 @@ def state_tensors(
             tensors.append(SeededTensor(name, specs[name], codes, frozen=frozen.get(name)))
         else:
             dense = dense_from_torch(name, value)
-            tensor: Tensor | None = None if base is None else change_of(dense, base)
-            if tensor is None and ternary:
-                tensor = ternary_tensor(name, dense.values, record.seed, stream)
-                if tensor is not None:
-                    stream, recognized = next(streams), recognized + 1
-            tensors.append(tensor or dense)
+            found: Tensor | None = None if base is None else change_of(dense, base)
+            if found is None and packer:
+                found = packer.recognize(name, dense.values, dense.dtype, siblings=siblings)
+            tensors.append(found or dense)
     # What was packed so before has a spec of its own on record by now.
     known = any(spec.distribution == "signed_constant" for spec in record.specs.values())
-    if ternary and not recognized and not known and base is None:
-        raise PackError(
-            f"expected a ternary tensor, found none among {len(tensors)}: float32, of two or more "
-            "dimensions, each value 0 or plus or minus one scale, of the tensor or of each row; "
-            "pack the quantized weights, not those that training keeps beside them"
-        )
+    if packer and not packer.recognized and not known and base is None:
+        raise PackError(NO_TERNARY.format(len(tensors)))
     return tensors
 
 
 def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
-    """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
+    """Read the codes of one weight, float32: 0 pruned, +1 sign kept, -1 sign flipped.
 
     Raises:
-        PackError: ``weight`` is not float32, or a survivor's magnitude is not the seed's, bit for
-            bit.
+        PackError: a survivor's magnitude is not the seed's, bit for bit.
     """
-    if weight.dtype != torch.float32:
-        raise PackError(
-            f"{name}: expected a float32 seeded weight, found {weight.dtype}; half precision "
-            "loses the magnitudes' bits: pack the float32 network and convert when loading"
-        )
     found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
     drawn = weights(seed, spec, 0, found.size)
     survivors = found != 0  # not-a-number counts as a survivor, and is then refused
@@ -155,16 +128,6 @@ def check_frozen(
         )
 
 
-def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
-    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
-    value = value.detach().cpu().contiguous()
-    dtype = str(value.dtype).removeprefix("torch.")
-    if value.dtype == torch.bfloat16:
-        value = value.view(torch.int16)
-        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
-    return DenseTensor(name, value.numpy().copy(), dtype, dtype)
-
-
 def load_any(source: File) -> Checkpoint | dict[str, torch.Tensor]:
     """Read a checkpoint, or tensors by name from a file of any form that may be a base.
 
@@ -189,43 +152,6 @@ def load_any(source: File) -> Checkpoint | dict[str, torch.Tensor]:
             state[name] = torch.from_numpy(values)
     opened.close()
     return state
-
-
-def ternary_scales(values: NDArray[Any]) -> NDArray[np.float32] | None:
-    """Return the scales of a tensor (rows, ...) whose values are all 0 or plus or minus its scale.
-
-    They are float32: of no dimension if one is enough; (rows,) if each row has its own, 1 for a row
-    of zeros, which needs rows of at least `LEAST_ROW` weights; None if the tensor is not ternary,
-    not float32, all zeros, or a scale is out of an init spec's range.
-    """
-    if values.dtype != np.float32 or values.ndim < 2 or values.size == 0:
-        return None
-    sizes = np.abs(values.reshape(len(values), -1))
-    rows = sizes.max(axis=1)  # not-a-number spreads, and is then refused
-    active = rows[rows != 0]
-    if not active.size or not np.all((active >= MIN_SCALE) & (active <= MAX_SCALE)):
-        return None
-    if not np.all((sizes == 0) | (sizes == rows[:, None])):
-        return None
-    if np.all(active == active[0]):
-        return np.asarray(active[0], dtype=np.float32)
-    if sizes.shape[1] < LEAST_ROW:
-        return None
-    return np.where(rows == 0, np.float32(1), rows).astype(np.float32)
-
-
-def ternary_tensor(name: str, values: NDArray[Any], seed: int, stream: int) -> SeededTensor | None:
-    """Return a ternary tensor with the codes that give it; None if it is not ternary.
-
-    ``values`` are as for `ternary_scales`; -0.0 counts as 0, and loads as +0.0.
-    """
-    scales = ternary_scales(values)
-    if scales is None:
-        return None
-    spec = InitSpec("signed_constant", float(scales) if scales.ndim == 0 else 1.0, stream)
-    drawn = weights(seed, spec, 0, values.size).reshape(values.shape)
-    codes = (np.sign(values) * np.sign(drawn)).astype(np.int8)
-    return SeededTensor(name, spec, codes, scales if scales.ndim else None)
 
 
 def find_ties(

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, FormatError
-from pabzip.init import Seeding, attach_seeding, unwrap
+from pabzip.init import Seeding, attach_seeding
 from pabzip.packing.base import BaseSource, open_base
 from pabzip.ticket import Ticket
+from pabzip.wrappers import bare, full_state, load_full_state
 
 if TYPE_CHECKING:
     import torch
@@ -201,8 +202,8 @@ def load_into(
     not fit.
 
     Args:
-        net: a network with exactly the ticket's tensor names and shapes; a ``DataParallel``,
-            ``DistributedDataParallel`` or ``torch.compile`` wrapper is understood.
+        net: a network with exactly the ticket's tensor names and shapes, wrapped or not
+            (`pabzip.wrappers`); under FSDP every rank has to call this.
         source: as for `load`.
         verify: as for `load`.
         max_bytes: as for `load`.
@@ -220,8 +221,7 @@ def load_into(
     """
     require("torch", extra="torch", purpose="pabzip.load_into")
     with open(source, max_bytes=max_bytes, base=base) as ticket:
-        inner = unwrap(net)
-        _check_fit(inner, ticket, as_stored=as_stored)
+        _check_fit(net, ticket, as_stored=as_stored)
         state = _read_state(
             ticket,
             device="cpu",
@@ -230,8 +230,8 @@ def load_into(
             as_stored=as_stored,
             bitnet_scale=bitnet_scale,
         )
-        inner.load_state_dict(state, strict=True)
-        attach_seeding(inner, _seeding(ticket))
+        load_full_state(net, state)
+        attach_seeding(net, _seeding(ticket))
     return net
 
 
@@ -328,6 +328,7 @@ def _seeding(ticket: Ticket) -> Seeding:
         and ticket.tied(name) is None
         and ticket.scales(name) is None
     ]
+    seeded.sort(key=lambda name: ticket.spec(name).stream)  # as `init_` has them
     frozen = {name: ticket.frozen(name) for name in seeded}
     return Seeding(
         ticket.seed,
@@ -338,7 +339,7 @@ def _seeding(ticket: Ticket) -> Seeding:
 
 def _check_fit(net: nn.Module, ticket: Ticket, *, as_stored: bool = False) -> None:
     """Refuse a ticket whose names or shapes are not the network's."""
-    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in full_state(net).items()}
     names = ticket.names if as_stored else ticket.plain_names
     shape_of = ticket.shape if as_stored else ticket.plain_shape
     found = {name: tuple(shape_of(name)) for name in names}
@@ -356,13 +357,13 @@ def _check_fit(net: nn.Module, ticket: Ticket, *, as_stored: bool = False) -> No
                 f"{len(extra)} tensors of the file are not in the network ({', '.join(extra[:3])})"
             )
         raise ArchitectureError(
-            f"{type(net).__name__}: expected the same tensor names, found that "
+            f"{type(bare(net)).__name__}: expected the same tensor names, found that "
             f"{' and '.join(parts)}; build the network that was packed"
         )
     for name, shape in expected.items():
         if found[name] != shape:
             raise ArchitectureError(
-                f"{type(net).__name__}: {name}: expected shape {list(shape)}, found "
+                f"{type(bare(net)).__name__}: {name}: expected shape {list(shape)}, found "
                 f"{list(found[name])} in the file; build the network with the options it was "
                 "packed with"
             )
