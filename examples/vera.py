@@ -55,7 +55,9 @@ def adapted(base: nn.Sequential, seed: int) -> nn.Sequential:
     return nn.Sequential(*(Adapted(m, seed) if isinstance(m, nn.Linear) else m for m in base))
 
 
-def train(net: nn.Module, digits: pabzip.data.Images, epochs: int, lr: float, sign: float) -> None:
+def train(
+    net: nn.Module, digits: pabzip.data.AnyImages, epochs: int, lr: float, sign: float
+) -> None:
     """Train what is not frozen by Adam, on the images times ``sign``."""
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=lr)
     for epoch in range(epochs):
@@ -66,7 +68,7 @@ def train(net: nn.Module, digits: pabzip.data.Images, epochs: int, lr: float, si
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, digits: pabzip.data.Images, sign: float) -> float:
+def accuracy(net: nn.Module, digits: pabzip.data.AnyImages, sign: float) -> float:
     """Return the share of images times ``sign`` that are read right."""
     right = [(net(sign * images).argmax(1) == labels) for images, labels in batches(digits, 256)]
     return float(torch.cat(right).float().mean())
