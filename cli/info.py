@@ -83,6 +83,7 @@ def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
         f"{ratio(info['float32_bytes'], info['bytes'])} the file",
         **codes,
         "sha256": info["sha256"],
+        **({"base": f"{info['base']}, needed to unpack"} if info["base"] else {}),
         **{f"{key}": str(value) for key, value in metadata.items()},
     }
     table = plain_table(header=False)
@@ -108,7 +109,7 @@ def tensor_table(info: Mapping[str, Any]) -> Table:
             printable(tensor["name"]),
             "x".join(str(length) for length in tensor["shape"]) or "scalar",
             tensor["kind"],
-            printable(tensor["coder"] or f"as {tensor['target']}"),
+            printable(tensor["coder"] or f"as {tensor.get('target', 'the base')}"),
             *_byte_cells(row),
             f"{weights:,}" if coded else "",
             f"{survivors:,}" if coded else "",

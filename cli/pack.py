@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -61,6 +62,13 @@ from pabzip.cli._output import Reporter, ratio, size
     help="Of a network whose magnitudes were trained, pack the ticket that it began as: the seed "
     "and the mask.",
 )
+@click.option(
+    "--base",
+    metavar="FILE",
+    help="Write CHECKPOINT as changes of FILE where they are smaller: ternary or of a few bits "
+    "(ComPEFT), or any others. Both may be .safetensors, an index of its shards, .npz, .pabz or "
+    ".pt; unpack then needs FILE, too.",
+)
 @reporting
 def command(
     source: str,
@@ -73,6 +81,7 @@ def command(
     drop_negative_zero: bool,
     bitnet_scale: str | None,
     at_initialization: bool,
+    base: str | None,
     reporter: Reporter,
 ) -> None:
     """Pack CHECKPOINT (model.pt, as `pabzip train` writes it) into a .pabz file.
@@ -85,7 +94,7 @@ def command(
     """
     target = output or default_output(source, ".pabz")
     reporter = reporter.for_output(target)
-    check_output(target, force=force, inputs=[source])
+    check_output(target, force=force, inputs=[source, *([base] if base else [])])
     from pabzip.packing.gguf import is_gguf
 
     loaded: Any = source
@@ -94,12 +103,14 @@ def command(
     else:
         require("torch", extra="torch", purpose="pabzip pack")
         from pabzip.checkpoint import load_checkpoint, load_state
+        from pabzip.packing.tensors import load_any
 
         data = read_source(source)
-        load = load_state if ternary else load_checkpoint
+        load = load_state if ternary else load_checkpoint if base is None else load_any
         loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
     from tqdm import tqdm
 
+    from pabzip.packing.base import open_base
     from pabzip.packing.pack import ternary_packer, to_ticket
 
     negative_zero = "drop" if drop_negative_zero else "keep"
@@ -110,6 +121,7 @@ def command(
         dense_dtype=dense_dtype,
         packer=packer,
         ticket=at_initialization,
+        base=None if base is None else open_base(base),
     )
     for name in ticket.names:
         reporter.detail(f"{name}: {ticket.kind(name)}, {list(ticket.shape(name))}")
@@ -129,6 +141,9 @@ def command(
         what = f"the ticket at initialization, {info.survivors:,} of {info.weights:,} weights"
     elif info.weights:
         what = f"{info.survivors:,} of {info.weights:,} weights survive"
+    elif info.base:
+        kinds = Counter(row.get("change", row["kind"]) for row in info.tensors)
+        what = f"changes of {base} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
     else:
         what = "all tensors dense"
         if getattr(loaded, "drawn", None):

@@ -18,7 +18,13 @@ from pabzip.cli._files import (
     open_output,
     open_ticket,
 )
-from pabzip.cli._options import max_bytes_option, output_option, reporting, threads_option
+from pabzip.cli._options import (
+    base_option,
+    max_bytes_option,
+    output_option,
+    reporting,
+    threads_option,
+)
 from pabzip.cli._output import Reporter, size
 
 if TYPE_CHECKING:
@@ -131,6 +137,7 @@ def _tensors(
     "divides, AutoBitLinear multiplies.",
 )
 @threads_option
+@base_option
 @max_bytes_option
 @reporting
 def command(
@@ -141,6 +148,7 @@ def command(
     as_stored: bool,
     bitnet_scale: str | None,
     threads: int | None,
+    base: str | None,
     max_bytes: int | None,
     reporter: Reporter,
 ) -> None:
@@ -148,19 +156,20 @@ def command(
 
     Writes .safetensors, .npz or .pt (a state dict); the first two need no torch. An .npz file has
     no bfloat16: such tensors become float32, exactly. With --as-stored a file that was packed from
-    .gguf is written as that again. FILE may be '-' for stdin; the output then
-    is stdout unless -o names a file.
+    .gguf is written as that again. A file of changes (pack --base) needs its --base, whose digest
+    is checked first. FILE may be '-' for stdin; the output then is stdout unless -o names a file.
     """
     target = output or default_output(source, f".{format_name or 'safetensors'}")
     reporter = reporter.for_output(target)
-    check_output(target, force=force, inputs=[source])
+    check_output(target, force=force, inputs=[source, *([base] if base else [])])
     chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
     if chosen == "gguf" and not as_stored:
         raise click.UsageError(
             "expected --as-stored for a .gguf file, which is written as it was packed; add it, or "
             "write plain weights in another format"
         )
-    with open_ticket(source, max_bytes=max_bytes) as ticket, open_output(target) as file:
+    with open_ticket(source, max_bytes=max_bytes, base=base) as ticket, open_output(target) as file:
+        ticket.check_base()
         tensors = _tensors(
             ticket, threads, reporter, as_stored=as_stored, bitnet_scale=bitnet_scale
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 from pabzip.errors import FormatError, SeedError, shown
 from pabzip.formats.coder import coder_named, shares_side
+from pabzip.formats.delta import DeltaEntry, DeltaTensor
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.dense_sections import DenseGroup, check_groups
 from pabzip.formats.kind import Coding, EntryKind
@@ -37,13 +38,13 @@ from pabzip.formats.ternary import TernaryEntry, TernaryTensor
 from pabzip.formats.tied import TiedEntry, TiedTensor
 from pabzip.seeds import check_seed
 
-StoredEntry = SeededEntry | DenseEntry | TernaryEntry
+StoredEntry = SeededEntry | DenseEntry | TernaryEntry | DeltaEntry
 Entry = StoredEntry | TiedEntry
 
-StoredTensor = SeededTensor | DenseTensor | TernaryTensor
+StoredTensor = SeededTensor | DenseTensor | TernaryTensor | DeltaTensor
 Tensor = StoredTensor | TiedTensor
 
-KINDS: tuple[type[EntryKind], ...] = (TiedEntry, DenseEntry, TernaryEntry, SeededEntry)
+KINDS: tuple[type[EntryKind], ...] = (TiedEntry, DenseEntry, TernaryEntry, DeltaEntry, SeededEntry)
 """The kinds of tensors, by the length of their rows."""
 
 Scalar = str | int | float | bool | None
@@ -82,6 +83,16 @@ class Contents:
         """Bytes of the whole state as a loader hands it out."""
         return sum(entry.loaded_bytes for entry in self.entries)
 
+    @property
+    def expanded_bytes(self) -> int:
+        """Those of them that the file alone makes, without what is read from its base."""
+        return sum(entry.expanded_bytes for entry in self.entries)
+
+    @property
+    def based(self) -> tuple[Entry, ...]:
+        """The tensors that are changes of the base's, in order."""
+        return tuple(entry for entry in self.entries if entry.based)
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -93,6 +104,8 @@ class Header:
         codings: one per seeded tensor, in order.
         groups: the dense sections, in order; they take the dense tensors in order.
         side: bytes of the side stream that the coders of several tensors share; 0 for none.
+        base: SHA-256 of the tensors of the base that the file changes, 64 hexadecimal digits;
+            empty where it changes none.
     """
 
     contents: Contents
@@ -100,6 +113,7 @@ class Header:
     codings: tuple[Coding, ...] = field(default=())
     groups: tuple[DenseGroup, ...] = field(default=())
     side: int = 0
+    base: str = ""
 
     @property
     def version(self) -> int:
@@ -137,8 +151,8 @@ def gather(
         if not isinstance(tensor, Tensor):
             raise FormatError(
                 "tensors",
-                "expected SeededTensor, TernaryTensor, DenseTensor or TiedTensor, found "
-                f"{type(tensor).__name__}",
+                "expected SeededTensor, TernaryTensor, DenseTensor, DeltaTensor or TiedTensor, "
+                f"found {type(tensor).__name__}",
             )
         held.append(tensor.tidy(tensor_place(tensor.name)))
     for tensor in held:
@@ -181,12 +195,23 @@ def check_contents(contents: Contents) -> None:
 def check_header(header: Header) -> None:
     """Check a whole header: the contents, and the sections that hold them."""
     check_contents(header.contents)
-    if not isinstance(header.sha256, str) or not re.fullmatch("[0-9a-f]{64}", header.sha256):
-        raise FormatError(
-            "header", f"expected the SHA-256 as 64 hexadecimal digits, found {shown(header.sha256)}"
-        )
+    _check_digest("SHA-256", header.sha256)
+    if header.base:
+        _check_digest("SHA-256 of the base", header.base)
+    if bool(header.base) != bool(header.contents.based):
+        expected = "the SHA-256 of the base that its tensors change"
+        found = (expected, "none") if header.contents.based else ("no base", header.base)
+        raise FormatError("header", f"expected {found[0]}, found {found[1]}")
     _check_codings(header)
     check_groups(header.contents.dense, header.groups)
+
+
+def _check_digest(what: str, digest: object) -> None:
+    """Check that a digest is written as the format says."""
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise FormatError(
+            "header", f"expected the {what} as 64 hexadecimal digits, found {shown(digest)}"
+        )
 
 
 def _check_codings(header: Header) -> None:

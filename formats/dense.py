@@ -6,7 +6,7 @@ so that it is integer arithmetic on bit patterns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pabzip.formats.contents import Entry, Tensor
 
 _WIDE = ("float64", "float32")
+
+_BLOCK = 1 << 18  # values that are checked at a time: temporaries stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +148,22 @@ class DenseTensor(StoredKind):
         if not DENSE_TYPES[self.dtype].floating:
             return
         place = tensor_place(self.name)
-        bad = int(np.count_nonzero(~finite(self.values, self.dtype)))
+        bad = not_finite(self.values, self.dtype)
         if bad:
             raise FormatError(place, f"expected finite values, found {bad} that are not")
         if is_variance(self.name):
             bits = self.dtype == "bfloat16"  # those above the pattern of -0.0 are negative
-            below = np.count_nonzero(self.values > 0x8000 if bits else self.values < 0)
+            below = sum(
+                np.count_nonzero(block > 0x8000 if bits else block < 0)
+                for block in _blocks(self.values)
+            )
             if below:
                 raise FormatError(place, f"expected variances of at least 0, found {below} below")
         if self.stored != self.dtype:
-            narrow = to_stored(self.values, self.dtype, self.stored)
-            kept = from_stored(narrow, self.dtype, self.stored)
-            lost = np.count_nonzero(kept != self.values)
+            lost = 0
+            for block in _blocks(self.values):
+                narrow = to_stored(block, self.dtype, self.stored)
+                lost += int(np.count_nonzero(from_stored(narrow, self.dtype, self.stored) != block))
             if lost:
                 raise FormatError(
                     place,
@@ -191,7 +197,7 @@ def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
     if dense_dtype is None or not isinstance(tensor, DenseTensor) or tensor.dtype not in _WIDE:
         return tensor
     narrow = to_stored(tensor.values, tensor.dtype, dense_dtype)
-    overflows = int(np.count_nonzero(~finite(narrow, dense_dtype)))
+    overflows = not_finite(narrow, dense_dtype)
     if overflows:
         raise PackError(
             f"{tensor_place(tensor.name)}: expected values within the range of {dense_dtype}, "
@@ -199,6 +205,19 @@ def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
         )
     values = from_stored(narrow, tensor.dtype, dense_dtype)
     return replace(tensor, values=values, stored=dense_dtype)
+
+
+def by_type(stored: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    """Yield each element type, by first appearance, with the places of its tensors."""
+    for name in dict.fromkeys(stored):
+        yield name, [at for at, other in enumerate(stored) if other == name]
+
+
+def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return the elements of several arrays, one after the other; of one without a copy."""
+    if len(arrays) == 1:
+        return arrays[0].reshape(-1)
+    return np.concatenate([array.reshape(-1) for array in arrays])
 
 
 def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
@@ -228,11 +247,22 @@ def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return np.asarray(wide, dtype="<u4").view("<f4")
 
 
-def finite(values: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
-    """Return which values of a floating ``dtype`` are finite; bfloat16 as bit patterns."""
-    if dtype == "bfloat16":
-        return np.asarray((values & np.uint16(0x7F80)) != np.uint16(0x7F80))
-    return np.asarray(np.isfinite(values))
+def not_finite(values: NDArray[Any], dtype: str) -> int:
+    """Return how many values of a floating ``dtype`` are not finite; bfloat16 as bit patterns."""
+    count = 0
+    for block in _blocks(values):
+        if dtype == "bfloat16":
+            count += int(np.count_nonzero((block & np.uint16(0x7F80)) == np.uint16(0x7F80)))
+        else:
+            count += block.size - int(np.count_nonzero(np.isfinite(block)))
+    return count
+
+
+def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield the values a block at a time, flat, so that temporaries stay small."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        yield flat[start : start + _BLOCK]
 
 
 def _round_to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:

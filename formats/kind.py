@@ -10,7 +10,7 @@ or a ticket, raises `FormatError`; the message names the tensor, and counts the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -75,6 +75,16 @@ class EntryKind(Protocol):
     def loaded_bytes(self) -> int:
         """Bytes of the tensor as a loader hands it out, in memory of its own."""
         return self.count * DENSE_TYPES[self.dtype].itemsize
+
+    @property
+    def expanded_bytes(self) -> int:
+        """Of `loaded_bytes`, those that the file alone makes: the rest is read from its base."""
+        return self.loaded_bytes
+
+    @property
+    def based(self) -> bool:
+        """Whether the tensor is a change of one of another file, the base."""
+        return False
 
     @property
     def version(self) -> int:
@@ -162,6 +172,10 @@ class TensorKind(Protocol):
     def check_values(self) -> None:
         """Check values whose rules need a checked entry."""
         return
+
+    def on_base(self, read: Callable[[], NDArray[Any]]) -> Tensor:
+        """Return the tensor with a way to read the one of the base that it changes."""
+        return self  # type: ignore[return-value]  # the union of all kinds
 
     def resolve(self, tensors: Mapping[str, Tensor]) -> StoredTensor:
         """Return the tensor itself, or the target of a second name, under that name."""

@@ -9,6 +9,7 @@ from typing import Any
 from pabzip.formats.coder import Spent, coder_named, shares_side
 from pabzip.formats.container import CHECKSUM_BYTES
 from pabzip.formats.contents import Header
+from pabzip.formats.delta import DeltaEntry
 from pabzip.formats.dense import DenseEntry
 from pabzip.formats.dense_sections import grouped
 from pabzip.formats.huffman import huffman_bytes
@@ -35,9 +36,12 @@ class TicketReport(Mapping[str, Any]):
         seed: the 64-bit Philox key.
         arch: name of the architecture, or ``"custom"``.
         sha256: of the regenerated state, 64 hexadecimal digits.
+        base: SHA-256 of the tensors of the base that the file changes; None for a file that
+            stands alone.
         tensors: one mapping a tensor: ``name``, ``shape``, ``dtype``, ``kind``, ``coder``,
-            ``bytes``, ``weights``, ``survivors``, ``target`` of a tied one, and ``frozen`` (places
-            that the seed prunes or keeps for good) of one with a frozen mask. Dense tensors have
+            ``bytes``, ``weights``, ``survivors``, ``target`` of a tied one, ``change`` of a delta
+            (how it differs from the base's), and ``frozen`` (places that the seed prunes or keeps
+            for good) of one with a frozen mask. Dense tensors have
             their section's encoding as ``coder`` and no ``survivors``; of those that share a
             section each has its share of the bytes, by raw sizes. Scales of a seeded or ternary
             tensor count in its ``bytes``. A tied tensor is of kind ``"tied"``, has neither coder
@@ -57,6 +61,7 @@ class TicketReport(Mapping[str, Any]):
     seed: int
     arch: str
     sha256: str
+    base: str | None
     tensors: list[dict[str, Any]]
     negative_zeros_dropped: int = 0
 
@@ -93,6 +98,7 @@ def report(header: Header, header_bytes: int) -> TicketReport:
         seed=contents.seed,
         arch=contents.arch,
         sha256=header.sha256,
+        base=header.base or None,
         tensors=_rows(header),
     )
 
@@ -115,6 +121,8 @@ def _rows(header: Header) -> list[dict[str, Any]]:
         }
         if entry.target is not None:
             row["target"] = entry.target
+        if isinstance(entry, DeltaEntry):
+            row["change"] = entry.change.form
         if isinstance(entry, SeededEntry) and entry.frozen is not None:
             row["frozen"] = sum(entry.frozen_places)
         rows.append(row)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from pabzip.errors import FormatError, PackError
+from pabzip.errors import BaseFileError, FormatError, PackError
 from pabzip.formats.atomic import open_atomic
 from pabzip.formats.coder import AUTO, OnTensor, encode_codes
 from pabzip.formats.container import checksum, encode_header
-from pabzip.formats.contents import Contents, Header, StoredTensor, Tensor, gather
+from pabzip.formats.contents import Contents, Header, Tensor, gather
+from pabzip.formats.delta import Base, BaseOfDeltas
 from pabzip.formats.dense import rounded
 from pabzip.formats.dense_sections import encode_groups
+from pabzip.formats.digest import state_sha256
 from pabzip.formats.kind import Coding
 from pabzip.formats.limits import MAX_INTEGER
 from pabzip.formats.reader import Reader
@@ -25,40 +26,6 @@ from pabzip.formats.report import TicketReport, report
 from pabzip.formats.seeded import SeededTensor
 from pabzip.formats.sources import open_source
 from pabzip.formats.tied import resolved
-
-
-def state_sha256(
-    seed: int,
-    tensors: Iterable[StoredTensor],
-    *,
-    backend: str = "numba",
-    threads: int | None = None,
-) -> str:
-    """Return the SHA-256 of a state, as 64 hexadecimal digits.
-
-    For each tensor in order the hash takes: the name's length in UTF-8 bytes (uint32), the name,
-    the length of the dtype's name (uint8), the dtype's name, the number of dimensions (uint8),
-    each dimension (uint64), and the elements in row-major order. Integers and elements are
-    little-endian; a boolean is one byte; a seeded tensor has dtype ``float32``.
-
-    Args:
-        seed: the ticket's seed.
-        tensors: in the order of the ticket, ties resolved (`pabzip.formats.resolved`); read
-            one at a time.
-        backend: of `pabzip.seeds.regenerate`; every backend gives the same digest.
-        threads: likewise.
-
-    Source: formats/SPEC.md, section "The digest".
-    """
-    state = hashlib.sha256()
-    for tensor in tensors:
-        name, dtype = tensor.name.encode("utf-8"), tensor.dtype.encode("ascii")
-        state.update(struct.pack("<I", len(name)) + name)
-        state.update(struct.pack("<B", len(dtype)) + dtype)
-        state.update(struct.pack(f"<B{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
-        for part in tensor.elements(seed, backend=backend, threads=threads):
-            state.update(part.view("u1").data)
-    return state.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +36,13 @@ class EncodedFile:
         header: what it declares.
         start: its bytes before the first section.
         payloads: of its sections, in order.
+        base: what its deltas change; reading back needs it.
     """
 
     header: Header
     start: bytes
     payloads: tuple[bytes, ...]
+    base: Base | None = None
 
     def write(self, stream: BinaryIO) -> None:
         """Write the file to a binary stream, which may take it in pieces (a pipe, say)."""
@@ -125,9 +94,12 @@ def encode_ticket(
         names, codes, side = encode_codes(found.seed, seeded, coder, on_tensor)
         codings = tuple(map(Coding, names, map(len, codes)))
         groups, payloads = encode_groups([part for tensor in held for part in tensor.parts])
-        header = Header(found, digest, codings, groups, len(side))
+        base = BaseOfDeltas()
+        for tensor in held:
+            base.add(tensor)
+        header = Header(found, digest, codings, groups, len(side), base.sha256)
         sides = (side,) if side else ()
-        return EncodedFile(header, encode_header(header), (*sides, *codes, *payloads))
+        return EncodedFile(header, encode_header(header), (*sides, *codes, *payloads), base)
     except FormatError as error:
         raise PackError(str(error)) from None
 
@@ -143,12 +115,12 @@ def save(encoded: EncodedFile, target: str | os.PathLike[str] | BinaryIO) -> Tic
         OSError: the target cannot be written.
     """
     if isinstance(target, str | os.PathLike):
-        with open_atomic(target, check=_read_back) as stream:
+        with open_atomic(target, check=partial(_read_back, base=encoded.base)) as stream:
             encoded.write(stream)
     else:
         file = io.BytesIO()
         encoded.write(file)
-        _read_back(file.getbuffer())
+        _read_back(file.getbuffer(), encoded.base)
         write_all(target, file.getbuffer())
         target.flush()
     return report(encoded.header, len(encoded.start))
@@ -166,12 +138,12 @@ def verify(reader: Reader, *, backend: str = "numba", threads: int | None = None
     return found
 
 
-def _read_back(written: Path | memoryview) -> None:
+def _read_back(written: Path | memoryview, base: Base | None) -> None:
     """Open a file that was just written, and verify it."""
     source = open_source(written)
-    try:
-        verify(Reader(source, max_bytes=MAX_INTEGER))  # no limit: what is written is at hand
-    except FormatError as error:
+    try:  # without a limit: what is written is at hand
+        verify(Reader(source, max_bytes=MAX_INTEGER, base=base))
+    except (FormatError, BaseFileError) as error:
         raise PackError(
             f"expected what was written to read back, found a fault ({error}); nothing was kept: "
             "check the disk and memory of this machine"

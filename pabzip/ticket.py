@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from pabzip.errors import FormatError, PackError
 from pabzip.formats import (
     AUTO,
+    Base,
     Contents,
+    DeltaTensor,
     DenseTensor,
     Reader,
     Scalar,
@@ -41,6 +43,7 @@ from pabzip.formats.ternary import SCALE_SUFFIX
 from pabzip.seeds import Frozen, InitSpec
 
 __all__ = [
+    "DeltaTensor",
     "DenseTensor",
     "SeededTensor",
     "TernaryTensor",
@@ -143,7 +146,9 @@ class Ticket:
         self._entries = {entry.name: entry for entry in contents.entries}
 
     @classmethod
-    def open(cls, source: Source, *, max_bytes: int | None = None) -> Ticket:
+    def open(
+        cls, source: Source, *, max_bytes: int | None = None, base: Base | None = None
+    ) -> Ticket:
         """Open a ``.pabz`` file; only its header is read.
 
         Args:
@@ -151,6 +156,8 @@ class Ticket:
                 stream, which is read from where it stands, to the end of the ticket, and kept.
             max_bytes: most bytes of the loaded state that the file may declare (`info`'s
                 ``float32_bytes``); None takes 65,536 times the file, or 256 MiB if more.
+            base: the tensors that the deltas of the file change (`pabzip.packing.base.open_base`
+                opens them); closed with the ticket. Without it they cannot be read, all else can.
 
         Raises:
             FormatError: not a .pabz file, a newer version, or damaged.
@@ -161,7 +168,7 @@ class Ticket:
         opened = open_source(source)
         try:
             with naming(file):
-                reader = Reader(opened, max_bytes=max_bytes)
+                reader = Reader(opened, max_bytes=max_bytes, base=base)
         except BaseException:
             opened.close()
             raise
@@ -199,7 +206,7 @@ class Ticket:
         return tuple(self._entries)
 
     def kind(self, name: str) -> str:
-        """Return ``"seeded"``, ``"ternary"`` or ``"dense"``; of a tied tensor its target's kind."""
+        """Return ``"seeded"``, ``"ternary"``, ``"delta"`` or ``"dense"``; its target's if tied."""
         return self._entries[name].original.kind
 
     def tied(self, name: str) -> str | None:
@@ -506,6 +513,17 @@ class Ticket:
         with naming(self._file):
             self._tensors.check_sha256(found)
         return found
+
+    def check_base(self) -> None:
+        """Read the base of a file of changes, and compare its digest with the file's.
+
+        Reading the first delta does so, too; a file without deltas has no base.
+
+        Raises:
+            BaseFileError: there is none, or it is another than the file was packed on.
+        """
+        if isinstance(self._tensors, Reader):
+            self._tensors.base.check()
 
     def info(self) -> TicketReport:
         """Return the sizes of the file and its tensors, from the header alone.

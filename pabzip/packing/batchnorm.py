@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pabzip.errors import PackError
 from pabzip.formats import DenseTensor, rounded
-from pabzip.packing.tensors import dense_from_torch
+from pabzip.storable import dense_from_torch
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, BinaryIO, Union
 
 from pabzip._optional import require
 from pabzip.errors import PackError, SeedError
-from pabzip.init import Seeding, seeding, unwrap
+from pabzip.formats import Base
+from pabzip.init import Seeding, seeding
+from pabzip.packing.base import BaseSource, open_base
 from pabzip.packing.gguf import gguf_state, is_gguf
 from pabzip.packing.ternary import TernaryPacker, bitnet_scale_of
 from pabzip.ticket import Ticket, TicketReport
+from pabzip.wrappers import bare, full_state, unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +39,7 @@ def pack(
     metadata: Metadata | None = None,
     ternary: bool = False,
     ticket: bool = False,
+    base: BaseSource | None = None,
     negative_zero: str = "keep",
     bitnet_scale: str | None = None,
 ) -> TicketReport:
@@ -44,7 +49,8 @@ def pack(
     before it takes the target's name, so a failure leaves the old file as it was.
 
     Args:
-        source: a network drawn by `pabzip.init_`, a `Checkpoint`, or the path of a ``model.pt``.
+        source: a network drawn by `pabzip.init_`, wrapped or not (under FSDP every rank has to call
+            this), a `Checkpoint`, or the path of a ``model.pt``.
             One whose magnitudes were trained names no seeded weight, and all its tensors are stored
             dense; zeros cost little there too.
         target: path of the file to write, or a binary stream.
@@ -64,6 +70,12 @@ def pack(
         ticket: of a checkpoint whose magnitudes were trained, pack the ticket at initialization in
             their place: the seed and the mask (`Checkpoint.at_initialization`). Not of iterative
         magnitude pruning that went back to trained weights, of which no seed tells.
+        base: pack ``source`` as changes of these tensors, where that takes fewer bytes
+            (`pabzip.packing.delta`): the path of a file (.safetensors, an index of shards, .npz,
+            .pabz, .pt), tensors by name, a network, or an open `Ticket`. The file then needs the
+            same ``base`` to be read. ``source`` needs no seed, as with ``ternary``, and may be a
+            file of any of these forms. Tensors that the base has not, or has of another shape or
+            type, are packed as without it.
         negative_zero: ``"keep"`` stores -0.0 in ternary tensors as it is; ``"drop"`` as 0, which
             takes fewer bytes, and the report counts them.
         bitnet_scale: what the network does with ``weight_scale`` of packed BitNet weights:
@@ -87,20 +99,27 @@ def pack(
         SeedError: ``source`` is a network or mapping without a record of its seed, or with
             ``ticket`` a checkpoint that does not say how its weights were drawn.
         CheckpointError: ``source`` is a path that holds no checkpoint of ours.
+        BaseFileError: ``base`` cannot be read.
 
     Source: Peek-a-Boo, Appendix D (what is stored); DESIGN, "Exactness".
     """
     ternary = ternary or is_gguf(source)
     packer = ternary_packer(source, negative_zero, bitnet_scale) if ternary else None
-    made = to_ticket(
-        source,
-        metadata=metadata,
-        fold_bn=fold_bn,
-        dense_dtype=dense_dtype,
-        packer=packer,
-        ticket=ticket,
-    )
-    report = made.save(target, coder=coder, dense_dtype=dense_dtype)
+    with contextlib.ExitStack() as stack:
+        opened = None
+        if base is not None:
+            opened = open_base(base)
+            stack.callback(opened.close)
+        made = to_ticket(
+            source,
+            metadata=metadata,
+            fold_bn=fold_bn,
+            dense_dtype=dense_dtype,
+            packer=packer,
+            ticket=ticket,
+            base=opened,
+        )
+        report = made.save(target, coder=coder, dense_dtype=dense_dtype)
     return replace(report, negative_zeros_dropped=packer.dropped if packer else 0)
 
 
@@ -152,12 +171,13 @@ def to_ticket(
     dense_dtype: str | None = None,
     packer: TernaryPacker | None = None,
     ticket: bool = False,
+    base: Base | None = None,
 ) -> Ticket:
     """Read a network or checkpoint as a `Ticket`; arguments and errors as for `pack`.
 
     ``packer`` is what recognizes ternary tensors (`ternary_packer`); None where none are to be.
-    ``dense_dtype`` rounds nothing here: it is what `Ticket.save` is going to be given, so that a
-    folded network is checked as it will load.
+    ``base`` is open, and stays in use by the ticket. ``dense_dtype`` rounds nothing here: it is
+    what `Ticket.save` is going to be given, so that a folded network is checked as it will load.
     """
     if isinstance(source, str | os.PathLike) and is_gguf(source):
         if fold_bn or ticket:
@@ -171,7 +191,7 @@ def to_ticket(
     import torch
 
     from pabzip.checkpoint import Checkpoint, load_checkpoint, load_state
-    from pabzip.packing.tensors import state_tensors
+    from pabzip.packing.tensors import load_any, state_tensors
 
     ternary = packer is not None
     net: nn.Module | None = None
@@ -187,21 +207,22 @@ def to_ticket(
         _check_rewound(source)
         source = source.at_initialization()
     if isinstance(source, torch.nn.Module):
-        net, record = _seeded_network(source, ternary)
-        state: Mapping[str, torch.Tensor] = net.state_dict()
-        arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+        net, record = unwrap(source), _record(source, ternary or base is not None)
+        state: Mapping[str, torch.Tensor] = full_state(source)
+        arch, options = getattr(bare(source), "pabzip_arch", ("custom", {}))
     else:
         if not isinstance(source, Checkpoint | Mapping):
-            source = load_state(source) if ternary else load_checkpoint(source)
+            load = load_state if ternary else load_checkpoint if base is None else load_any
+            source = load(source)
         if isinstance(source, Checkpoint):
             state, record, own = source.state_dict, source.seeding, source.metadata()
             arch, options = source.arch, source.arch_options
         else:
-            if not ternary:
+            if not ternary and base is None:
                 raise SeedError(
                     f"expected a network or a checkpoint, found a {type(source).__name__} without "
                     "the seed that drew its tensors; ternary=True (--ternary) packs ternary "
-                    "tensors without one"
+                    "tensors without one, base=... (--base) the changes from another file"
                 )
             if fold_bn:
                 raise PackError(
@@ -220,7 +241,7 @@ def to_ticket(
         packer.taken = {spec.stream for spec in record.specs.values()}
     return Ticket(
         seed=record.seed,
-        tensors=state_tensors(state, record, packer),
+        tensors=state_tensors(state, record, packer, base),
         arch=arch,
         arch_options=options,
         metadata=metadata,
@@ -242,18 +263,11 @@ def _check_rewound(checkpoint: Checkpoint) -> None:
             )
 
 
-def _seeded_network(net: nn.Module, ternary: bool) -> tuple[nn.Module, Seeding]:
-    """Return the network inside any wrappers, and its record; with ``ternary`` it may have none."""
-    net = unwrap(net)
+def _record(net: nn.Module, ternary: bool) -> Seeding:
+    """Return how a network was drawn; with ``ternary`` it need not have been."""
     try:
-        record = seeding(net)
+        return seeding(net)
     except SeedError:
         if not ternary:
             raise
-        return net, Seeding(0, {})
-    # The record of a wrapper of another kind, which holds the network as ``.module``.
-    if record.specs and all(name.startswith("module.") for name in record.specs):
-        inner = getattr(net, "module", None)
-        if inner is not None:
-            return _seeded_network(inner, ternary)
-    return net, record
+        return Seeding(0, {})

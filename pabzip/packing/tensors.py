@@ -13,6 +13,9 @@ after checkpoints and moves between devices, too.
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,28 +24,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pabzip.checkpoint import Checkpoint, File, load_state
 from pabzip.errors import PackError
-from pabzip.formats import Tensor
+from pabzip.formats import Base, Tensor
 from pabzip.init import Seeding
+from pabzip.packing.base import open_file
+from pabzip.packing.delta import change_of
 from pabzip.packing.ternary import NO_TERNARY, TernaryPacker
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.frozen import KEPT, PRUNED
-from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
+from pabzip.storable import check_state, dense_from_torch
+from pabzip.ticket import SeededTensor, TiedTensor
 
 
 def state_tensors(
-    state: Mapping[str, torch.Tensor], record: Seeding, packer: TernaryPacker | None
+    state: Mapping[str, torch.Tensor],
+    record: Seeding,
+    packer: TernaryPacker | None,
+    base: Base | None = None,
 ) -> list[Tensor]:
     """Check every tensor of a state dict, and return them as a ticket's, in the same order.
 
-    Tensors that are not seeded are stored as codes where ``packer`` recognizes them.
+    Tensors that are not seeded are stored as codes where ``packer`` recognizes them. With a
+    ``base`` they are kept as a change of its tensors where that is small.
     """
-    missing = [name for name in record.specs if name not in state]
-    if missing:
-        raise PackError(
-            f"{missing[0]}: expected this seeded weight in the state, found "
-            f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
-        )
+    check_state(state, record.specs)
     tensors: list[Tensor] = []
     ties, specs = find_ties(state, record.specs)
     frozen = {ties.get(name, name): found for name, found in record.frozen.items()}
@@ -52,11 +58,6 @@ def state_tensors(
         if isinstance(value, torch.Tensor)
     }
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise PackError(
-                f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
-                "stored in a .pabz file, keep it outside the network's state_dict"
-            )
         if name in ties:
             tensors.append(TiedTensor(name, ties[name]))
         elif name in specs:
@@ -66,27 +67,23 @@ def state_tensors(
             tensors.append(SeededTensor(name, specs[name], codes, frozen=frozen.get(name)))
         else:
             dense = dense_from_torch(name, value)
-            found = packer and packer.recognize(name, dense.values, dense.dtype, siblings=siblings)
+            found: Tensor | None = None if base is None else change_of(dense, base)
+            if found is None and packer:
+                found = packer.recognize(name, dense.values, dense.dtype, siblings=siblings)
             tensors.append(found or dense)
     # What was packed so before has a spec of its own on record by now.
     known = any(spec.distribution == "signed_constant" for spec in record.specs.values())
-    if packer and not packer.recognized and not known:
+    if packer and not packer.recognized and not known and base is None:
         raise PackError(NO_TERNARY.format(len(tensors)))
     return tensors
 
 
 def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
-    """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
+    """Read the codes of one weight, float32: 0 pruned, +1 sign kept, -1 sign flipped.
 
     Raises:
-        PackError: ``weight`` is not float32, or a survivor's magnitude is not the seed's, bit for
-            bit.
+        PackError: a survivor's magnitude is not the seed's, bit for bit.
     """
-    if weight.dtype != torch.float32:
-        raise PackError(
-            f"{name}: expected a float32 seeded weight, found {weight.dtype}; half precision "
-            "loses the magnitudes' bits: pack the float32 network and convert when loading"
-        )
     found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
     drawn = weights(seed, spec, 0, found.size)
     survivors = found != 0  # not-a-number counts as a survivor, and is then refused
@@ -131,14 +128,30 @@ def check_frozen(
         )
 
 
-def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
-    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
-    value = value.detach().cpu().contiguous()
-    dtype = str(value.dtype).removeprefix("torch.")
-    if value.dtype == torch.bfloat16:
-        value = value.view(torch.int16)
-        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
-    return DenseTensor(name, value.numpy().copy(), dtype, dtype)
+def load_any(source: File) -> Checkpoint | dict[str, torch.Tensor]:
+    """Read a checkpoint, or tensors by name from a file of any form that may be a base.
+
+    Raises:
+        CheckpointError: a stream that holds neither checkpoint nor state dict.
+        BaseFileError: a file of no form that is known.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return load_state(source)
+    with open(source, "rb") if os.path.isfile(source) else io.BytesIO() as file:
+        if zipfile.is_zipfile(file) and not os.fspath(source).endswith(".npz"):
+            return load_state(source)
+    opened = open_file(source)
+    state = {}
+    for name in opened.names:
+        found = opened.read(name)
+        assert found is not None
+        values = np.array(found[1], order="C")
+        if found[0] == "bfloat16":
+            state[name] = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        else:
+            state[name] = torch.from_numpy(values)
+    opened.close()
+    return state
 
 
 def find_ties(

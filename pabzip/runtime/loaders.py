@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, FormatError
-from pabzip.init import Seeding, attach_seeding, unwrap
+from pabzip.init import Seeding, attach_seeding
+from pabzip.packing.base import BaseSource, open_base
 from pabzip.ticket import Ticket
+from pabzip.wrappers import bare, full_state, load_full_state
 
 if TYPE_CHECKING:
     import torch
@@ -25,12 +27,17 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 Network = TypeVar("Network", bound="nn.Module")
 
 
-def open(source: Source, *, max_bytes: int | None = None) -> Ticket:  # noqa: A001
+def open(  # noqa: A001
+    source: Source, *, max_bytes: int | None = None, base: BaseSource | None = None
+) -> Ticket:
     """Open a ``.pabz`` file lazily: the header is read and checked, tensors on access.
 
     Args:
         source: a path, the bytes of a file, or a seekable binary stream.
         max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
+        base: for a file of changes (``pack --base``), what it was packed on: the path of a file
+            (.safetensors, an index of shards, .npz, .pabz, .pt), tensors by name, a network, or an
+            open `Ticket`. Its digest is compared with the file's before a tensor is made of it.
 
     Returns:
         A `Ticket`; ``ticket.names``, ``ticket.info()``, ``ticket.codes(name)``,
@@ -38,9 +45,17 @@ def open(source: Source, *, max_bytes: int | None = None) -> Ticket:  # noqa: A0
 
     Raises:
         FormatError: the file is damaged or not a ticket; `LimitError` past ``max_bytes``.
+        BaseFileError: ``base`` cannot be read. Reading a tensor raises it where the base is
+            missing, or is not the one that the file was packed on.
         OSError: the file cannot be opened.
     """
-    return Ticket.open(source, max_bytes=max_bytes)
+    opened = None if base is None else open_base(base)
+    try:
+        return Ticket.open(source, max_bytes=max_bytes, base=opened)
+    except BaseException:
+        if opened is not None:
+            opened.close()
+        raise
 
 
 def load_arrays(
@@ -48,6 +63,7 @@ def load_arrays(
     *,
     verify: bool = False,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
     threads: int | None = None,
     as_stored: bool = False,
     bitnet_scale: str | None = None,
@@ -58,6 +74,7 @@ def load_arrays(
         source: as for `open`.
         verify: recompute the SHA-256 of the regenerated state and compare it with the file's.
         max_bytes: as for `open`.
+        base: as for `open`.
         threads: threads to regenerate with; None takes the processors this process may use.
         as_stored: return ternary tensors in the layout that they were packed from (several
             weights a byte), bit for bit, in place of plain weights.
@@ -71,8 +88,9 @@ def load_arrays(
 
     Raises:
         FormatError: the file is damaged, or its SHA-256 does not match.
+        BaseFileError: as for `open`.
     """
-    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+    with open(source, max_bytes=max_bytes, base=base) as ticket:
         if verify:
             ticket.verify(threads=threads)
         return ticket.arrays(as_stored=as_stored, bitnet_scale=bitnet_scale, threads=threads)
@@ -85,6 +103,7 @@ def load(
     dtype: torch.dtype | None = None,
     verify: bool = False,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
 ) -> nn.Module:
     """Rebuild the network of a ticket whose architecture is registered.
 
@@ -95,6 +114,7 @@ def load(
         dtype: floating dtype of all floating tensors; None keeps each tensor's own.
         verify: recompute the SHA-256 of the regenerated state and compare it with the file's.
         max_bytes: as for `open`.
+        base: as for `open`.
 
     Returns:
         The network in evaluation mode, with its seed on record (`pabzip.seeding`), so that it can
@@ -104,11 +124,12 @@ def load(
         FormatError: the file is damaged, or its tensors do not fit the architecture it names.
         ArchitectureError: the file names no registered architecture ("custom"); build the network
             and use `load_into`.
+        BaseFileError: as for `open`.
     """
     require("torch", extra="torch", purpose="pabzip.load")
     from pabzip.models import build
 
-    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+    with open(source, max_bytes=max_bytes, base=base) as ticket:
         if ticket.arch == "custom":
             raise ArchitectureError(
                 "this ticket is of a custom architecture, expected a registered one; build your "
@@ -135,6 +156,7 @@ def load_file(
     dtype: torch.dtype | None = None,
     verify: bool = False,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
     as_stored: bool = False,
     bitnet_scale: str | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -149,9 +171,10 @@ def load_file(
 
     Raises:
         FormatError: the file is damaged, or its SHA-256 does not match.
+        BaseFileError: as for `open`.
     """
     require("torch", extra="torch", purpose="pabzip.load_file")
-    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+    with open(source, max_bytes=max_bytes, base=base) as ticket:
         return _read_state(
             ticket,
             device=device,
@@ -168,6 +191,7 @@ def load_into(
     *,
     verify: bool = False,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
     as_stored: bool = False,
     bitnet_scale: str | None = None,
 ) -> Network:
@@ -178,11 +202,12 @@ def load_into(
     not fit.
 
     Args:
-        net: a network with exactly the ticket's tensor names and shapes; a ``DataParallel``,
-            ``DistributedDataParallel`` or ``torch.compile`` wrapper is understood.
+        net: a network with exactly the ticket's tensor names and shapes, wrapped or not
+            (`pabzip.wrappers`); under FSDP every rank has to call this.
         source: as for `load`.
         verify: as for `load`.
         max_bytes: as for `load`.
+        base: as for `open`.
         as_stored: as for `load_arrays`; for a network whose layers hold packed weights themselves.
         bitnet_scale: as for `load_arrays`.
 
@@ -192,11 +217,11 @@ def load_into(
     Raises:
         ArchitectureError: names or shapes differ; the message shows which.
         FormatError: the file is damaged, or its SHA-256 does not match.
+        BaseFileError: as for `open`.
     """
     require("torch", extra="torch", purpose="pabzip.load_into")
-    with Ticket.open(source, max_bytes=max_bytes) as ticket:
-        inner = unwrap(net)
-        _check_fit(inner, ticket, as_stored=as_stored)
+    with open(source, max_bytes=max_bytes, base=base) as ticket:
+        _check_fit(net, ticket, as_stored=as_stored)
         state = _read_state(
             ticket,
             device="cpu",
@@ -205,8 +230,8 @@ def load_into(
             as_stored=as_stored,
             bitnet_scale=bitnet_scale,
         )
-        inner.load_state_dict(state, strict=True)
-        attach_seeding(inner, _seeding(ticket))
+        load_full_state(net, state)
+        attach_seeding(net, _seeding(ticket))
     return net
 
 
@@ -303,6 +328,7 @@ def _seeding(ticket: Ticket) -> Seeding:
         and ticket.tied(name) is None
         and ticket.scales(name) is None
     ]
+    seeded.sort(key=lambda name: ticket.spec(name).stream)  # as `init_` has them
     frozen = {name: ticket.frozen(name) for name in seeded}
     return Seeding(
         ticket.seed,
@@ -313,7 +339,7 @@ def _seeding(ticket: Ticket) -> Seeding:
 
 def _check_fit(net: nn.Module, ticket: Ticket, *, as_stored: bool = False) -> None:
     """Refuse a ticket whose names or shapes are not the network's."""
-    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in full_state(net).items()}
     names = ticket.names if as_stored else ticket.plain_names
     shape_of = ticket.shape if as_stored else ticket.plain_shape
     found = {name: tuple(shape_of(name)) for name in names}
@@ -331,13 +357,13 @@ def _check_fit(net: nn.Module, ticket: Ticket, *, as_stored: bool = False) -> No
                 f"{len(extra)} tensors of the file are not in the network ({', '.join(extra[:3])})"
             )
         raise ArchitectureError(
-            f"{type(net).__name__}: expected the same tensor names, found that "
+            f"{type(bare(net)).__name__}: expected the same tensor names, found that "
             f"{' and '.join(parts)}; build the network that was packed"
         )
     for name, shape in expected.items():
         if found[name] != shape:
             raise ArchitectureError(
-                f"{type(net).__name__}: {name}: expected shape {list(shape)}, found "
+                f"{type(bare(net)).__name__}: {name}: expected shape {list(shape)}, found "
                 f"{list(found[name])} in the file; build the network with the options it was "
                 "packed with"
             )

@@ -147,10 +147,21 @@ def take_apart() -> Callable[[bytes], Parts]:
     return split
 
 
+PlainDecoder = Callable[[list[list[Any]], bytes], dict[str, bytes]]
+"""Returns the bytes of each tensor of a dense section, from its header rows and payload."""
+
+
 @pytest.fixture(scope="session")
-def plain_dense() -> Callable[[list[list[Any]], bytes], dict[str, bytes]]:
-    """The decoder of ``adaptive`` sections in plain Python: header rows, payload -> bytes."""
-    found: Callable[[list[list[Any]], bytes], dict[str, bytes]] = beside("plain_dense").decode
+def plain_dense() -> PlainDecoder:
+    """The decoder of ``adaptive`` sections in plain Python."""
+    found: PlainDecoder = beside("plain_dense").decode
+    return found
+
+
+@pytest.fixture(scope="session")
+def plain_planes() -> PlainDecoder:
+    """The decoder of ``planes`` sections in plain Python."""
+    found: PlainDecoder = beside("plain_planes").decode
     return found
 
 

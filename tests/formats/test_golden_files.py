@@ -137,6 +137,39 @@ def ternary_tensors() -> Ticket:
     return Ticket(seed=3, tensors=tensors)
 
 
+def mixed(count: int, seed: int) -> np.ndarray:
+    """uint32 by arithmetic that no library can change."""
+    value = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    value ^= np.uint64(seed << 40)
+    value = (value ^ (value >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((value ^ (value >> np.uint64(32))) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+def planes() -> Ticket:
+    """Dense sections of `planes`: one of every type, one of equal bytes in chunks of 2**16."""
+
+    def skewed(name: str, count: int) -> DenseTensor:
+        bits = mixed(count, len(name))
+        small = np.minimum.reduce([bits >> np.uint32(8 * k) & np.uint32(255) for k in range(4)])
+        sign = 1 - 2 * (bits & np.uint32(1)).astype(np.int64)
+        kind = DENSE_TYPES[name].numpy
+        if name == "bool":
+            return dense(name, bits % 5 == 0, name)
+        if name == "uint8":
+            return dense(name, small, name)
+        if kind.kind == "i":
+            return dense(name, small.astype(np.int64) // 8 * sign, name)
+        values = (small / 64.0 + bits / 2.0**40) * sign
+        if name == "bfloat16":
+            return dense(name, values.astype("<f4").view("<u4") >> 16, name)
+        return dense(name, values, name)
+
+    counts = {"bool": 9000, "int8": 8000, "uint8": 5000, "int16": 4000, "int32": 2500}
+    floats = {"int64": 2500, "bfloat16": 8000, "float16": 1500, "float32": 800, "float64": 500}
+    tensors = [skewed(name, count) for name, count in (counts | floats).items()]
+    return Ticket(seed=1, tensors=[*tensors, dense("equal", np.full(150_001, -2), "int64")])
+
+
 def frozen_code(seed: int, stream: int, place: int, pruned: int, kept: int) -> int | None:
     """Return the code of a frozen place, or None of a learned one, as SPEC.md says it."""
     drawn = int(words(seed, stream ^ 2**28, place, place + 1)[0])
@@ -148,6 +181,7 @@ GOLDEN: dict[str, tuple[Callable[[], Ticket], dict[str, Any]]] = {
     "v1-every-kind": (every_kind, {}),
     "v1-lenet-huffman": (lenet, {}),
     "v1-lenet-huffman-bfloat16": (lenet, {"dense_dtype": "bfloat16"}),
+    "v1-planes": (planes, {}),
     "v2-frozen": (frozen_masks, {}),
     "v3-ternary": (ternary_tensors, {}),
 }
@@ -217,6 +251,7 @@ def test_a_second_reader_reads_the_same(
     take_apart: Callable[[bytes], Any],
     plain_dense: Callable[[list[list[Any]], bytes], dict[str, bytes]],
     plain_ternary: Any,
+    plain_planes: Callable[[list[list[Any]], bytes], dict[str, bytes]],
 ) -> None:
     """Codes by bitarray and dense values by plain Python, from SPEC.md alone."""
     file = (EXPECTED / f"{name}.pabz").read_bytes()
@@ -259,6 +294,8 @@ def test_a_second_reader_reads_the_same(
         numbered = [[f"{at}.{row[0]}", *row[1:]] for at, row in enumerate(members)]
         if encoding == "adaptive":
             found = plain_dense(numbered, payload)  # which goes by what follows the last full stop
+        elif encoding == "planes":
+            found = plain_planes(numbered, payload)
         else:
             found = second_dense_reader(numbered, encoding, payload)
         for key, row in zip(numbered, members, strict=True):
