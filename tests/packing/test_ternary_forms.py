@@ -146,7 +146,7 @@ def test_bitnet_checkpoints(tmp_path: Path, linear: str | None, how: str, dtype:
     if linear is not None:
         config["quantization_config"]["linear_class"] = linear
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert bitnet_scale_of(tmp_path / "model.pt") == how
+    assert bitnet_scale_of(tmp_path / "model.pt") == bitnet_scale_of(tmp_path) == how
     pabzip.pack(tmp_path / "model.pt", tmp_path / "a.pabz", ternary=True)
     stored = pabzip.load_file(tmp_path / "a.pabz", as_stored=True, verify=True)
     assert list(stored) == list(state)
@@ -393,3 +393,14 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(many, TernaryTensor)
         assert one.packed.tobytes() == many.packed.tobytes()
         assert many.array(threads=9).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.3, 0.58])
+@pytest.mark.parametrize(("rows", "over"), [(300, 0.06), (3000, 0.01), (12000, 0.005)])
+def test_codes_cost_their_entropy(keep: float, rows: int, over: float) -> None:
+    codes = np.sign(mask((rows, 256), keep)).astype(np.int8)
+    found: Any = TernaryPacker().recognize("w", codes, "int8")
+    survivors = np.count_nonzero(codes)
+    share = survivors / codes.size
+    bits = -codes.size * (share * np.log2(share / 2) + (1 - share) * np.log2(1 - share))
+    assert Ticket(seed=0, tensors=[found]).info().codes_bytes <= (1 + over) * bits / 8
