@@ -414,3 +414,14 @@ def test_a_bad_tensor_is_never_written(changes: dict[str, Any], message: str) ->
         saved(replace(tensor, **changes))
     with pytest.raises(FormatError, match="expected codes 0, [+]1 and -1, found 8 others"):
         TernaryTensor.of_codes("w", np.full((2, 4), 2, np.int8))
+
+
+def test_fault_5_every_bit_that_flips_is_seen() -> None:
+    codes = np.array([[1, 0, -1, 1], [0, 0, -1, -1]], np.int8)
+    tensor = TernaryTensor.of_codes("w", codes, np.ones(2, np.float32), dtype="float32")
+    file = bytearray(saved(tensor, *bitnet("divide")))
+    for place in range(8 * len(file)):
+        file[place // 8] ^= 1 << place % 8
+        with pytest.raises(FormatError), Ticket.open(bytes(file)) as ticket:
+            ticket.verify()
+        file[place // 8] ^= 1 << place % 8

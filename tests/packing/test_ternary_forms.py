@@ -404,3 +404,27 @@ def test_codes_cost_their_entropy(keep: float, rows: int, over: float) -> None:
     share = survivors / codes.size
     bits = -codes.size * (share * np.log2(share / 2) + (1 - share) * np.log2(1 - share))
     assert Ticket(seed=0, tensors=[found]).info().codes_bytes <= (1 + over) * bits / 8
+
+
+@pytest.mark.parametrize("how", ["divide", "multiply"])
+def test_plain_weights_compute_what_the_layer_does(how: str) -> None:
+    """BitLinear divides its outputs by the scale, AutoBitLinear multiplies them by it."""
+    bitnet = pytest.importorskip("transformers.integrations.bitnet")
+    codes = np.random.default_rng(0).integers(-1, 2, (64, 128)).astype(np.int8)
+    state = {"l.weight": planar(codes.copy()), "l.weight_scale": torch.tensor([1.7])}
+    file = io.BytesIO()
+    pabzip.pack(state, file, ternary=True, bitnet_scale=how)
+    kind = bitnet.BitLinear if how == "divide" else bitnet.AutoBitLinear
+    net = torch.nn.Module()
+    net.l = kind(128, 64, False, dtype=torch.float32)
+    if how == "divide":
+        pabzip.load_into(net, file.getvalue(), as_stored=True)
+    else:  # it holds its weights unpacked
+        net.l.weight.data = torch.from_numpy(codes).float()
+        net.l.weight_scale.copy_(state["l.weight_scale"])
+    inputs = torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
+    plain = pabzip.load_file(file.getvalue())["l.weight"]
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        expected = net.l(inputs)
+        found = torch.nn.functional.linear(bitnet.ActQuant.apply(inputs), plain)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
