@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,21 @@ def test_gguf_files_that_are_refused(tmp_path: Path) -> None:
         (tmp_path / "cut.gguf").write_bytes(whole[:count])
         with pytest.raises(CheckpointError, match=r"cut\.gguf: .*expected"):
             gguf_tensors(tmp_path / "cut.gguf")
+    # Counts that are not there would keep gguf's own reader busy for ever.
+    start, far = b"GGUF" + struct.pack("<IQQ", 3, 0, 1), 2**60
+    for declared in (
+        struct.pack("<Q", far),
+        struct.pack("<Q1sIIQ", 1, b"k", 9, 0, far),
+        struct.pack("<Q1sIIQ", 1, b"k", 9, 8, far),
+        struct.pack("<Q1sIIQ", 1, b"k", 9, 9, far),
+        struct.pack("<Q1sI", 1, b"k", 99),
+        struct.pack("<Q1sIIQIQIQIQIQ", 1, b"k", 9, *(9, 1) * 4, 0, 1),
+    ):
+        (tmp_path / "far.gguf").write_bytes(start + declared + bytes(64))
+        with pytest.raises(
+            CheckpointError, match=r"far\.gguf: expected a .gguf file, found a fault"
+        ):
+            gguf_tensors(tmp_path / "far.gguf")
     (tmp_path / "other.gguf").write_bytes(b"\x93NUMPY" + bytes(100))
     with pytest.raises(CheckpointError, match="expected a .gguf file, found a fault"):
         gguf_tensors(tmp_path / "other.gguf")
