@@ -192,7 +192,7 @@ class _Walk:
             sizes = [self._integer(8) for _ in range(min(dimensions, 5))]
             if dimensions > 4 or prod(sizes) >= 2**53:
                 raise ValueError(
-                    f"a tensor of {dimensions} dimensions, {shown(prod(sizes))} values"
+                    f"a tensor of {dimensions} dimensions, {shown(prod(sizes))} in all"
                 )
             self._skip(12)
 
@@ -222,9 +222,7 @@ class _Walk:
         """Go past bytes that must be there."""
         self._at += size
         if self._at > self._data.size:
-            raise ValueError(
-                f"it ends after {self._data.size} bytes, before {self._at} are declared"
-            )
+            raise ValueError(f"it declares {self._at} bytes, of {self._data.size}")
 
 
 def _tensor(path: str | os.PathLike[str], found: Any) -> GgufTensor:
