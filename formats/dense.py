@@ -6,7 +6,7 @@ so that it is integer arithmetic on bit patterns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pabzip.formats.contents import Entry, Tensor
 
 _WIDE = ("float64", "float32")
+_PIECE = 1 << 16  # elements that are checked at a time, so that a large tensor needs no copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,30 +147,39 @@ class DenseTensor(StoredKind):
         if not DENSE_TYPES[self.dtype].floating:
             return
         place = tensor_place(self.name)
-        bad = int(np.count_nonzero(~finite(self.values, self.dtype)))
+        bad = below = lost = 0
+        bits = self.dtype == "bfloat16"
+        for values in _pieces(self.values):
+            bad += int(np.count_nonzero(~finite(values, self.dtype)))
+            if is_variance(self.name):  # bits above the pattern of -0.0 are negative
+                below += int(np.count_nonzero(values > 0x8000 if bits else values < 0))
+            if self.stored != self.dtype:
+                narrow = to_stored(values, self.dtype, self.stored)
+                kept = from_stored(narrow, self.dtype, self.stored)
+                lost += int(np.count_nonzero(kept != values))
         if bad:
             raise FormatError(place, f"expected finite values, found {bad} that are not")
-        if is_variance(self.name):
-            bits = self.dtype == "bfloat16"  # those above the pattern of -0.0 are negative
-            below = np.count_nonzero(self.values > 0x8000 if bits else self.values < 0)
-            if below:
-                raise FormatError(place, f"expected variances of at least 0, found {below} below")
-        if self.stored != self.dtype:
-            narrow = to_stored(self.values, self.dtype, self.stored)
-            kept = from_stored(narrow, self.dtype, self.stored)
-            lost = np.count_nonzero(kept != self.values)
-            if lost:
-                raise FormatError(
-                    place,
-                    f"expected values that {self.stored} holds exactly, found {lost} that it does "
-                    "not; round them with pabzip.formats.rounded",
-                )
+        if below:
+            raise FormatError(place, f"expected variances of at least 0, found {below} below")
+        if lost:
+            raise FormatError(
+                place,
+                f"expected values that {self.stored} holds exactly, found {lost} that it does "
+                "not; round them with pabzip.formats.rounded",
+            )
 
     def array(
         self, seed: int = 0, *, backend: str = "numba", threads: int | None = None
     ) -> NDArray[Any]:
         """Return the values; bfloat16 as uint16 bit patterns."""
         return self.values
+
+
+def _pieces(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield the elements of a C-contiguous array, flat, so many at a time as caches hold."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        yield flat[start : start + _PIECE]
 
 
 def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
@@ -183,11 +193,7 @@ def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
         PackError: a value overflows to infinity (the message names the tensor and the count), or
             there is no such ``dense_dtype``.
     """
-    if dense_dtype is not None and dense_dtype not in HALF_TYPES:
-        raise PackError(
-            f"dense_dtype: expected None or one of {', '.join(HALF_TYPES)}, "
-            f"found {shown(dense_dtype)}"
-        )
+    check_dense_dtype(dense_dtype)
     if dense_dtype is None or not isinstance(tensor, DenseTensor) or tensor.dtype not in _WIDE:
         return tensor
     narrow = to_stored(tensor.values, tensor.dtype, dense_dtype)
@@ -199,6 +205,15 @@ def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
         )
     values = from_stored(narrow, tensor.dtype, dense_dtype)
     return replace(tensor, values=values, stored=dense_dtype)
+
+
+def check_dense_dtype(dense_dtype: str | None) -> None:
+    """Refuse what dense tensors cannot be rounded to, with a PackError."""
+    if dense_dtype is not None and dense_dtype not in HALF_TYPES:
+        raise PackError(
+            f"dense_dtype: expected None or one of {', '.join(HALF_TYPES)}, "
+            f"found {shown(dense_dtype)}"
+        )
 
 
 def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:

@@ -192,8 +192,12 @@ class Reader(Mapping[str, Tensor]):
 
     def _read_parts(self, name: str) -> list[DenseTensor]:
         """Read what the dense sections hold of one tensor, with values of its own."""
-        found = [self._read_group(place)[at] for place, at in self._parts.get(name, [])]
-        return [replace(part, values=part.values.copy()) for part in found]
+        found = []
+        for place, at in self._parts.get(name, []):
+            part = self._read_group(place)[at]
+            kept = self._last is not None and self._last[0] is place
+            found.append(replace(part, values=part.values.copy()) if kept else part)
+        return found
 
     def _decoder(self, name: str) -> Decoder:
         """Return a coder's decoder for this file, prepared once."""
