@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from contextlib import ExitStack
 
 import click
 
-from pabzip._optional import require
-from pabzip.cli._files import check_output, default_output, is_stream, open_output, read_source
+from pabzip.cli._files import check_output, default_output, is_stream, open_input, open_output
 from pabzip.cli._options import output_option, reporting
-from pabzip.cli._output import Reporter, ratio, size
+from pabzip.cli._output import Bars, Reporter, ratio, size
 
 
 @click.command("pack")
@@ -38,8 +36,8 @@ from pabzip.cli._output import Reporter, ratio, size
 @click.option(
     "--ternary",
     is_flag=True,
-    help="Write weights of 0 and plus or minus one scale, a tensor or an output channel, as codes. "
-    "CHECKPOINT may then also be a plain state dict.",
+    help="Write weights of 0 and plus or minus one scale, a tensor or an output channel, as codes, "
+    "and refuse a CHECKPOINT without any. Without a seed they are written so in any case.",
 )
 @click.option(
     "--ticket",
@@ -65,46 +63,41 @@ def command(
     Every surviving weight must be plus or minus the magnitude that its seed draws, to the bit;
     otherwise nothing is written. What was written is opened and regenerated again before it takes
     its name. CHECKPOINT may be '-' for stdin; the output then is stdout unless -o names a file.
+
+    CHECKPOINT may also be a .safetensors or .npz file, a torch state dict (.pt, .pth, .bin), the
+    index of one in shards (model.safetensors.index.json), or a folder that holds one of these.
+    Such tensors have no seed: ternary ones are written as codes, all others as they are, lossless.
     """
     target = output or default_output(source, ".pabz")
     reporter = reporter.for_output(target)
     check_output(target, force=force, inputs=[source])
-    require("torch", extra="torch", purpose="pabzip pack")
-    from tqdm import tqdm
+    from pabzip.packing.pack import prepared
 
-    from pabzip.checkpoint import load_checkpoint, load_state
-    from pabzip.packing.pack import to_ticket
-
-    data = read_source(source)
-    load = load_state if ternary else load_checkpoint
-    loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
-    ticket = to_ticket(
-        loaded,
-        fold_bn=fold_bn,
-        dense_dtype=dense_dtype,
-        ternary=ternary,
-        ticket=at_initialization,
-    )
-    for name in ticket.names:
-        reporter.detail(f"{name}: {ticket.kind(name)}, {list(ticket.shape(name))}")
-    stored = [name for name in ticket.names if ticket.tied(name) is None]
-    seeded = sum(ticket.kind(name) == "seeded" for name in stored)
     with ExitStack() as stack:
+        ready = stack.enter_context(
+            prepared(
+                stack.enter_context(open_input(source)),
+                fold_bn=fold_bn,
+                dense_dtype=dense_dtype,
+                ternary=ternary,
+                ticket=at_initialization,
+            )
+        )
         file = stack.enter_context(open_output(target)) if is_stream(target) else target
-        bar = stack.enter_context(
-            tqdm(total=seeded, desc="encoding", unit="tensor", disable=not reporter.progress)
-        )
-        info = ticket.save(
-            file, coder=coder, dense_dtype=dense_dtype, on_tensor=lambda _name: bar.update()
-        )
+        bars = stack.enter_context(Bars(sum(ready.tensors.sizes.values()), reporter))
+        info = ready.save(file, coder=coder, dense_dtype=dense_dtype, on_progress=bars.advance)
+    for row in info.tensors:
+        reporter.detail(f"{row['name']}: {row['kind']}, {row['shape']}")
     if at_initialization:
         what = f"the ticket at initialization, {info.survivors:,} of {info.weights:,} weights"
     elif info.weights:
         what = f"{info.survivors:,} of {info.weights:,} weights survive"
     else:
         what = "all tensors dense"
-        if getattr(loaded, "drawn", None):
+        if ready.drawn:
             what += "; --ticket packs the seed and the mask in place of the trained weights"
+        elif not ready.has_seed:
+            what += f"; {source} does not say which seed drew its weights"
     reporter.result(
         info,
         f"{source} -> {target}: {size(info.bytes)}, "

@@ -180,7 +180,7 @@ def encode_ticket(
     if not isinstance(tensors, Mapping):
         tensors = _Listed(tensors)
     if scratch is None:
-        scratch = cast(BinaryIO, tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES))
+        scratch = cast(BinaryIO, tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES))  # noqa: SIM115
     tell = on_progress or (lambda _what, _count: None)
 
     def made(name: str) -> Tensor:

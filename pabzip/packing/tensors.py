@@ -1,4 +1,4 @@
-"""From a state dict to a ticket's tensors: seeded, ternary, tied and dense ones.
+"""From a checkpoint's tensors to a ticket's: seeded, ternary, tied and dense ones.
 
 Packing is where exactness is enforced: each surviving weight must be plus or minus the magnitude
 that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
@@ -18,18 +18,19 @@ filter); BitNet b1.58 (Ma et al. 2024), Section 2 (a scale a matrix).
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pabzip.errors import PackError
 from pabzip.formats import Tensor
 from pabzip.init import Seeding
+from pabzip.packing.sources import Source, check_described
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.frozen import KEPT, PRUNED
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
@@ -38,66 +39,102 @@ from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
 LEAST_ROW = 16
 """Fewer weights a row than this do not pay for a scale of their own."""
 
+_HEAD_BYTES = 4096
 
-def state_tensors(
-    state: Mapping[str, torch.Tensor], record: Seeding, ternary: bool
-) -> list[Tensor]:
-    """Check every tensor of a state dict, and return them as a ticket's, in the same order."""
-    missing = [name for name in record.specs if name not in state]
-    if missing:
-        raise PackError(
-            f"{missing[0]}: expected this seeded weight in the state, found "
-            f"{', '.join(list(state)[:4])}, ...; was the network changed after init_?"
-        )
-    tensors: list[Tensor] = []
-    ties, specs = find_ties(state, record.specs)
-    frozen = {ties.get(name, name): found for name, found in record.frozen.items()}
-    taken = {spec.stream for spec in record.specs.values()}
-    streams = (stream for stream in count() if stream not in taken)
-    stream, recognized = next(streams), 0
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
+
+class StateTensors(Mapping[str, Tensor]):
+    """The tensors of a checkpoint as a ticket's, in the same order; each is made when asked for.
+
+    Args:
+        source: where they come from.
+        record: how seeded weights were drawn.
+        ternary: whether other tensors that are ternary are packed as codes.
+
+    Attributes:
+        sizes: bytes of each tensor as it is read.
+        recognized: names of ternary tensors so far.
+
+    Raises:
+        PackError: a seeded weight is missing, or a tensor cannot be stored. Each tensor that is
+            asked for may raise it, too.
+    """
+
+    def __init__(self, source: Source, record: Seeding, *, ternary: bool):
+        missing = [name for name in record.specs if name not in source.tensors]
+        if missing:
             raise PackError(
-                f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
-                "stored in a .pabz file, keep it outside the network's state_dict"
+                f"{missing[0]}: expected this seeded weight in the state, found "
+                f"{', '.join(list(source.tensors)[:4])}, ...; was the network changed after init_?"
             )
-        if name in ties:
-            tensors.append(TiedTensor(name, ties[name]))
-        elif name in specs:
-            codes = read_codes(name, value, record.seed, specs[name])
-            if name in frozen:
-                check_frozen(name, codes, record.seed, specs[name], frozen[name])
-            tensors.append(SeededTensor(name, specs[name], codes, frozen=frozen.get(name)))
-        else:
-            dense = dense_from_torch(name, value)
-            tensor = ternary_tensor(name, dense.values, record.seed, stream) if ternary else None
+        check_described(source)
+        self._source, self._record, self._ternary = source, record, ternary
+        self._ties, self._specs = find_ties(source, record.specs)
+        self._frozen = {self._ties.get(name, name): found for name, found in record.frozen.items()}
+        taken = {spec.stream for spec in record.specs.values()}
+        self._streams = (stream for stream in count() if stream not in taken)
+        self._stream = next(self._streams)
+        self.recognized: dict[str, int] = {}
+        self.sizes = {name: described.nbytes for name, described in source.tensors.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.tensors)
+
+    def __len__(self) -> int:
+        return len(self._source.tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._ties:
+            return TiedTensor(name, self._ties[name])
+        dtype = self._source.tensors[name].dtype
+        values = self._source.read(name)
+        if name not in self._specs:
+            return self._unseeded(name, values, dtype)
+        seed, spec, frozen = self._record.seed, self._specs[name], self._frozen.get(name)
+        codes = read_codes(name, values, dtype, seed, spec)
+        if frozen is not None:
+            check_frozen(name, codes, seed, spec, frozen)
+        return SeededTensor(name, spec, codes, frozen=frozen)
+
+    def _unseeded(self, name: str, values: NDArray[Any], dtype: str) -> Tensor:
+        """Return the kind of tensor that holds these values best: of a ternary one its codes."""
+        if self._ternary:
+            stream = self.recognized.get(name, self._stream)
+            tensor = ternary_tensor(name, values, self._record.seed, stream)
             if tensor is not None:
-                stream, recognized = next(streams), recognized + 1
-            tensors.append(tensor or dense)
-    # What was packed so before has a spec of its own on record by now.
-    known = any(spec.distribution == "signed_constant" for spec in record.specs.values())
-    if ternary and not recognized and not known:
-        raise PackError(
-            f"expected a ternary tensor, found none among {len(tensors)}: float32, of two or more "
-            "dimensions, each value 0 or plus or minus one scale, of the tensor or of each row; "
-            "pack the quantized weights, not those that training keeps beside them"
-        )
-    return tensors
+                if name not in self.recognized:
+                    self.recognized[name] = stream
+                    self._stream = next(self._streams)
+                return tensor
+        return DenseTensor(name, values, dtype, dtype)
+
+    def require_ternary(self) -> None:
+        """Refuse a checkpoint in which nothing ternary was recognized, once all of it was read."""
+        # What was packed so before has a spec of its own on record by now.
+        specs = self._record.specs.values()
+        known = any(spec.distribution == "signed_constant" for spec in specs)
+        if not self.recognized and not known:
+            raise PackError(
+                f"expected a ternary tensor, found none among {len(self)}: float32, of two or more "
+                "dimensions, each value 0 or plus or minus one scale, of the tensor or of each "
+                "row; pack the quantized weights, not those that training keeps beside them"
+            )
 
 
-def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
+def read_codes(
+    name: str, weight: NDArray[Any], dtype: str, seed: int, spec: InitSpec
+) -> NDArray[np.int8]:
     """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
 
     Raises:
-        PackError: ``weight`` is not float32, or a survivor's magnitude is not the seed's, bit for
+        PackError: ``dtype`` is not float32, or a survivor's magnitude is not the seed's, bit for
             bit.
     """
-    if weight.dtype != torch.float32:
+    if dtype != "float32":
         raise PackError(
-            f"{name}: expected a float32 seeded weight, found {weight.dtype}; half precision "
+            f"{name}: expected a float32 seeded weight, found torch.{dtype}; half precision "
             "loses the magnitudes' bits: pack the float32 network and convert when loading"
         )
-    found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
+    found = weight.reshape(-1)
     drawn = weights(seed, spec, 0, found.size)
     survivors = found != 0  # not-a-number counts as a survivor, and is then refused
     differs = survivors & (np.abs(found).view(np.uint32) != np.abs(drawn).view(np.uint32))
@@ -114,7 +151,7 @@ def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np
     flipped = np.signbit(found) != np.signbit(drawn)
     codes = np.where(flipped, np.int8(-1), np.int8(1))
     codes[~survivors] = 0
-    return codes.reshape(tuple(weight.shape))
+    return codes.reshape(weight.shape)
 
 
 def check_frozen(
@@ -139,16 +176,6 @@ def check_frozen(
             f"{found} instead of {expected}); train it by a score method with the same freezing, "
             "or attach a Seeding without frozen masks (pabzip.attach_seeding)"
         )
-
-
-def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
-    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
-    value = value.detach().cpu().contiguous()
-    dtype = str(value.dtype).removeprefix("torch.")
-    if value.dtype == torch.bfloat16:
-        value = value.view(torch.int16)
-        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
-    return DenseTensor(name, value.numpy().copy(), dtype, dtype)
 
 
 def ternary_scales(values: NDArray[Any]) -> NDArray[np.float32] | None:
@@ -189,9 +216,11 @@ def ternary_tensor(name: str, values: NDArray[Any], seed: int, stream: int) -> S
 
 
 def find_ties(
-    state: Mapping[str, Any], specs: Mapping[str, InitSpec]
+    source: Source, specs: Mapping[str, InitSpec]
 ) -> tuple[dict[str, str], dict[str, InitSpec]]:
     """Find tensors of two or more dimensions that equal an earlier one, bit for bit.
+
+    Only tensors whose type, shape and first bytes equal those of another are read here.
 
     Two weights that are seeded by different specs are no tie, even if they are equal now (both
     pruned to nothing, say): training on tells them apart.
@@ -200,27 +229,40 @@ def find_ties(
     of the others. Where a first name has none and a second has one, it passes to the first: an
     embedding that shares the weight of a seeded Linear after it.
     """
+    alike = _groups(source.tensors, lambda name: source.tensors[name])
+    large = (names for names in alike if len(source.tensors[names[0]].shape) >= 2)
+    heads = (group for names in large for group in _groups(names, partial(_head, source)))
     targets: dict[str, str] = {}
     found = dict(specs)
-    firsts: dict[tuple[Any, ...], list[str]] = {}
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor) or value.dim() < 2:
-            continue
-        data = _bytes(value)
-        key = (tuple(value.shape), value.dtype, zlib.crc32(data.data))
-        for first in firsts.setdefault(key, []):
-            differ = first in found and name in specs and found[first] != specs[name]
-            if not differ and np.array_equal(_bytes(state[first]), data):
+    for group in (same for names in heads for same in _groups(names, partial(_digest, source))):
+        firsts: list[str] = []
+        for name in group:
+            for first in firsts:
+                if first in found and name in specs and found[first] != specs[name]:
+                    continue
                 targets[name] = first
                 if name in specs:
                     found.setdefault(first, found.pop(name))
                 break
-        else:
-            firsts[key].append(name)
+            else:
+                firsts.append(name)
     return targets, found
 
 
-def _bytes(value: torch.Tensor) -> NDArray[np.uint8]:
-    """Return a tensor's bytes, uint8 of one dimension."""
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return np.asarray(flat.view(torch.uint8).numpy())
+def _groups(names: Iterable[str], key: Callable[[str], object]) -> list[list[str]]:
+    """Return names whose keys are equal, in their order, where there are several."""
+    groups: dict[object, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _head(source: Source, name: str) -> bytes:
+    """Return what tells most tensors apart: their first bytes."""
+    return source.head(name, _HEAD_BYTES)
+
+
+def _digest(source: Source, name: str) -> bytes:
+    """Return the SHA-256 of a tensor's values, which no two different tensors share."""
+    values = source.read(name)
+    return hashlib.sha256(values.reshape(-1).view(np.uint8).data).digest()
