@@ -63,11 +63,19 @@ def test_pack_ternary_takes_a_checkpoint_too(project, run):
     assert torch.equal(loaded.fc1.weight, net.fc1.weight)
 
 
-def test_a_plain_state_dict_needs_the_switch(project, run, state):
+def test_a_plain_state_dict_needs_no_switch(project, run, state):
+    assert run("pack", "state.pt", "--ternary", "-o", "asked.pabz").exit_code == 0
     result = run("pack", "state.pt")
-    assert result.exit_code != 0
-    assert "a bare state dict of 4 tensors" in result.stderr
-    assert not (project.folder / "state.pabz").exists()
+    assert result.exit_code == 0, result.stderr
+    found = (project.folder / "state.pabz").read_bytes()
+    assert found == (project.folder / "asked.pabz").read_bytes()
+
+
+def test_without_a_seed_and_ternary_tensors_the_result_says_so(project, run):
+    torch.save({"w": torch.randn(4, 4)}, project.folder / "dense.pt")
+    result = run("pack", "dense.pt")
+    assert result.exit_code == 0, result.stderr
+    assert "all tensors dense; dense.pt does not say which seed drew its weights" in result.stdout
 
 
 def test_nothing_ternary_is_refused(project, run):
