@@ -155,7 +155,7 @@ def test_a_base_of_no_known_form_is_refused(tmp_path: Path) -> None:
         open_base(7)  # type: ignore[arg-type]
     with pytest.raises(BaseFileError, match="expected one checkpoint in the folder"):
         open_base(tmp_path)
-    with pytest.raises(BaseFileError, match="base: a: expected a tensor, found int"):
+    with pytest.raises(BaseFileError, match="base: a: expected .*a tensor, found int"):
         open_base({"a": 7})
 
 
