@@ -22,6 +22,7 @@ from pabzip._optional import require
 from pabzip.errors import BaseFileError, shown
 from pabzip.formats import DENSE_TYPES, MAGIC, Base
 from pabzip.ticket import Ticket
+from pabzip.wrappers import full_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +73,7 @@ def open_base(source: BaseSource) -> Base:
     if isinstance(source, Mapping):
         return _Mapped(source)
     if hasattr(source, "state_dict"):
-        return _Mapped(source.state_dict())
+        return _Mapped(full_state(source))
     if isinstance(source, Ticket):
         return _OfTicket(source, owned=False)
     if hasattr(source, "read"):

@@ -182,8 +182,8 @@ def to_ticket(
     if isinstance(source, str | os.PathLike) and is_gguf(source):
         if fold_bn or ticket:
             raise PackError(
-                f"{os.fspath(source)}: expected a network to fold or a checkpoint with a seed, found "
-                "a .gguf file; leave out fold_bn and ticket (--fold-bn, --ticket)"
+                f"{os.fspath(source)}: expected a network to fold or a checkpoint with a seed, "
+                "found a .gguf file; leave out fold_bn and ticket (--fold-bn, --ticket)"
             )
         tensors = gguf_state(source, packer or ternary_packer(source, "keep", None))
         return Ticket(seed=0, tensors=tensors, metadata=metadata)
