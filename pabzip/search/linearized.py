@@ -242,8 +242,8 @@ class Flow:
 class LinearizedNetwork(NetworkCopy):
     """A network with the absolute values of its parameters and buffers, and linear operations.
 
-    A buffer that is an additive mask of attention stays as it is. Calls run in evaluation mode. All of it is computed in float64: R is a product over the layers,
-    and overflows float32 soon.
+    A buffer that is an additive mask of attention stays as it is. Calls run in evaluation mode. All
+    of it is computed in float64: R is a product over the layers, and overflows float32 soon.
 
     ``input_shape`` is that of one input, without the batch dimension.
     """
