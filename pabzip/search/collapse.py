@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pabzip.calls import Call, Output
 from pabzip.errors import SearchError
 from pabzip.search.linearized import LinearizedNetwork
 from pabzip.search.masks import Exact, Masks
@@ -17,24 +18,26 @@ def refuse_collapse(
     net: nn.Module,
     weights: Mapping[str, nn.Parameter],
     masks: Masks,
-    input_shape: tuple[int, ...] | None,
+    inputs: Call | Sequence[int] | None,
+    output: Output | None = None,
 ) -> None:
     """Raise if tensors are empty and the network is cut by it; warn of those with a bypass.
 
     A path counts if it leads from an input of ones to the outputs of the linearized network.
-    Without an ``input_shape`` no empty tensor is known to be harmless.
+    Without ``inputs`` no empty tensor is known to be harmless.
     """
     empty = [name for name, mask in masks.items() if not bool(torch.any(mask))]
     if not empty:
         return
-    if input_shape is None:
+    if inputs is None:
         raise SearchError(
             f"layer collapse: nothing is left of {_shown(empty)}; expected survivors in every "
-            "layer. Raise keep_ratio, or pass input_shape= if the network has a way around them"
+            "layer. Raise keep_ratio, or, if the network has a way around them, pass input_shape= "
+            "or example_inputs="
         )
-    network = LinearizedNetwork(net, weights, input_shape)
+    network = LinearizedNetwork(net, weights, inputs, output)
     network.prune(masks)
-    if not bool(torch.any(network.flow().from_input != 0)):
+    if not network.flow().connected:
         raise SearchError(
             f"layer collapse: nothing is left of {_shown(empty)}, and no path leads from the input "
             "to the output. Raise keep_ratio, use more iterations, or give every layer a threshold "

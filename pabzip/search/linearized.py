@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -14,21 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pabzip.calls import Call, Output
+from pabzip.errors import SearchError
 from pabzip.search.gates import FlowOwners, Gates, seeds
 from pabzip.search.isolation import NetworkCopy
 from pabzip.search.layer_products import Product, read_call
 from pabzip.search.linear_forms import linear_form
 from pabzip.search.product_forms import attention_mask
+from pabzip.search.starts import LookupStarts, call_of_shape, starting
 
 
 class LinearizedForward(TorchFunctionMode):
     """Within it, a network computes by linear forms, and its layers' products are kept.
 
     Args:
-        inputs: the network's input, which requires a gradient.
+        inputs: where the flow starts, leaf tensors that require a gradient; `start` adds more.
         weights: the weights by name, as the network will use them. Linear maps and convolutions
             by them are kept as `Product`; a use of any other kind (a transposed convolution, an
             embedding, a weight that is transformed first) is left to autograd.
+        owners: which flow each number belongs to, kept from pass to pass; the first one says.
 
     Attributes:
         products: of each weight by name, in the order of the backward pass, which fills it.
@@ -36,20 +40,30 @@ class LinearizedForward(TorchFunctionMode):
     """
 
     def __init__(
-        self, inputs: Tensor, weights: Mapping[str, Tensor], owners: FlowOwners | None = None
+        self,
+        inputs: Iterable[Tensor],
+        weights: Mapping[str, Tensor],
+        owners: FlowOwners | None = None,
     ):
         super().__init__()
         self.products: dict[str, list[Product]] = {name: [] for name in weights}
         self.reached: set[str] = set()
         self._names = {id(weight): name for name, weight in weights.items()}
-        self._inputs = inputs
-        # Nodes of autograd's graph that lead to the input, and nodes that do not.
-        self._active: set[Any] = {inputs.view_as(inputs).grad_fn.next_functions[0][0]}  # type: ignore[union-attr]
+        self._starts: list[Tensor] = []
+        # Nodes of autograd's graph that lead to a start, and nodes that do not.
+        self._active: set[Any] = set()
         self._passive: set[Any] = {None}
         self._gates = Gates(self._is_activation)
         self._owners = FlowOwners() if owners is None else owners
         self._calls = 0  # of layers whose products are kept
         self._flow = 1  # the number of the flow whose backward pass it is
+        for tensor in inputs:
+            self.start(tensor)
+
+    def start(self, tensor: Tensor) -> None:
+        """Let the flow start at a leaf tensor, too."""
+        self._starts.append(tensor)
+        self._active.add(tensor.view_as(tensor).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -167,7 +181,7 @@ class LinearizedForward(TorchFunctionMode):
                 seen.add(node)
                 nodes.extend(following for following, _ in node.next_functions)
         self._passive |= seen
-        return value is self._inputs
+        return any(value is start for start in self._starts)
 
 
 _NONLINEAR = frozenset({
@@ -225,18 +239,23 @@ class Flow:
     The gradient of R by a weight is the sum of its products' parts and of its rest.
 
     Attributes:
-        total: R, the sum of the outputs for an input of ones.
+        total: R, the sum of the outputs for inputs of ones.
         products: of each weight by name, as `LinearizedForward` keeps them.
         rests: gradients by each weight through its other uses; None where there are none.
         reached: names of the weights that met an activation.
-        from_input: gradient of R by the input, of shape ``(1, *input_shape)``.
+        from_inputs: gradients of R by the tensors that the flow starts at.
     """
 
     total: float
     products: Mapping[str, list[Product]]
     rests: Mapping[str, Tensor | None]
     reached: set[str]
-    from_input: Tensor
+    from_inputs: Sequence[Tensor]
+
+    @property
+    def connected(self) -> bool:
+        """Whether a path leads from an input to the output."""
+        return any(bool(torch.any(gradient != 0)) for gradient in self.from_inputs)
 
 
 class LinearizedNetwork(NetworkCopy):
@@ -245,13 +264,21 @@ class LinearizedNetwork(NetworkCopy):
     A buffer that is an additive mask of attention stays as it is. Calls run in evaluation mode. All
     of it is computed in float64: R is a product over the layers, and overflows float32 soon.
 
-    ``input_shape`` is that of one input, without the batch dimension.
+    Args:
+        net: any network whose output, or what ``output`` makes of it, is a floating tensor.
+        weights: the weights that get gradients.
+        inputs: a call, or the shape of one input without the batch dimension.
+        output: from what the network returns to a tensor; None takes `pabzip.calls.main_output`.
     """
 
     def __init__(
-        self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: tuple[int, ...]
+        self,
+        net: nn.Module,
+        weights: Mapping[str, nn.Parameter],
+        inputs: Call | Sequence[int],
+        output: Output | None = None,
     ):
-        super().__init__(net, weights, torch.float64)
+        super().__init__(net, weights, torch.float64, output)
         buffers = {name for name, _ in net.named_buffers()}
         with torch.no_grad():
             for name, tensor in self._state.items():
@@ -260,23 +287,31 @@ class LinearizedNetwork(NetworkCopy):
                     tensor.abs_()
                     if masked is not None:
                         tensor[masked] *= -1.0
-        self._input_shape = input_shape
+        self._inputs = inputs if isinstance(inputs, Call) else call_of_shape(inputs)
         self._owners = FlowOwners()
 
     def flow(self) -> Flow:
         """Return R and what its gradients are made of; raises what a call of the network does."""
         with self.isolated(training=lambda _: False):
-            ones = torch.ones(
-                (1, *self._input_shape), dtype=torch.float64, device=self.device,
-                requires_grad=True,
-            )  # fmt: skip
-            with LinearizedForward(ones, self.weights, self._owners) as forward:
-                total = self(ones).sum()
-            (first,), rests = forward.gradients(total, [ones], list(self.weights.values()))
+            call, starts = starting(self._inputs, self.device)
+            with LinearizedForward(starts, self.weights, self._owners) as forward:
+                lookups = LookupStarts(
+                    call, self._by_original.values(), self.weights.values(), forward.start
+                )
+                with lookups:
+                    total = self(call).sum()
+            starts += lookups.starts
+            if not starts:
+                raise SearchError(
+                    f"{self._where(call)}: expected a floating input for the flow to start at, or "
+                    "integers that look up a parameter, as embeddings do, found neither; search "
+                    "by magnitude or at random"
+                )
+            from_starts, rests = forward.gradients(total, starts, list(self.weights.values()))
         return Flow(
             total=float(total.detach()),
             products=forward.products,
             rests=dict(zip(self.weights, rests, strict=True)),
             reached=forward.reached,
-            from_input=torch.zeros_like(ones) if first is None else first,
+            from_inputs=[gradient for gradient in from_starts if gradient is not None],
         )
