@@ -184,6 +184,18 @@ def _sum_with_product(
     return product + beta * addend if masked is None else torch.where(masked, -math.inf, product)
 
 
+@form("grouped_mm")
+def _grouped(gates: Gates, values: Tensor, weights: Tensor, offs: Any = None, **_: Any) -> Any:
+    """Products of rows with the matrix of their expert, which torch has for small floats alone."""
+    if offs is None or gates.is_activation(weights):
+        return NotImplemented
+    weights = _positive(weights)
+    sizes = torch.diff(offs, prepend=offs.new_zeros(1)).tolist()
+    parts = torch.split(values[: sum(sizes)], sizes)
+    products = [part @ weight for part, weight in zip(parts, weights, strict=True)]
+    return torch.cat([*products, values.new_zeros(len(values) - sum(sizes), weights.shape[-1])])
+
+
 @form("addcmul")
 def _sum_with_elementwise_product(
     gates: Gates, addend: Tensor, a: Tensor, b: Tensor, *, value: float = 1
