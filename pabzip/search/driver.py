@@ -261,7 +261,7 @@ def iterative_search(
             have a path, scores that are not finite, or layer collapse: a tensor with nothing
             left, and no path left from the input to the output. ``net`` is then as it was.
     """
-    masks = {name: parameter.detach() != 0 for name, parameter in weights.items()}
+    start = masks = {name: parameter.detach() != 0 for name, parameter in weights.items()}
     exact = scorer.exact if isinstance(scorer, ExactScorer) else None
     plans = [(group.names, group.counts(masks, iterations, schedule)) for group in groups]
     for iteration in range(iterations):
@@ -279,7 +279,9 @@ def iterative_search(
                     {name: scores[name] for name in names}, own, counts[iteration], exact=exact
                 )
                 if isinstance(scorer, PathScorer) and iteration == iterations - 1:
-                    refuse_ties_at_zero(scores, own, {name: masks[name] for name in names}, exact)
+                    left = {name: masks[name] for name in names}
+                    dense = all(bool(start[name].all()) for name in names)
+                    refuse_ties_at_zero(scores, own, left, exact, dense=dense)
         if on_iteration is not None:
             on_iteration(iteration + 1, iterations)
     refuse_collapse(net, weights, masks, inputs, output)
