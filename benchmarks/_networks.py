@@ -112,7 +112,11 @@ def vgg(models: Any, *, batch_norm: bool) -> nn.Module:
 
 def resnet(models: Any, block: str, layers: tuple[int, ...] = (1, 1, 1, 1), **options: Any) -> Any:
     kind = getattr(models.resnet, block)
-    return models.ResNet(kind, list(layers), num_classes=CLASSES, **options)
+    net = models.ResNet(kind, list(layers), **options)
+    if kind.expansion > 1:  # the last stage has most of the weights
+        net.layer4 = nn.Identity()
+    net.fc = nn.Linear((256 if kind.expansion > 1 else 512) * kind.expansion, CLASSES)
+    return net
 
 
 def densenet(models: Any) -> Any:
@@ -203,20 +207,20 @@ def transformer(
     return Row(model, build, dict(inputs), targets, third=third, package="transformers")
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 64, "max_position_embeddings": 32,
 }  # fmt: skip
 TEXT = {"input_ids": tokens(), "attention_mask": torch.ones(BATCH, 12, dtype=torch.int64)}
 NEXT = {"input_ids": tokens(), "labels": tokens()}
 SEQ2SEQ = {**NEXT, "attention_mask": TEXT["attention_mask"]}
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 class Recurrent(nn.Module):
     """A recurrent classifier of token ids, by the last step's state."""
 
-    def __init__(self, kind: type[nn.RNNBase], **options: Any):
+    def __init__(self, kind: Callable[..., nn.Module], **options: Any):
         super().__init__()
         self.embedding = nn.Embedding(64, 16)
         self.layers = kind(16, 24, batch_first=True, **options)
@@ -332,7 +336,8 @@ def autoencoder(dimensions: int) -> nn.Module:
 
 def compiled(net: nn.Module) -> nn.Module:
     result: Any = torch.compile(net, backend="eager")
-    return result
+    wrapper: nn.Module = result
+    return wrapper
 
 
 def compiled_in_place(net: nn.Module) -> nn.Module:

@@ -105,7 +105,9 @@ def init_(
 
     Source: Peek-a-Boo, Section 3.2 (initialization) and Table 3 (schemes).
     """
-    torch = require("torch", extra="torch", purpose="pabzip.init_")
+    require("torch", extra="torch", purpose="pabzip.init_")
+    import torch
+
     from pabzip.selection import checked_kinds, choose, drawable, oriented
     from pabzip.storable import check_network
 

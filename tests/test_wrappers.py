@@ -311,6 +311,20 @@ def test_costs_and_deltas_go_by_the_names_inside() -> None:
     assert files[0].getvalue() == files[1].getvalue()
 
 
+def test_a_module_with_a_version_of_its_own_is_loaded_into() -> None:
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):  # type: ignore[no-untyped-def]
+            if local_metadata.get("version") != 2:  # as torchvision's MNASNet does
+                raise ValueError("expected a version")
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+    file = packed(pabzip.init_(Versioned(4, 3), seed=3))
+    fresh = pabzip.load_into(nn.DataParallel(Versioned(4, 3)), file)
+    assert packed(fresh) == file
+
+
 def test_states_that_wrappers_named_are_renamed() -> None:
     named = {"module._orig_mod.a._orig_mod.weight": 1, "module._orig_mod.module.b": 2}
     assert inner_names(named) == {"a.weight": 1, "module.b": 2}

@@ -73,7 +73,7 @@ def open_base(source: BaseSource) -> Base:
     if isinstance(source, Mapping):
         return _Mapped(source)
     if hasattr(source, "state_dict"):
-        return _Mapped(full_state(source))
+        return _Mapped(full_state(source))  # type: ignore[arg-type]
     if isinstance(source, Ticket):
         return _OfTicket(source, owned=False)
     if hasattr(source, "read"):
