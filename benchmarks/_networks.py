@@ -123,6 +123,15 @@ def densenet(models: Any) -> Any:
     return models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=CLASSES)
 
 
+def efficientnet(models: Any) -> Any:
+    part = models.efficientnet
+    blocks = [
+        part.FusedMBConvConfig(1, 3, 1, 16, 16, 1), part.FusedMBConvConfig(4, 3, 2, 16, 24, 1),
+        part.MBConvConfig(4, 3, 2, 24, 32, 1),
+    ]  # fmt: skip
+    return models.EfficientNet(blocks, 0.2, last_channel=64, num_classes=CLASSES)
+
+
 def convnext(models: Any) -> Any:
     block = models.convnext.CNBlockConfig
     parts = [block(16, 32, 1), block(32, 64, 1), block(64, None, 2)]
@@ -388,7 +397,7 @@ def rows() -> list[Row]:
         vision("mobilenet_v2", width_mult=0.25, third=True),
         vision("mobilenet_v3_small"),
         vision("efficientnet_b0"),
-        vision("efficientnet_v2_s", 32),
+        small_vision("efficientnet_v2", efficientnet, 32),
         vision("regnet_x_400mf"),
         vision("regnet_y_400mf"),
         small_vision("convnext", convnext, third=True),
