@@ -14,9 +14,9 @@ from . import (
 from ._version import __version__ as __version__
 from .checkpoint import load_checkpoint, save_checkpoint
 from .coverage import InitReport
-from .errors import FormatError, PabzError
+from .errors import BaseFileError, FormatError, PabzError
 from .export.onnx import export_onnx, load_session
-from .formats import DenseTensor, SeededTensor, TiedTensor
+from .formats import DeltaTensor, DenseTensor, SeededTensor, TiedTensor
 from .init import (
     Seeding,
     attach_seeding,
@@ -34,6 +34,8 @@ from .ticket import Ticket, TicketReport
 from .train.evaluation import Evaluation, evaluate
 
 __all__ = [
+    "BaseFileError",
+    "DeltaTensor",
     "DenseTensor",
     "Evaluation",
     "FormatError",

@@ -133,9 +133,9 @@ def init_(
         parameter = found[name].parameter
         if parameter is None:
             raise SeedError(
-                f"init_: {name}: expected a parameter to draw, found a weight that is computed "
-                "from others (parametrize, weight_norm, spectral_norm, prune); remove what "
-                "computes it before init_, or leave it out with skip="
+                f"init_: {name}: expected a parameter to draw, found a buffer, or a weight that is "
+                "computed from others (parametrize, weight_norm, spectral_norm, prune); remove "
+                "what computes it before init_, or leave it out with skip="
             )
         tensors[name] = parameter
     tensors |= also

@@ -135,6 +135,21 @@ def test_codec_size(bench, cache):
     assert again["cases"] == found["cases"]
 
 
+def test_delta_size(bench):
+    stdout, stderr, found = bench("delta_size")
+    assert "random, a hundredth" in stderr
+    rows = {row["case"].partition(", ")[2]: row for row in found["cases"]}
+    assert len(rows) == 12
+    for case, row in rows.items():
+        assert case in stdout
+        assert row["pabzip"] < row["whole"]
+        if "ternary" in case or case == "float32, 8 bits" or "4 bits" in case:
+            assert row["changes"]["steps"] >= 10  # the rest is smaller as differences
+        if "ternary" in case:
+            assert row["pabzip"] < row["xor"]
+        assert row["changes"]["equal"] > 10
+
+
 def test_dense_coding(bench):
     stdout, stderr, found = bench("dense_coding", "--elements", 1 << 15)
     assert "bfloat16, normal" in stderr
