@@ -112,11 +112,24 @@ def vgg(models: Any, *, batch_norm: bool) -> nn.Module:
 
 def resnet(models: Any, block: str, layers: tuple[int, ...] = (1, 1, 1, 1), **options: Any) -> Any:
     kind = getattr(models.resnet, block)
-    return models.ResNet(kind, list(layers), num_classes=CLASSES, **options)
+    net = models.ResNet(kind, list(layers), **options)
+    if kind.expansion > 1:  # the last stage has most of the weights
+        net.layer4 = nn.Identity()
+    net.fc = nn.Linear((256 if kind.expansion > 1 else 512) * kind.expansion, CLASSES)
+    return net
 
 
 def densenet(models: Any) -> Any:
     return models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=CLASSES)
+
+
+def efficientnet(models: Any) -> Any:
+    part = models.efficientnet
+    blocks = [
+        part.FusedMBConvConfig(1, 3, 1, 16, 16, 1), part.FusedMBConvConfig(4, 3, 2, 16, 24, 1),
+        part.MBConvConfig(4, 3, 2, 24, 32, 1),
+    ]  # fmt: skip
+    return models.EfficientNet(blocks, 0.2, last_channel=64, num_classes=CLASSES)
 
 
 def convnext(models: Any) -> Any:
@@ -203,20 +216,20 @@ def transformer(
     return Row(model, build, dict(inputs), targets, third=third, package="transformers")
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 64, "max_position_embeddings": 32,
 }  # fmt: skip
 TEXT = {"input_ids": tokens(), "attention_mask": torch.ones(BATCH, 12, dtype=torch.int64)}
 NEXT = {"input_ids": tokens(), "labels": tokens()}
 SEQ2SEQ = {**NEXT, "attention_mask": TEXT["attention_mask"]}
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 class Recurrent(nn.Module):
     """A recurrent classifier of token ids, by the last step's state."""
 
-    def __init__(self, kind: type[nn.RNNBase], **options: Any):
+    def __init__(self, kind: Callable[..., nn.Module], **options: Any):
         super().__init__()
         self.embedding = nn.Embedding(64, 16)
         self.layers = kind(16, 24, batch_first=True, **options)
@@ -332,7 +345,8 @@ def autoencoder(dimensions: int) -> nn.Module:
 
 def compiled(net: nn.Module) -> nn.Module:
     result: Any = torch.compile(net, backend="eager")
-    return result
+    wrapper: nn.Module = result
+    return wrapper
 
 
 def compiled_in_place(net: nn.Module) -> nn.Module:
@@ -383,7 +397,7 @@ def rows() -> list[Row]:
         vision("mobilenet_v2", width_mult=0.25, third=True),
         vision("mobilenet_v3_small"),
         vision("efficientnet_b0"),
-        vision("efficientnet_v2_s", 32),
+        small_vision("efficientnet_v2", efficientnet, 32),
         vision("regnet_x_400mf"),
         vision("regnet_y_400mf"),
         small_vision("convnext", convnext, third=True),

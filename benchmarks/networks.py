@@ -229,7 +229,7 @@ def flip(row: Row, net: nn.Module, steps: int) -> None:
         net.zero_grad()
         loss = loss_of(row, net)
         check(bool(torch.isfinite(loss)), f"a loss of {loss}")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         bop.step()
         flips += int(bop.flips)
     net.zero_grad()
@@ -281,7 +281,7 @@ def export(row: Row, net: nn.Module) -> None:
     if isinstance(row.inputs, Mapping):  # a deployed network is given no labels
         without = {name: value for name, value in row.inputs.items() if name != "labels"}
         inputs = {"example_inputs": without}
-    report = pabzip.export_onnx(net, io.BytesIO(), **inputs)  # type: ignore[arg-type]
+    report = pabzip.export_onnx(net, io.BytesIO(), **inputs)
     check(report.difference <= report.tolerance, "outputs differ")
 
 
@@ -313,7 +313,8 @@ def one_process() -> Iterator[None]:
     if torch.distributed.is_initialized():
         yield
         return
-    store = torch.distributed.HashStore()
+    distributed: Any = torch.distributed
+    store = distributed.HashStore()
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
     try:
         yield
@@ -375,7 +376,8 @@ def main() -> None:
     ]  # fmt: skip
     missing = sorted({row.package for row in chosen if find_spec(row.package) is None})
     chosen = [row for row in chosen if row.package not in missing]
-    found, failures = [], 0
+    found: list[dict[str, Any]] = []
+    failures = 0
     progress = Progress(len(chosen))
     with one_process():
         for row in chosen:
@@ -407,10 +409,9 @@ def main() -> None:
     packages = [name for name in ("torch", "torchvision", "transformers") if find_spec(name)]
     given.quick = not whole
     finish("networks", given, "Networks", text, result, *packages)
-    for row in found:
-        for column, trace in row["traces"].items():
-            warnings.simplefilter("default")
-            print(f"\n{row['network']}, {column}:\n{trace}")
+    for traced in found:
+        for column, trace in traced["traces"].items():
+            print(f"\n{traced['network']}, {column}:\n{trace}")
     if failures:
         raise SystemExit(1)
 

@@ -2,117 +2,33 @@
 
 from __future__ import annotations
 
-import sys
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, BinaryIO
+import errno
+import os
+from functools import partial
 
 import click
-import numpy as np
 
-from pabzip._optional import require
 from pabzip.cli._files import (
+    STANDARD,
     check_output,
     default_output,
     format_of,
+    is_stream,
     open_output,
     open_ticket,
 )
 from pabzip.cli._options import (
     base_option,
+    byte_size,
     max_bytes_option,
     output_option,
     reporting,
     threads_option,
 )
-from pabzip.cli._output import Reporter, size
+from pabzip.cli._output import Bars, Reporter, size
 
-if TYPE_CHECKING:
-    from pabzip.ticket import Ticket
-
-
-Tensors = Iterable[tuple[str, str, np.ndarray]]
-"""Name, dtype and values of all tensors of a ticket, in order, each regenerated as it is taken;
-values in their own dtype, C-contiguous, bfloat16 as uint16 bit patterns."""
-
-
-def write_safetensors(tensors: Tensors, file: BinaryIO) -> None:
-    """Write the safetensors format; the library wants all tensors in memory at once."""
-    # The plain entry point takes the name of a dtype, so bfloat16 needs no numpy type; it reads
-    # from the arrays' own memory, which `held` keeps alive.
-    from safetensors import TensorSpec, serialize
-
-    held, specs = [], {}
-    for name, dtype, values in tensors:
-        if sys.byteorder == "big":
-            values = values.byteswap()
-        held.append(values)
-        specs[name] = TensorSpec(
-            dtype=dtype,
-            shape=list(values.shape),
-            data_ptr=values.ctypes.data,
-            data_len=values.nbytes,
-        )
-    # One entry, which loaders of torch weights expect: the library writes several in random order,
-    # and the same ticket must give the same bytes.
-    file.write(serialize(specs, {"format": "pt"}))
-
-
-def write_npz(tensors: Tensors, file: BinaryIO) -> None:
-    """Write numpy's .npz, uncompressed; bfloat16 becomes float32, exactly."""
-    from pabzip.formats.dense import bfloat16_to_float32
-
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, dtype, values in tensors:
-            # A fixed date, so that the same ticket gives the same bytes.
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            with archive.open(entry, "w", force_zip64=True) as member:
-                known = bfloat16_to_float32(values) if dtype == "bfloat16" else values
-                np.lib.format.write_array(member, known, allow_pickle=False)
-
-
-def write_pt(tensors: Tensors, file: BinaryIO) -> None:
-    """Write a torch state dict that ``torch.load(weights_only=True)`` reads, all at once."""
-    torch = require("torch", extra="torch", purpose="writing a .pt file")
-    from pabzip.runtime.loaders import to_torch
-
-    state = {}
-    for name, dtype, values in tensors:
-        state[name] = to_torch(values.copy(), dtype)
-    torch.save(state, file)
-
-
-def write_gguf(tensors: Tensors, file: BinaryIO) -> None:
-    """Write the ``.gguf`` file that was packed, as it was."""
-    from pabzip.packing import gguf
-
-    gguf.write_gguf(tensors, file)
-
-
-FORMATS: Mapping[str, Callable[[Tensors, BinaryIO], None]] = {
-    "safetensors": write_safetensors,
-    "npz": write_npz,
-    "pt": write_pt,
-    "gguf": write_gguf,
-}
-"""The writers by the suffix that stands for them; the first for stdout."""
-
-
-def _tensors(
-    ticket: Ticket,
-    threads: int | None,
-    reporter: Reporter,
-    *,
-    as_stored: bool,
-    bitnet_scale: str | None,
-) -> Tensors:
-    """Yield the tensors of a ticket, and tell of each once it is written."""
-    for name in ticket.names if as_stored else ticket.plain_names:
-        found = ticket.state_tensor(
-            name, as_stored=as_stored, bitnet_scale=bitnet_scale, threads=threads
-        )
-        yield name, found.dtype, found.values
-        reporter.detail(name)
+FORMATS = ("safetensors", "npz", "pt", "gguf")
+"""The formats by the suffix that stands for them; the first for stdout."""
 
 
 @click.command("unpack")
@@ -121,7 +37,7 @@ def _tensors(
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice(list(FORMATS)),
+    type=click.Choice(FORMATS),
     help="The format of the output. [by its suffix; safetensors for stdout]",
 )
 @click.option(
@@ -136,6 +52,13 @@ def _tensors(
     help="What to do with weight_scale of BitNet tensors where FILE does not say: BitLinear "
     "divides, AutoBitLinear multiplies.",
 )
+@click.option(
+    "--shard-size",
+    type=byte_size,
+    metavar="SIZE",
+    help="Write safetensors in shards of at most this, such as 4GB, and their index, as Hugging "
+    "Face names them: model-00001-of-00003.safetensors, model.safetensors.index.json.",
+)
 @threads_option
 @base_option
 @max_bytes_option
@@ -147,6 +70,7 @@ def command(
     format_name: str | None,
     as_stored: bool,
     bitnet_scale: str | None,
+    shard_size: int | None,
     threads: int | None,
     base: str | None,
     max_bytes: int | None,
@@ -154,27 +78,74 @@ def command(
 ) -> None:
     """Regenerate every tensor of FILE and write plain weights.
 
-    Writes .safetensors, .npz or .pt (a state dict); the first two need no torch. An .npz file has
-    no bfloat16: such tensors become float32, exactly. With --as-stored a file that was packed from
-    .gguf is written as that again. A file of changes (pack --base) needs its --base, whose digest
-    is checked first. FILE may be '-' for stdin; the output then is stdout unless -o names a file.
+    Writes .safetensors, .npz or .pt (a state dict); the first two tensor by tensor and without
+    torch, which holds all of a .pt in memory. An .npz file has no bfloat16: such tensors become
+    float32, exactly. With --as-stored a file that was packed from .gguf is written as that again. A
+    file of changes (pack --base) needs its --base, whose digest is checked first. FILE may be '-'
+    for stdin; the output then is stdout unless -o names a file.
     """
     target = output or default_output(source, f".{format_name or 'safetensors'}")
     reporter = reporter.for_output(target)
-    check_output(target, force=force, inputs=[source, *([base] if base else [])])
+    inputs = [source, *([base] if base else [])]
+    if shard_size is None:
+        check_output(target, force=force, inputs=inputs)
     chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
     if chosen == "gguf" and not as_stored:
         raise click.UsageError(
             "expected --as-stored for a .gguf file, which is written as it was packed; add it, or "
             "write plain weights in another format"
         )
-    with open_ticket(source, max_bytes=max_bytes, base=base) as ticket, open_output(target) as file:
-        ticket.check_base()
-        tensors = _tensors(
-            ticket, threads, reporter, as_stored=as_stored, bitnet_scale=bitnet_scale
+    if shard_size is not None and (
+        chosen != "safetensors" or target == STANDARD or is_stream(target) or shard_size < 1
+    ):
+        raise click.UsageError(
+            "--shard-size: expected a size above 0 and the name of a .safetensors file as output"
         )
-        FORMATS[chosen](tensors, file)
-        names = ticket.names if as_stored else ticket.plain_names
-        count, written = len(names), file.tell()
-    values = {"output": target, "format": chosen, "tensors": count, "bytes": written}
-    reporter.result(values, f"{source} -> {target}: {count} tensors, {size(written)}")
+    from pabzip.packing import unpack as writing
+
+    with open_ticket(source, max_bytes=max_bytes, base=base) as ticket:
+        ticket.check_base()
+        tensors = writing.described(ticket, as_stored=as_stored)
+        shards = {target: list(tensors)}
+        if shard_size is not None:
+            shards = writing.shard_files(target, tensors, shard_size)
+            _check_shards(target, list(shards), force=force, inputs=inputs)
+        with Bars(sum(one.nbytes for one in tensors.values()), reporter) as bars:
+            values = partial(
+                writing.values_of,
+                ticket,
+                tensors,
+                as_stored=as_stored,
+                bitnet_scale=bitnet_scale,
+                threads=threads,
+                on_tensor=reporter.detail,
+                on_progress=bars.advance,
+            )
+            if len(shards) > 1:
+                written = writing.write_shards(target, shards, tensors, values, ticket.metadata)
+            else:
+                with open_output(target) as file:
+                    write = writing.FORMATS[chosen]
+                    write(tensors, values(tensors), file, metadata=ticket.metadata)
+                    written = file.tell()
+    result = {"output": target, "format": chosen, "tensors": len(tensors), "bytes": written}
+    if shard_size is not None:
+        result["shards"] = len(shards)
+    parts = f" in {len(shards)} shards" if len(shards) > 1 else ""
+    reporter.result(result, f"{source} -> {target}: {len(tensors)} tensors, {size(written)}{parts}")
+
+
+def _check_shards(target: str, shards: list[str], *, force: bool, inputs: list[str]) -> None:
+    """Refuse shards before any is written, as `check_output` does a file."""
+    from pabzip.packing.unpack import index_file
+
+    outputs = shards if shards == [target] else [*shards, index_file(target)]
+    for path in outputs:
+        check_output(path, force=force, inputs=inputs)
+    if shards != [target] and os.path.exists(target):
+        raise FileExistsError(
+            errno.EEXIST,
+            "exists already, and would be read in place of the shards; remove it, or name another "
+            "with -o",
+            target,
+        )

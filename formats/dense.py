@@ -6,7 +6,7 @@ so that it is integer arithmetic on bit patterns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -229,6 +229,30 @@ def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
     """Round values of ``dtype`` to nearest even in ``stored``; overflow becomes infinity."""
     if dtype == stored:
         return values
+    return _converted(values, stored, lambda block: _narrowed(block, dtype, stored))
+
+
+def from_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
+    """Widen values of ``stored`` to ``dtype``, exactly."""
+    if dtype == stored:
+        return values
+    widen = bfloat16_to_float32 if stored == "bfloat16" else np.asarray
+    return _converted(values, dtype, widen)
+
+
+def _converted(
+    values: NDArray[Any], dtype: str, convert: Callable[[NDArray[Any]], NDArray[Any]]
+) -> NDArray[Any]:
+    """Return values of another type, converted a block at a time."""
+    result = np.empty(values.shape, dtype=DENSE_TYPES[dtype].numpy)
+    flat = result.reshape(-1)
+    for number, block in enumerate(_blocks(values)):
+        flat[number * _BLOCK :][: block.size] = convert(block)
+    return result
+
+
+def _narrowed(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
+    """Round a block of float32 or float64 to half precision."""
     if stored == "float16":
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(DENSE_TYPES["float16"].numpy)
@@ -236,14 +260,6 @@ def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
     bits = np.asarray(single, dtype="<f4").view("<u4")
     odd = (bits >> np.uint32(16)) & np.uint32(1)  # ties go to the even bit pattern
     return np.asarray((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
-
-
-def from_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
-    """Widen values of ``stored`` to ``dtype``, exactly."""
-    if dtype == stored:
-        return values
-    exact = bfloat16_to_float32(values) if stored == "bfloat16" else values
-    return exact.astype(DENSE_TYPES[dtype].numpy)
 
 
 def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -378,6 +378,16 @@ class Ticket:
         entry = self._entries[name].original
         return entry.weights_shape if isinstance(entry, TernaryEntry) else entry.shape
 
+    def plain_dtype(self, name: str) -> str:
+        """Return torch's name of the element type of what `plain` returns."""
+        entry = self._entries[name].original
+        if not isinstance(entry, TernaryEntry) or entry.layout == "plain":
+            return entry.dtype
+        if entry.layout != "bitnet":
+            return "float16"
+        scales = (f"{owner}{SCALE_SUFFIX}" for owner in (name, self.tied(name)))
+        return next((self.dtype(one) for one in scales if one in self._entries), entry.dtype)
+
     @property
     def plain_names(self) -> tuple[str, ...]:
         """Names of what is left once all tensors are plain weights.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -158,7 +159,10 @@ def full_state(net: nn.Module) -> dict[str, Any]:
 def load_full_state(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load what `full_state` gives into the network, every name of it; each rank takes its part."""
     if not is_sharded(net):
-        unwrap(net).load_state_dict(dict(state), strict=True)
+        inner, values = unwrap(net), OrderedDict(state)
+        # Versions of modules, which some refuse to load without; values are those of now.
+        values._metadata = inner.state_dict()._metadata  # type: ignore[attr-defined]
+        inner.load_state_dict(values, strict=True)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 

@@ -47,7 +47,7 @@ def open_base(source: BaseSource) -> Base:
     if isinstance(source, Mapping):
         return _in_memory(source)
     if hasattr(source, "state_dict"):
-        return _in_memory(full_state(source))
+        return _in_memory(full_state(source))  # type: ignore[arg-type]
     if isinstance(source, Ticket):
         return _OfTicket(source, owned=False)
     if hasattr(source, "read"):

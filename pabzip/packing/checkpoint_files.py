@@ -7,6 +7,7 @@ holds one checkpoint, and the checkpoints of `pabzip.save_checkpoint`. Only torc
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import zipfile
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Union
 from numpy.typing import NDArray
 
 from pabzip._optional import require
-from pabzip.errors import CheckpointError, FormatError, shown
+from pabzip.errors import CheckpointError, FormatError, PackError, shown
 from pabzip.formats import MAGIC, Scalar
 from pabzip.formats.header import parse_json
 from pabzip.packing.npz_files import NpzSource
@@ -86,9 +87,13 @@ def _in_folder(folder: Path) -> Path:
     if len(found) == 1 and not indexes:
         return folder / found[0]
     several = [*indexes, *(found if not indexes else whole)]
-    raise CheckpointError(
+    if not several:
+        raise FileNotFoundError(
+            errno.ENOENT, f"holds no index of shards and no {', '.join(_MODEL_FILES)}", folder
+        )
+    raise PackError(
         f"{folder}: expected one checkpoint in the folder, an index of shards or a file, found "
-        f"{', '.join(several[:6]) or 'none'}; name the file"
+        f"{', '.join(several[:6])}; name the file"
     )
 
 

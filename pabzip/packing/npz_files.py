@@ -142,3 +142,4 @@ def write_npz(
                 known = bfloat16_to_float32(data) if dtype == "bfloat16" else data
                 npy.write_array(member, known, allow_pickle=False)
             del data, known
+        next(taken, None)  # lets the values end

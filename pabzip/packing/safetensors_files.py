@@ -225,6 +225,7 @@ def write_safetensors(
         write_all(file, np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
         del data
         end = max(end, offsets[name] + described.nbytes)
+    next(taken, None)  # lets the values end
     file.seek(first + end)
 
 

@@ -77,6 +77,12 @@ _GATES = {
 }
 """Largest value and rank of those functions that are gates as a factor."""
 
+_IN_ORDER = dict.fromkeys((
+    "input", "other", "normalized_shape", "num_groups", "end", "batch1", "mat1", "tensor1",
+    "batch2", "mat2", "tensor2", "vec",
+))  # fmt: skip
+"""Keywords of torch's functions whose arguments come first, in the order that they come in."""
+
 _LARGEST_CLAMP = 6.0
 """Bound of a clamp up to which it is a gate: ReLU6 is one in a hard sigmoid written out."""
 
@@ -101,8 +107,9 @@ def linear_form(func: Any, args: Sequence[Any], kwargs: dict[str, Any], gates: G
         name = getattr(func.__self__, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")
     name = name.removeprefix("special_").removeprefix("linalg_").strip("_")
-    if "input" in kwargs:
-        args, kwargs = (kwargs["input"], *args), {k: v for k, v in kwargs.items() if k != "input"}
+    if kwargs.keys() & _IN_ORDER:
+        args = (*args, *(kwargs[key] for key in _IN_ORDER if key in kwargs))
+        kwargs = {key: value for key, value in kwargs.items() if key not in _IN_ORDER}
     if name in _ELEMENTWISE:
         found = next((v for v in (*args, *kwargs.values()) if gates.is_activation(v)), None)
         if in_place or found is None:
@@ -137,7 +144,7 @@ def _bound(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[floa
     highest = args[2] if len(args) > 2 else kwargs.get("max_val", kwargs.get("max", highest))
     if not isinstance(lowest, Real) or not isinstance(highest, Real):
         return None
-    largest = max(abs(float(lowest)), abs(float(highest)))
+    lowest, largest = float(lowest), max(abs(float(lowest)), abs(float(highest)))
     rank = POSITIVE if lowest >= 0 else SIGNED
     return (largest, rank) if 0 < largest <= _LARGEST_CLAMP else None
 
@@ -159,16 +166,21 @@ form("lstm", "gru", "rnn_tanh", "rnn_relu")(recurrent_layer)
 form("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")(recurrent_cell)
 
 
-@form("var", "std", "logsumexp")
+@form("var", "std")
 def _spread(
     _: Gates,
     values: Tensor,
     dim: Any = None,
-    *_args: Any,
+    correction: Any = None,
     keepdim: bool = False,
     **_kwargs: Any,
 ) -> Tensor:
     return values.mean(None if isinstance(dim, bool) else dim, keepdim=keepdim)
+
+
+@form("logsumexp")
+def _largest(_: Gates, values: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    return values.mean(dim, keepdim=keepdim)
 
 
 @form("norm", "vector_norm")

@@ -32,6 +32,7 @@ class LinearizedForward(TorchFunctionMode):
         weights: the weights by name, as the network will use them. Linear maps and convolutions
             by them are kept as `Product`; a use of any other kind (a transposed convolution, an
             embedding, a weight that is transformed first) is left to autograd.
+        owners: which flow each number belongs to, kept from pass to pass; the first one says.
 
     Attributes:
         products: of each weight by name, in the order of the backward pass, which fills it.
@@ -278,7 +279,7 @@ class LinearizedNetwork(NetworkCopy):
         output: Output | None = None,
     ):
         super().__init__(net, weights, torch.float64, output)
-        buffers = {name for name, _ in self._net.named_buffers()}
+        buffers = {name for name, _ in net.named_buffers()}
         with torch.no_grad():
             for name, tensor in self._state.items():
                 if tensor.is_floating_point():
@@ -306,11 +307,11 @@ class LinearizedNetwork(NetworkCopy):
                     "integers that look up a parameter, as embeddings do, found neither; search "
                     "by magnitude or at random"
                 )
-            found, rests = forward.gradients(total, starts, list(self.weights.values()))
+            from_starts, rests = forward.gradients(total, starts, list(self.weights.values()))
         return Flow(
             total=float(total.detach()),
             products=forward.products,
             rests=dict(zip(self.weights, rests, strict=True)),
             reached=forward.reached,
-            from_inputs=[gradient for gradient in found if gradient is not None],
+            from_inputs=[gradient for gradient in from_starts if gradient is not None],
         )

@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pabzip.search.forms import form
@@ -183,6 +184,18 @@ def _sum_with_product(
     return product + beta * addend if masked is None else torch.where(masked, -math.inf, product)
 
 
+@form("grouped_mm")
+def _grouped(gates: Gates, values: Tensor, weights: Tensor, offs: Any = None, **_: Any) -> Any:
+    """Products of rows with the matrix of their expert, which torch has for small floats alone."""
+    if offs is None or gates.is_activation(weights):
+        return NotImplemented
+    weights = _positive(weights)
+    sizes = torch.diff(offs, prepend=offs.new_zeros(1)).tolist()
+    parts = torch.split(values[: sum(sizes)], sizes)
+    products = [part @ weight for part, weight in zip(parts, weights, strict=True)]
+    return torch.cat([*products, values.new_zeros(len(values) - sum(sizes), weights.shape[-1])])
+
+
 @form("addcmul")
 def _sum_with_elementwise_product(
     gates: Gates, addend: Tensor, a: Tensor, b: Tensor, *, value: float = 1
@@ -283,9 +296,17 @@ def linear_map(gates: Gates, func: Any, args: Sequence[Any], kwargs: dict[str, A
         a, b = (a, _positive(b)) if active[0] else (_positive(a), b)
         same = a is args[0] and b is args[1]
         return NotImplemented if same else func(a, b, *rest, **kwargs)
+    if func.__name__ == "bilinear":
+        return _bilinear(gates, a, b, *rest, **kwargs)
     # A bias comes third; with one, torch's function is no product of the first two.
-    if func.__name__ != "bilinear" and (
-        rest[:1] not in ([], [None]) or kwargs.get("bias") is not None
-    ):
+    if rest[:1] not in ([], [None]) or kwargs.get("bias") is not None:
         return NotImplemented
     return _product_of_two(gates, lambda one, other: func(one, other, *rest, **kwargs), a, b)
+
+
+def _bilinear(
+    gates: Gates, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Return a linear map of the products of all pairs of two activations."""
+    pairs = _product_of_two(gates, torch.mul, a.unsqueeze(-1), b.unsqueeze(-2))
+    return F.linear(pairs.flatten(-2), weight.flatten(1), bias)

@@ -158,9 +158,9 @@ def test_a_result_that_cannot_be_printed_exits_1(project, spawn, flags):
 def test_a_write_that_fails_removes_the_temporary(project, run, monkeypatch):
     import errno
 
-    from pabzip.cli import unpack
+    from pabzip.packing import unpack
 
-    def fail(ticket, file, *options):
+    def fail(tensors, values, file, **options):
         file.write(b"a part")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -236,9 +236,9 @@ def test_ctrl_c_exits_130_and_leaves_the_last_state_alone(project):
 
 
 def test_ctrl_c_while_writing_leaves_nothing(project, run, monkeypatch):
-    from pabzip.cli import unpack
+    from pabzip.packing import unpack
 
-    def interrupt(ticket, file, *options):
+    def interrupt(tensors, values, file, **options):
         file.write(b"a part")
         raise KeyboardInterrupt
 

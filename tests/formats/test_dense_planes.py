@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pabzip.errors import FormatError, LimitError
 from pabzip.formats import DENSE_TYPES, rans
-from pabzip.formats.dense import DenseEntry
+from pabzip.formats.dense import DenseEntry, from_stored, to_stored
 from pabzip.formats.dense_planes import decode_planes, encode_planes
 from pabzip.formats.dense_sections import DenseGroup, check_groups, decode_group, encode_group
 from pabzip.ticket import DenseTensor, Ticket
@@ -283,6 +283,10 @@ def test_memory_does_not_grow_with_the_tensor() -> None:
     assert peak(tensor.check_values) < 4 << 20
     wide = (values.astype("<u4") << 16).view("<f4")
     assert peak(DenseTensor("x", wide, "float32", "bfloat16").check_values) < 16 << 20
+    narrow = peak(lambda: to_stored(wide, "float32", "bfloat16"))
+    assert narrow < values.nbytes + (8 << 20)
+    widened = peak(lambda: from_stored(values, "float32", "bfloat16"))
+    assert widened < wide.nbytes + (8 << 20)
 
 
 # What is refused

@@ -325,7 +325,7 @@ def test_fault_13_integers_are_stored_as_they_are(parts: Any) -> None:
 @pytest.mark.parametrize("name", ["lzma", "", None, 3])
 def test_fault_13_unknown_encoding(parts: Any, name: Any) -> None:
     parts.fields["dense"][0][1] = name
-    refuse(parts, r"expected a known encoding \(raw, deflate, adaptive\)")
+    refuse(parts, r"expected a known encoding \(raw, deflate, adaptive, planes\)")
 
 
 def test_fault_13_nothing_is_imported_for_a_file(parts: Any) -> None:

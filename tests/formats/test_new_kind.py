@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import pabzip
-from pabzip.cli.unpack import FORMATS
 from pabzip.errors import FormatError, PackError, shown
 from pabzip.formats import (
     Contents,
@@ -36,6 +35,7 @@ from pabzip.formats import (
 from pabzip.formats.contents import KINDS
 from pabzip.formats.kind import EntryKind, StoredKind
 from pabzip.formats.limits import as_array, check_integer, check_shape
+from pabzip.packing.unpack import FORMATS, described
 from pabzip.seeds import InitSpec
 
 
@@ -173,9 +173,9 @@ def test_a_ticket_hands_it_to_every_loader(monkeypatch: pytest.MonkeyPatch) -> N
             ticket.spec("q")
         with pytest.raises(KeyError, match="q2: expected a dense tensor, found a few bits one"):
             ticket.dense("q2")
-        exact = [(name, ticket.dtype(name), ticket.exact(name)) for name in ticket.names]
+        exact = [ticket.exact(name) for name in ticket.names]
         for name in set(FORMATS) - {"gguf"}:  # which writes what was packed of one
-            FORMATS[name](exact, io.BytesIO())
+            FORMATS[name](described(ticket, as_stored=True), exact, io.BytesIO())
     torch = pytest.importorskip("torch")
     state = pabzip.load_file(data, dtype=torch.float64)
     np.testing.assert_array_equal(state["q"], expected)

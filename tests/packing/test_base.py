@@ -154,8 +154,9 @@ def test_a_base_of_no_known_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseFileError, match="base: expected a path, tensors by name"):
         open_base(7)  # type: ignore[arg-type]
     with pytest.raises(BaseFileError, match="expected one checkpoint in the folder"):
-        open_base(tmp_path)
-    with pytest.raises(BaseFileError, match="base: a: expected a tensor, found int"):
+        (tmp_path / "empty").mkdir()
+        open_base(tmp_path / "empty")
+    with pytest.raises(BaseFileError, match="base: a: expected .*a tensor, found int"):
         open_base({"a": 7})
 
 

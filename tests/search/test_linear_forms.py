@@ -294,6 +294,18 @@ PRODUCTS = {
     "custom function": (
         lambda net, h: _Doubled.apply(h) * net.gate(h), lambda net, h: (2 * h * net.gate(h)).sqrt(),
     ),
+    "keywords": (
+        lambda net, h: torch.mul(input=h, other=net.gate(h).sigmoid()).div(other=net.gate(h)),
+        lambda net, h: through(through(h, net.gate(h.detach())), net.gate(h.detach())),
+    ),
+    "matrices of experts": (
+        lambda net, h: F.grouped_mm(
+            h.expand(5, 6), net.gate.weight.view(2, 3, 6).mT - 0.5, offs=torch.tensor([2, 5])
+        ).sum((0, 1)).expand(1, 6),
+        lambda net, h: (
+            h @ (net.gate.weight.view(2, 3, 6).mT - 0.5).abs() * h.new_tensor([[[2.0]], [[3.0]]])
+        ).sum((0, 1, 2)).expand(1, 6),
+    ),
     "half precision": (lambda net, h: h.half().to(h.dtype).float(), identity),
 }  # fmt: skip
 
@@ -347,10 +359,25 @@ def test_squeeze_and_excitation_leaves_its_trunk_and_scores_its_own_weights():
     assert_scores(net, seen(linear))
 
 
+class _Called(nn.LayerNorm):
+    """A layer norm that is called in a way of its own."""
+
+    def __init__(self, call):
+        super().__init__(6)
+        self.call = call
+
+    def forward(self, h):
+        return self.call(self, h)
+
+
 NORMS = {
     "LayerNorm": (nn.LayerNorm(6), lambda n, h: h * n.weight + n.bias),
     "LayerNorm without weights": (nn.LayerNorm(6, elementwise_affine=False), lambda n, h: h),
     "RMSNorm": (nn.RMSNorm(6), lambda n, h: h * n.weight),
+    "LayerNorm by keywords": (
+        _Called(lambda own, h: F.layer_norm(h, normalized_shape=(6,), weight=own.weight)),
+        lambda n, h: h * n.weight,
+    ),
     "GroupNorm": (nn.GroupNorm(2, 6), lambda n, h: h * n.weight + n.bias),
     "BatchNorm without statistics": (
         nn.BatchNorm1d(6, track_running_stats=False), lambda n, h: h * n.weight + n.bias,
@@ -395,13 +422,23 @@ def test_norms_written_out():
     def rms_norm(net, h):
         return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1.0)
 
+    def positional(net, h):
+        return (h - h.mean(-1, True)) * torch.var(h, -1, False, True).add(1e-5).rsqrt()
+
     def in_place(net, h):
         h = h.clone()
         h -= h.mean(-1, keepdim=True)
         h /= h.square().mean().sqrt_()
         return h
 
-    for norm in (layer_norm, convnext_norm, rms_norm, in_place, lambda net, h: h / h.norm()):
+    for norm in (
+        layer_norm,
+        convnext_norm,
+        rms_norm,
+        in_place,
+        positional,
+        lambda net, h: h / h.norm(),
+    ):
         assert_scores(Net(norm), identity)
 
 
