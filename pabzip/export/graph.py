@@ -115,6 +115,8 @@ def trace(
             )
     except torch.onnx.OnnxExporterError as error:
         way_out = "; a network that fixes its batch needs dynamic_batch=False" * any(axes)
+        if {BATCH} != {label for named in axes for label in named.values()} != set():
+            way_out += ", and one that fixes another axis fewer dynamic_axes"
         raise ExportError(f"{name}: torch.onnx.export failed: {_cause(error)}{way_out}") from error
     assert program is not None  # None only for the exporter that dynamo=True replaces
     model = program.model
@@ -133,9 +135,10 @@ def trace(
                     "does not); export with dynamic_batch=False, or fewer dynamic_axes"
                 )
     ClearMetadataAndDocStringPass()(model)
-    graph = model.graph
-    results = [value for node in graph for value in node.outputs]
-    for value in (*graph.inputs, *graph.initializers.values(), *results):
+    results = [value for node in model.graph.all_nodes() for value in node.outputs]
+    for graph in (model.graph, *model.graph.subgraphs()):
+        results += [*graph.inputs, *graph.initializers.values()]
+    for value in results:
         value.metadata_props.clear()
     return model
 
@@ -181,8 +184,10 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first line of the error that started a chain, without the exporter's banners."""
+    """Return the first line, or what it announces too, of the error that started a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -14,9 +14,9 @@ from pabzip.search.gates import Gates
 def recurrent_layer(gates: Gates, values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Recurrent layers of any depth and direction, as ``nn.LSTM`` and its like call them."""
     packed = isinstance(rest[0], Tensor) and not rest[0].is_floating_point()
-    if packed:  # batch sizes come first; the batch is a single input here, so all of them are 1
-        values = values[:, None]
+    if packed:
         (state, weights, _, layers, _, _, both), batch_first = rest[1:], False
+        lengths = rest[0].tolist()  # of each step: how many samples have it, the longest first
     else:
         state, weights, _, layers, _, _, both, batch_first = rest
     hidden, cell = state if isinstance(state, tuple) else (state, None)
@@ -26,20 +26,36 @@ def recurrent_layer(gates: Gates, values: Tensor, *rest: Any) -> tuple[Tensor, .
     ends = []
     for layer in range(layers):
         outputs = []
+        steps = list(sequence.split(lengths) if packed else sequence)
         for number in range(layer * directions, (layer + 1) * directions):
             backwards = number % directions == 1
             now = hidden[number], None if cell is None else cell[number]
             found = []
-            for step in sequence.flip(0) if backwards else sequence:
+            for step in reversed(steps) if backwards else steps:
                 own = weights[number * size : (number + 1) * size]
-                now = _step(gates, step, *now, *own)
-                found.append(now[0])
-            outputs.append(torch.stack(found[::-1] if backwards else found))
+                ahead = _step(gates, step, *(_first(part, len(step)) for part in now), *own)
+                found.append(ahead[0])
+                now = _replaced(now[0], ahead[0]), _replaced(now[1], ahead[1])
+            outputs.append(
+                (torch.cat if packed else torch.stack)(found[::-1] if backwards else found)
+            )
             ends.append(now)
         sequence = torch.cat(outputs, -1)
     result = sequence.transpose(0, 1) if batch_first else sequence
     last = (torch.stack(parts) for parts in zip(*ends, strict=True) if parts[0] is not None)
-    return result[:, 0] if packed else result, *last
+    return result, *last
+
+
+def _first(state: Tensor | None, count: int) -> Tensor | None:
+    """Return the state of the samples that have a step."""
+    return state if state is None or len(state) == count else state[:count]
+
+
+def _replaced(before: Tensor | None, ahead: Tensor | None) -> Tensor | None:
+    """Return the state of all samples after a step that only the first ones have."""
+    if before is None or ahead is None or len(before) == len(ahead):
+        return ahead
+    return torch.cat([ahead, before[len(ahead) :]])
 
 
 def recurrent_cell(gates: Gates, values: Tensor, state: Any, *weights: Any) -> Any:
