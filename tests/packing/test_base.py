@@ -153,7 +153,7 @@ def test_a_base_of_no_known_form_is_refused(tmp_path: Path) -> None:
         open_base(tmp_path / "missing.safetensors")
     with pytest.raises(BaseFileError, match="base: expected a path, tensors by name"):
         open_base(7)  # type: ignore[arg-type]
-    with pytest.raises(BaseFileError, match="expected one checkpoint in the folder"):
+    with pytest.raises(FileNotFoundError, match="holds no index of shards"):
         (tmp_path / "empty").mkdir()
         open_base(tmp_path / "empty")
     with pytest.raises(BaseFileError, match="base: a: expected .*a tensor, found int"):
