@@ -106,7 +106,8 @@ def command(
         from pabzip.packing.tensors import load_any
 
         data = read_source(source)
-        load = load_state if ternary else load_checkpoint if base is None else load_any
+        plain = load_state if ternary else load_checkpoint
+        load = plain if base is None else load_any
         loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
     from tqdm import tqdm
 

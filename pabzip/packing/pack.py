@@ -180,10 +180,11 @@ def to_ticket(
     what `Ticket.save` is going to be given, so that a folded network is checked as it will load.
     """
     if isinstance(source, str | os.PathLike) and is_gguf(source):
-        if fold_bn or ticket:
+        if fold_bn or ticket or base is not None:
             raise PackError(
-                f"{os.fspath(source)}: expected a network to fold or a checkpoint with a seed, found "
-                "a .gguf file; leave out fold_bn and ticket (--fold-bn, --ticket)"
+                f"{os.fspath(source)}: expected a network to fold, a checkpoint with a seed or a "
+                "fine-tune of a base, found a .gguf file; leave out fold_bn, ticket and base "
+                "(--fold-bn, --ticket, --base)"
             )
         tensors = gguf_state(source, packer or ternary_packer(source, "keep", None))
         return Ticket(seed=0, tensors=tensors, metadata=metadata)
@@ -212,8 +213,8 @@ def to_ticket(
         arch, options = getattr(bare(source), "pabzip_arch", ("custom", {}))
     else:
         if not isinstance(source, Checkpoint | Mapping):
-            load = load_state if ternary else load_checkpoint if base is None else load_any
-            source = load(source)
+            plain = load_state if ternary else load_checkpoint
+            source = (plain if base is None else load_any)(source)
         if isinstance(source, Checkpoint):
             state, record, own = source.state_dict, source.seeding, source.metadata()
             arch, options = source.arch, source.arch_options

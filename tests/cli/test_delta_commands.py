@@ -92,6 +92,17 @@ def test_the_base_may_be_in_another_form(project, run, tuned):
         assert result.exit_code == 0, result.stderr
 
 
+def test_what_the_base_does_not_explain_may_be_ternary(project, run, tuned):
+    signs = torch.randint(-1, 2, (24, 96), generator=torch.Generator().manual_seed(1))
+    save_file({**tuned, "t.weight": signs * 0.25 + 0.0}, project.folder / "more.safetensors")
+    result = run("pack", "more.safetensors", "--base", "base.safetensors", "--ternary", "--json")
+    assert result.exit_code == 0, result.stderr
+    kinds = {row["name"]: row["kind"] for row in json.loads(result.stdout)["tensors"]}
+    assert kinds.pop("t.weight") in ("seeded", "ternary")
+    assert kinds["a.weight"] == "delta"
+    assert run("verify", "more.pabz", "--base", "base.safetensors").exit_code == 0
+
+
 def test_the_base_is_never_the_output(project, run, tuned):
     result = run(
         "pack", "tuned.safetensors", "--base", "base.safetensors", "-o", "base.safetensors"

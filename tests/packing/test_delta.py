@@ -339,3 +339,21 @@ def test_a_ternary_tensor_that_the_base_does_not_explain() -> None:
     with pabzip.open(file, base=base) as ticket:
         assert ticket.kind("layer0.weight") in ("seeded", "ternary")
         assert ticket.kind("layer1.weight") == "delta"
+
+
+def test_a_scale_of_packed_ternary_weights_may_be_the_bases() -> None:
+    """In transformers' layout a tensor beside the weights scales them, whatever its kind."""
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, 3, (4, 64, 128))
+    packed_weight = sum(pairs[at] << (2 * at) for at in range(4)).astype(np.uint8)
+    state = {
+        "q.weight": torch.from_numpy(packed_weight),
+        "q.weight_scale": torch.tensor([1.5], dtype=torch.bfloat16),
+    }
+    base = {"q.weight_scale": state["q.weight_scale"]}
+    file = packed(state, base, ternary=True, bitnet_scale="multiply")
+    with pabzip.open(file, base=base) as ticket:
+        assert (ticket.kind("q.weight"), ticket.kind("q.weight_scale")) == ("ternary", "delta")
+    loaded = pabzip.load_file(file, base=base)
+    expected = torch.from_numpy(pairs.reshape(256, 128) - 1) * 1.5 + 0.0
+    assert torch.equal(loaded["q.weight"].float(), expected.float())
