@@ -31,7 +31,8 @@ Found = tuple[str, NDArray[Any]]
 
 BaseSource = Union[str, "os.PathLike[str]", Mapping[str, Any], "nn.Module", Ticket, Base]
 """What may be given as ``base=``: the path of a file, tensors by name (numpy's or torch's), a
-network, an open `Ticket`, or whatever reads tensors itself (`pabzip.formats.Base`)."""
+network, an open `Ticket` or checkpoint, or whatever reads tensors itself
+(`pabzip.formats.Base`)."""
 
 _SAFETENSORS = {
     "F64": "float64",
@@ -75,6 +76,8 @@ def open_base(source: BaseSource) -> Base:
         return _Mapped(source.state_dict())
     if isinstance(source, Ticket):
         return _OfTicket(source, owned=False)
+    if hasattr(source, "tensors") and hasattr(source, "read"):
+        return _OfSource(source)
     if hasattr(source, "read"):
         return source
     raise BaseFileError(
@@ -145,6 +148,24 @@ def array_of(name: str, value: Any) -> Found:
 
         return dtype, value.view(torch.int16).numpy().view(np.uint16)
     return dtype, value.numpy()
+
+
+class _OfSource:
+    """An open checkpoint: what each tensor is stands in ``tensors``, ``read`` gives its values."""
+
+    def __init__(self, source: Any):
+        self._source = source
+        self.names = list(source.tensors)
+
+    def read(self, name: str) -> Found | None:
+        """Return a tensor."""
+        if name not in self._source.tensors:
+            return None
+        return self._source.tensors[name].dtype, self._source.read(name)
+
+    def close(self) -> None:
+        """Close the checkpoint."""
+        self._source.close()
 
 
 class _OfTicket:

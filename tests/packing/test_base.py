@@ -6,6 +6,7 @@ import io
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,3 +210,30 @@ def test_shards_stay_beside_their_index(tmp_path: Path) -> None:
     index.write_text("[]")
     with pytest.raises(BaseFileError, match="expected an index of shards with a weight_map"):
         open_base(index)
+
+
+class Checkpoint:
+    """What describes its tensors by name, and reads one at a time."""
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        self.state, self.closed = state, False
+        self.tensors = {
+            name: SimpleNamespace(dtype=str(value.dtype).removeprefix("torch."))
+            for name, value in state.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        return self.state[name].numpy()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_open_checkpoint_is_a_base() -> None:
+    held = Checkpoint(state())
+    with pabzip.open(packed(), base=held) as ticket:  # type: ignore[arg-type]
+        ticket.verify()
+        assert not held.closed
+    assert held.closed
+    with pytest.raises(BaseFileError, match="found none"):
+        pabzip.load_arrays(packed(), base=Checkpoint({}))  # type: ignore[arg-type]

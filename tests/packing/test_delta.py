@@ -68,8 +68,8 @@ def test_nothing_changed(dtype: str) -> None:
 def test_a_ternary_change(dtype: str, rows: bool) -> None:
     base = base_weight(dtype)
     found = found_for(compeft(base, rows=rows), base)
-    assert found.change.form == "steps"
-    assert (found.change.rows, found.change.stored) == (rows, "trits")
+    assert (found.change.form, found.change.rows, found.change.stored) == ("steps", rows, "int8")
+    assert np.abs(found.numbers).max() == 1  # type: ignore[type-var]
     assert found.scales is not None
     assert found.scales.shape == ((48,) if rows else ())
 
@@ -173,8 +173,20 @@ def test_more_than_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
         found = found_for(compeft(base, rows=rows), base)
         assert (found.change.form, found.change.rows) == ("steps", rows)
     tuned = compeft(base)
-    tuned[-1, -1] += 0.5  # one step size no more, seen in the last block alone
-    assert found_for(tuned, base).change.stored != "trits" or found_for(tuned, base).change.rows
+    tuned[-1, -1] += 0.5  # seen in the last block alone
+    found = found_for(tuned, base)
+    assert found.change.rows or found.change.form == "difference"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_single_steps_of_a_large_tensor_are_packed_five_a_byte(dtype: str) -> None:
+    base = base_weight(dtype, (300, 331))
+    found = found_for(compeft(base), base)
+    assert (found.change.form, found.change.stored) == ("steps", "trits")
+    assert found.numbers is not None
+    assert found.numbers.size == 300 * 331 // 5
+    small = found_for(compeft(base[:90]), base[:90])
+    assert small.change.stored == "int8"
 
 
 @settings(max_examples=60, deadline=None)
