@@ -13,6 +13,7 @@ import argparse
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,11 +138,9 @@ def _measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     payload = encode_planes([case.dtype], [values])
     runs: dict[str, Callable[[], object]] = {}
     for threads in sorted({1, arguments.threads}):
-        runs[f"encode {threads}"] = lambda n=threads: encode_planes(
-            [case.dtype], [values], threads=n
-        )
-        runs[f"decode {threads}"] = lambda n=threads: decode_planes(
-            [entry], payload, "section", threads=n
+        runs[f"encode {threads}"] = partial(encode_planes, [case.dtype], [values], threads=threads)
+        runs[f"decode {threads}"] = partial(
+            decode_planes, [entry], payload, "section", threads=threads
         )
     clock = clock_by(arguments.clock)
     sizes, speeds = {"planes": len(payload)}, {}
@@ -154,8 +153,8 @@ def _measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         )
         timed = interleaved(
             {
-                "encode": lambda run=compressor, data=data: run.encode(data),
-                "decode": lambda run=compressor, coded=coded: run.decode(coded),
+                "encode": partial(compressor.encode, data),
+                "decode": partial(compressor.decode, coded),
             },
             1 if compressor.slow else arguments.repeats,
             clock=clock,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import math
 import os
 import shutil
@@ -27,8 +26,16 @@ STANDARD = "-"
 
 
 def default_output(source: str, suffix: str) -> str:
-    """Return the output that belongs to an input: its name with another suffix; stdout to stdin."""
-    return STANDARD if source == STANDARD else str(Path(source).with_suffix(suffix))
+    """Return the output that belongs to an input: its name with another suffix; stdout to stdin.
+
+    A folder's stands beside it; an index of shards has the name of its model.
+    """
+    if source == STANDARD:
+        return STANDARD
+    if os.path.isdir(source):
+        folder = Path(source).absolute()
+        return str(Path(source).parent / f"{folder.name}{suffix}" if Path(source).name else suffix)
+    return str(Path(source.removesuffix(".index.json")).with_suffix(suffix))
 
 
 def format_of(target: str, formats: Iterable[str], hint: str = "") -> str:
@@ -112,15 +119,18 @@ def open_output(target: str) -> Iterator[BinaryIO]:
         with _naming(target), open_atomic(target) as file:
             yield file
         return
-    buffer = io.BytesIO()
-    yield buffer
-    if target == STANDARD:
-        with _naming("<stdout>"):
-            sys.stdout.buffer.write(buffer.getbuffer())
-            sys.stdout.buffer.flush()
-    else:
-        with _naming(target), open(target, "wb") as stream:
-            stream.write(buffer.getbuffer())
+    from pabzip.formats.atomic import open_scratch
+    from pabzip.formats.writer import copy_all
+
+    with open_scratch() as held:
+        yield held
+        if target == STANDARD:
+            with _naming("<stdout>"):
+                copy_all(held, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+        else:
+            with _naming(target), open(target, "wb") as stream:
+                copy_all(held, stream)
 
 
 def _same_file(first: str, second: str) -> bool:
@@ -163,6 +173,28 @@ def read_source(source: str, *, max_bytes: int | None = None) -> str | bytes:
         if len(data) > limit:
             raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", "<stdin>")
     return bytes(data)
+
+
+@contextmanager
+def open_input(source: str) -> Iterator[str | BinaryIO]:
+    """Yield what a reader of files takes: the path itself, or stdin or a pipe as a seekable file.
+
+    What comes from there is held in memory while it is small, and else in a temporary file.
+    """
+    if source != STANDARD and not is_stream(source):
+        yield source
+        return
+    if source == STANDARD and sys.stdin.isatty():
+        raise click.UsageError("the input is binary and stdin is a terminal; name a file")
+    from pabzip.formats.atomic import open_scratch
+
+    with open_scratch() as held:
+        if source == STANDARD:
+            shutil.copyfileobj(sys.stdin.buffer, held, 2**20)
+        else:
+            with open(source, "rb") as stream:
+                shutil.copyfileobj(stream, held, 2**20)
+        yield held
 
 
 @contextmanager

@@ -76,6 +76,40 @@ class Reporter:
             write_text(f"{printable(text)}\n", to_stderr=True)
 
 
+class Bars:
+    """Progress bars of a command, one for each thing that it does, with the rate in bytes.
+
+    Args:
+        total: bytes of the loaded state.
+        reporter: says whether bars may be drawn.
+    """
+
+    def __init__(self, total: int, reporter: Reporter):
+        self._total, self._shown = total, reporter.progress
+        self._what, self._bar = "", None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, what: str, count: int) -> None:
+        """Show that ``count`` more bytes are done; see `pabzip.formats.ahead.Progress`."""
+        if not self._shown:
+            return
+        if what != self._what:
+            from tqdm import tqdm
+
+            self.__exit__()
+            self._what = what
+            # Of codes only those of seeded weights are encoded: nobody knows how many beforehand.
+            total = None if what == "encoding" else self._total
+            self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True)
+        self._bar.update(count)
+
+
 def plain_table(*, header: bool = True) -> Table:
     """Return an empty table with aligned columns and no lines."""
     from rich.table import Table

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
 
 import click
 
-from pabzip._optional import require
-from pabzip.cli._files import check_output, default_output, is_stream, open_output, read_source
+from pabzip.cli._files import check_output, default_output, is_stream, open_input, open_output
 from pabzip.cli._options import output_option, reporting
-from pabzip.cli._output import Reporter, ratio, size
+from pabzip.cli._output import Bars, Reporter, ratio, size
 
 
 @click.command("pack")
@@ -42,7 +38,7 @@ from pabzip.cli._output import Reporter, ratio, size
     "--ternary",
     is_flag=True,
     help="Write weights of 0 and plus or minus one scale, of a tensor, row, group or column, as "
-    "codes. CHECKPOINT may then also be a plain state dict.",
+    "codes, and refuse a CHECKPOINT without any. Without a seed they are written so in any case.",
 )
 @click.option(
     "--drop-negative-zero",
@@ -91,53 +87,34 @@ def command(
     Every surviving weight must be plus or minus the magnitude that its seed draws, to the bit;
     otherwise nothing is written. What was written is opened and regenerated again before it takes
     its name. CHECKPOINT may be '-' for stdin; the output then is stdout unless -o names a file.
+
+    CHECKPOINT may also be a .safetensors or .npz file, a torch state dict (.pt, .pth, .bin), the
+    index of one in shards (model.safetensors.index.json), or a folder that holds one of these.
+    Such tensors have no seed: ternary ones are written as codes, all others as they are, lossless.
     """
     target = output or default_output(source, ".pabz")
     reporter = reporter.for_output(target)
     check_output(target, force=force, inputs=[source, *([base] if base else [])])
-    from pabzip.packing.gguf import is_gguf
+    from pabzip.packing.pack import prepared
 
-    loaded: Any = source
-    if is_gguf(source):
-        ternary = True
-    else:
-        require("torch", extra="torch", purpose="pabzip pack")
-        from pabzip.checkpoint import load_checkpoint, load_state
-        from pabzip.packing.tensors import load_any
-
-        data = read_source(source)
-        plain = load_state if ternary else load_checkpoint
-        load = plain if base is None else load_any
-        loaded = load(io.BytesIO(data) if isinstance(data, bytes) else data)
-    from tqdm import tqdm
-
-    from pabzip.packing.base import open_base
-    from pabzip.packing.pack import ternary_packer, to_ticket
-
-    negative_zero = "drop" if drop_negative_zero else "keep"
-    packer = ternary_packer(source, negative_zero, bitnet_scale) if ternary else None
-    ticket = to_ticket(
-        loaded,
-        fold_bn=fold_bn,
-        dense_dtype=dense_dtype,
-        packer=packer,
-        ticket=at_initialization,
-        base=None if base is None else open_base(base),
-    )
-    for name in ticket.names:
-        reporter.detail(f"{name}: {ticket.kind(name)}, {list(ticket.shape(name))}")
-    stored = [name for name in ticket.names if ticket.tied(name) is None]
-    seeded = sum(ticket.kind(name) == "seeded" for name in stored)
     with ExitStack() as stack:
+        ready = stack.enter_context(
+            prepared(
+                stack.enter_context(open_input(source)),
+                fold_bn=fold_bn,
+                dense_dtype=dense_dtype,
+                ternary=ternary,
+                ticket=at_initialization,
+                base=base,
+                negative_zero="drop" if drop_negative_zero else "keep",
+                bitnet_scale=bitnet_scale,
+            )
+        )
         file = stack.enter_context(open_output(target)) if is_stream(target) else target
-        bar = stack.enter_context(
-            tqdm(total=seeded, desc="encoding", unit="tensor", disable=not reporter.progress)
-        )
-        info = ticket.save(
-            file, coder=coder, dense_dtype=dense_dtype, on_tensor=lambda _name: bar.update()
-        )
-    if packer is not None:
-        info = replace(info, negative_zeros_dropped=packer.dropped)
+        bars = stack.enter_context(Bars(sum(ready.tensors.sizes.values()), reporter))
+        info = ready.save(file, coder=coder, dense_dtype=dense_dtype, on_progress=bars.advance)
+    for row in info.tensors:
+        reporter.detail(f"{row['name']}: {row['kind']}, {row['shape']}")
     if at_initialization:
         what = f"the ticket at initialization, {info.survivors:,} of {info.weights:,} weights"
     elif info.weights:
@@ -147,9 +124,11 @@ def command(
         what = f"changes of {base} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
     else:
         what = "all tensors dense"
-        if getattr(loaded, "drawn", None):
+        if ready.drawn:
             what += "; --ticket packs the seed and the mask in place of the trained weights"
-    zeros = sum(packer.negative_zeros.values()) if packer else 0
+        elif not ready.has_seed:
+            what += f"; {source} does not say which seed drew its weights"
+    zeros = sum(ready.packer.negative_zeros.values()) if ready.packer else 0
     if zeros:
         kept = "stored as 0" if drop_negative_zero else "kept (--drop-negative-zero takes fewer)"
         what += f"; {zeros:,} ternary weights of -0.0 {kept}"

@@ -16,10 +16,11 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from pabzip.formats.sources import OPEN_FLAGS
 
@@ -32,6 +33,7 @@ except ImportError:
 SUFFIX = ".pabzip-tmp"
 _DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.EIO)
 _WINDOWS = os.name == "nt"
+IN_MEMORY_BYTES = 64 << 20  # of a scratch file that lies beside no other
 _NAME_CHARACTERS = 48  # of the target's name: 4 bytes each at most, well within a name's 255
 
 
@@ -96,6 +98,39 @@ def open_atomic(
 
 
 @contextlib.contextmanager
+def open_scratch(path: str | os.PathLike[str] | None = None) -> Iterator[BinaryIO]:
+    """Open a binary file to write and to read back, which is gone afterwards.
+
+    It lies beside ``path``, the file that it is made for, so that it takes the space of that file's
+    disk. Without a path, or beside a device or pipe, it is in memory up to `IN_MEMORY_BYTES`, and
+    beyond that where the system keeps temporary files.
+
+    Raises:
+        FileNotFoundError: the folder of ``path`` does not exist.
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    mode = None if path is None else _mode_of(path)
+    if path is None or (mode is not None and not stat.S_ISREG(mode)):
+        with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as spool:
+            yield cast(BinaryIO, spool)
+        return
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, f"expected the folder {target.parent} to exist; create it first", path
+        )
+    temporary, stream = _create(target)
+    try:
+        if not _WINDOWS:  # the system frees it with the process, however that ends
+            temporary.unlink()
+        with naming(path), stream:
+            yield stream
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Name the file in an error of the disk, which the system reports without one."""
     try:
@@ -132,7 +167,7 @@ def _create(target: Path) -> tuple[Path, BinaryIO]:
             raise OSError(
                 error.errno, f"cannot write in the folder {target.parent}: {error.strerror}", target
             ) from None
-        stream = os.fdopen(descriptor, "wb")
+        stream = os.fdopen(descriptor, "w+b")
         if _lock_own(descriptor) and temporary.exists():
             return temporary, stream
         stream.close()  # another writer took it for stale before it was locked, and removes it

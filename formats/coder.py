@@ -176,6 +176,14 @@ def _coder(name: str) -> Coder:
     return coder
 
 
+def check_coder(coder: str) -> None:
+    """Refuse a name that is neither ``"auto"`` nor a coder's, with a PackError."""
+    if coder != AUTO and coder not in CODERS:
+        raise PackError(
+            f"coder: expected {AUTO} or one of {', '.join(CODERS)}, found {shown(coder)}"
+        )
+
+
 def encode_codes(
     seed: int,
     tensors: Sequence[SeededTensor],
@@ -189,10 +197,7 @@ def encode_codes(
     Raises:
         PackError: no such coder.
     """
-    if coder != AUTO and coder not in CODERS:
-        raise PackError(
-            f"coder: expected {AUTO} or one of {', '.join(CODERS)}, found {shown(coder)}"
-        )
+    check_coder(coder)
     if coder != AUTO:
         payloads, side = _coder(coder).encode(seed, tensors, on_tensor)
         return CodedTensors((coder,) * len(tensors), tuple(payloads), side)

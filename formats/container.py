@@ -160,7 +160,7 @@ def check_extent(source: Source, expected: int) -> None:
 
 def read_section(source: Source, section: Section) -> bytes | memoryview:
     """Read a section's payload and check its CRC-32."""
-    data = source.read(section.offset, section.length + CHECKSUM_BYTES)
+    data = memoryview(source.read(section.offset, section.length + CHECKSUM_BYTES))
     if len(data) != section.length + CHECKSUM_BYTES:
         raise FormatError(
             section.place, f"expected {section.length} bytes and a CRC-32, found the file cut"

@@ -143,27 +143,47 @@ def gather(
         FormatError: a rule of the format is broken; the message names the tensor.
         SeedError: the seed is not a 64-bit key.
     """
-    seed = check_seed(seed)
-    held: list[Tensor] = []
-    earlier: dict[str, Entry] = {}
-    entries: list[Entry] = []
-    for tensor in tensors:
+    gathering = Gathering(seed, arch, options, metadata)
+    held = [gathering.add(tensor) for tensor in tensors]
+    return gathering.contents(), held
+
+
+class Gathering:
+    """Checks the tensors of a ticket one at a time, and keeps what a header says of each.
+
+    Arguments and errors are those of `gather`. What belongs to no tensor is checked at once.
+    """
+
+    def __init__(
+        self, seed: int, arch: str, options: Mapping[str, Scalar], metadata: Mapping[str, Scalar]
+    ):
+        self._empty = Contents(check_seed(seed), arch, options, metadata, ())
+        check_contents(self._empty)
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Check one more tensor; return it with little-endian, C-contiguous arrays."""
         if not isinstance(tensor, Tensor):
             raise FormatError(
                 "tensors",
                 "expected SeededTensor, TernaryTensor, DenseTensor, DeltaTensor or TiedTensor, "
                 f"found {type(tensor).__name__}",
             )
-        held.append(tensor.tidy(tensor_place(tensor.name)))
-    for tensor in held:
-        entries.append(tensor.entry(earlier, seed))
-        if isinstance(tensor.name, str):  # the validator refuses other names
-            earlier.setdefault(tensor.name, entries[-1])
-    contents = Contents(seed, arch, dict(options), dict(metadata), tuple(entries))
-    check_contents(contents)
-    for tensor in held:
+        tensor = tensor.tidy(tensor_place(tensor.name))
+        entry = tensor.entry(self._entries, self._empty.seed)
+        _check_entry(len(self._entries), entry, self._entries)
+        self._entries[entry.name] = entry
         tensor.check_values()
-    return contents, held
+        return tensor
+
+    def contents(self) -> Contents:
+        """Return what the ticket of all tensors so far holds, checked as a whole."""
+        kept = dict(self._empty.options), dict(self._empty.metadata)
+        contents = Contents(
+            self._empty.seed, self._empty.arch, *kept, tuple(self._entries.values())
+        )
+        check_contents(contents)
+        return contents
 
 
 def check_contents(contents: Contents) -> None:
@@ -181,15 +201,20 @@ def check_contents(contents: Contents) -> None:
         )
     seen: dict[str, Entry] = {}
     for number, entry in enumerate(contents.entries):
-        check_text(f"tensor {number}", "name", entry.name, MAX_NAME_BYTES)
-        if entry.name in seen:
-            raise FormatError(
-                f"tensor {number}", f"expected each name once, found {shown(entry.name)} twice"
-            )
-        entry.check(tensor_place(entry.name), seen)
+        _check_entry(number, entry, seen)
         seen[entry.name] = entry
     if contents.loaded_bytes > MAX_INTEGER:
         raise FormatError("header", f"expected at most {MAX_INTEGER} bytes of tensors, found more")
+
+
+def _check_entry(number: int, entry: Entry, earlier: Mapping[str, Entry]) -> None:
+    """Check one tensor's entry, the ``number``-th, against the rules and those before it."""
+    check_text(f"tensor {number}", "name", entry.name, MAX_NAME_BYTES)
+    if entry.name in earlier:
+        raise FormatError(
+            f"tensor {number}", f"expected each name once, found {shown(entry.name)} twice"
+        )
+    entry.check(tensor_place(entry.name), earlier)
 
 
 def check_header(header: Header) -> None:

@@ -189,11 +189,7 @@ def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
         PackError: a value overflows to infinity (the message names the tensor and the count), or
             there is no such ``dense_dtype``.
     """
-    if dense_dtype is not None and dense_dtype not in HALF_TYPES:
-        raise PackError(
-            f"dense_dtype: expected None or one of {', '.join(HALF_TYPES)}, "
-            f"found {shown(dense_dtype)}"
-        )
+    check_dense_dtype(dense_dtype)
     if dense_dtype is None or not isinstance(tensor, DenseTensor) or tensor.dtype not in _WIDE:
         return tensor
     narrow = to_stored(tensor.values, tensor.dtype, dense_dtype)
@@ -218,6 +214,15 @@ def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     if len(arrays) == 1:
         return arrays[0].reshape(-1)
     return np.concatenate([array.reshape(-1) for array in arrays])
+
+
+def check_dense_dtype(dense_dtype: str | None) -> None:
+    """Refuse what dense tensors cannot be rounded to, with a PackError."""
+    if dense_dtype is not None and dense_dtype not in HALF_TYPES:
+        raise PackError(
+            f"dense_dtype: expected None or one of {', '.join(HALF_TYPES)}, "
+            f"found {shown(dense_dtype)}"
+        )
 
 
 def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:

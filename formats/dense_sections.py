@@ -100,37 +100,6 @@ def grouped(
         start += group.count
 
 
-def group_sizes(entries: Sequence[DenseEntry]) -> list[int]:
-    """Return how many tensors each dense section takes, in order.
-
-    A section is filled up to `DENSE_SECTION_BYTES`; a tensor that is larger is alone in its own.
-    """
-    sizes: list[int] = []
-    filled = 0
-    for entry in entries:
-        filled += entry.stored_bytes
-        if sizes and filled <= DENSE_SECTION_BYTES:
-            sizes[-1] += 1
-        else:
-            sizes.append(1)
-            filled = entry.stored_bytes
-    return sizes
-
-
-def encode_groups(
-    tensors: Sequence[DenseTensor],
-) -> tuple[tuple[DenseGroup, ...], tuple[bytes, ...]]:
-    """Return the dense sections of these tensors, and their payloads."""
-    groups, payloads = [], []
-    start = 0
-    for count in group_sizes([one.entry({}) for one in tensors]):
-        encoding, payload = encode_group(tensors[start : start + count])
-        groups.append(DenseGroup(count, encoding, len(payload)))
-        payloads.append(payload)
-        start += count
-    return tuple(groups), tuple(payloads)
-
-
 def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
     """Return a dense section's encoding, the smallest, and its payload.
 
@@ -226,7 +195,7 @@ def _split_planes(entries: Sequence[DenseEntry], raw: bytes | memoryview) -> lis
         element = DENSE_TYPES[stored].numpy
         stop = start + count * element.itemsize
         planes = np.frombuffer(raw[start:stop], dtype=np.uint8).reshape(element.itemsize, -1)
-        elements = np.ascontiguousarray(planes.T).reshape(-1).view(element)
+        elements = planes.T.copy().reshape(-1).view(element)  # memory of their own
         start, first = stop, 0
         for at in places:
             arrays[at] = elements[first : first + entries[at].count]

@@ -27,7 +27,7 @@ MAX_DEPTH = 8
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
-def _parse_json(data: bytes) -> Any:
+def parse_json(data: bytes) -> Any:
     """Return the value of JSON text, with none of the faults that Python's parser lets through."""
     _check_depth(data)
     try:
@@ -112,7 +112,7 @@ def to_json(header: Header) -> bytes:
 
 def from_json(data: bytes) -> Header:
     """Return the header that JSON text holds, checked by the same validator as the writer's."""
-    fields = _parse_json(data)
+    fields = parse_json(data)
     _check_fields(fields)
     if fields["generator"] != GENERATOR:
         raise FormatError(

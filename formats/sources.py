@@ -126,6 +126,28 @@ class StreamSource:
             self._kept += piece
 
 
+class SeekableSource:
+    """A file that can be read anywhere through a Python object, such as a temporary one."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the file."""
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(length)
+
+    def extent(self, limit: int) -> int:
+        """Return the file's size as it is now."""
+        with self._lock:
+            return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Do nothing: the file is the caller's to close."""
+
+
 def open_source(
     source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
 ) -> Source:

@@ -388,9 +388,10 @@ class TernaryTensor(StoredKind):
         fill, size = self._filler()
 
         def work(begin: int, end: int) -> None:
-            fill(begin * size, out[begin * size : end * size])
+            begin, end = -(-begin // size) * size, -(-end // size) * size  # of whole blocks
+            fill(begin, out[begin:end])
 
-        over_ranges(work, out.size // size, threads)
+        over_ranges(work, out.size, threads)
         return out.reshape(self.shape)
 
     def elements(

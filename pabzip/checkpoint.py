@@ -35,6 +35,7 @@ _KEYS = (
 )  # fmt: skip
 _IN_METADATA = ("data", "method", "keep_ratio", "epochs", "test_accuracy", "validation")
 _HOW = "save the network with pabzip.save_checkpoint(net, path), or train one with `pabzip train`"
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
 
 _Value = TypeVar("_Value")
 
@@ -207,13 +208,35 @@ def load_checkpoint(source: File) -> Checkpoint:
 def load_state(source: File) -> Checkpoint | dict[str, torch.Tensor]:
     """Read a checkpoint, or tensors by name without a seed, and never run code that it holds.
 
-    The latter are what ``torch.save`` made of a ``state_dict()``.
+    The latter are what ``torch.save`` made of a ``state_dict()``, or of a table that holds one
+    under a name of `_NESTED`; all else in such a table is left out. Tensors of a file that is
+    given by its path are mapped into memory, not read.
     """
-    content, name = _read(source)
-    values = list(content.values()) if isinstance(content, Mapping) else []
-    if not values or not all(isinstance(value, torch.Tensor) for value in values):
+    content, name = _read(source, mapped=True)
+    if not isinstance(content, Mapping) or "format" in content:
         return _checked(content, name)
+    if not _holds_tensors(content):
+        found = [key for key in _NESTED if _holds_tensors(content.get(key))]
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{name}: expected one table of tensors, found {' and '.join(found)}; save the one "
+                "that is meant alone"
+            )
+        if not found:
+            return _checked(content, name)
+        content = content[found[0]]
     return inner_names(_tensors(name, "state_dict", content))
+
+
+def _holds_tensors(content: object) -> bool:
+    """Return whether a table holds tensors, and nothing but them and extra state of modules."""
+    if not isinstance(content, Mapping):
+        return False
+    plain = [isinstance(value, torch.Tensor) for value in content.values()]
+    return any(plain) and all(
+        is_tensor or str(name).endswith("_extra_state")
+        for is_tensor, name in zip(plain, content, strict=True)
+    )
 
 
 def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None) -> nn.Module:
@@ -242,16 +265,19 @@ def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None
     return net.eval()
 
 
-def _read(source: File) -> tuple[object, str]:
-    """Return what a file holds, unchecked, and its name for messages."""
+def _read(source: File, *, mapped: bool = False) -> tuple[object, str]:
+    """Return what a file holds, unchecked, and its name for messages.
+
+    Tensors of a zip archive with a path are mapped into memory where ``mapped`` says so.
+    """
     if not isinstance(source, str | os.PathLike):
         return _unpickle(source, "<stream>"), "<stream>"
     name = os.fspath(source)
     with open(name, "rb") as file:
-        return _unpickle(file, name), name
+        return _unpickle(file, name, mapped=mapped), name
 
 
-def _unpickle(file: BinaryIO, name: str) -> object:
+def _unpickle(file: BinaryIO, name: str, *, mapped: bool = False) -> object:
     """Return what torch's safe reader makes of a file, on the CPU; nothing is tried without it."""
     head = file.read(max(len(MAGIC), 4))
     if not head:
@@ -263,6 +289,8 @@ def _unpickle(file: BinaryIO, name: str) -> object:
         )
     file.seek(0)
     try:
+        if mapped and head.startswith(b"PK"):
+            return torch.load(name, weights_only=True, map_location="cpu", mmap=True)
         return torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         # torch's own message recommends to load without the protection: only what the file wanted

@@ -105,7 +105,9 @@ def init_(
 
     Source: Peek-a-Boo, Section 3.2 (initialization) and Table 3 (schemes).
     """
-    torch = require("torch", extra="torch", purpose="pabzip.init_")
+    require("torch", extra="torch", purpose="pabzip.init_")
+    import torch
+
     from pabzip.selection import checked_kinds, choose, drawable, oriented
     from pabzip.storable import check_network
 
@@ -131,9 +133,9 @@ def init_(
         parameter = found[name].parameter
         if parameter is None:
             raise SeedError(
-                f"init_: {name}: expected a parameter to draw, found a weight that is computed "
-                "from others (parametrize, weight_norm, spectral_norm, prune); remove what "
-                "computes it before init_, or leave it out with skip="
+                f"init_: {name}: expected a parameter to draw, found a buffer, or a weight that is "
+                "computed from others (parametrize, weight_norm, spectral_norm, prune); remove "
+                "what computes it before init_, or leave it out with skip="
             )
         tensors[name] = parameter
     tensors |= also

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import DTypeLike
 
-_NUMPY = {
+_NUMPY: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
     "float16": np.dtype(np.float16),
@@ -155,7 +155,7 @@ def _draw(
     ):
         if out is not None and device is not None:
             raise SeedError(f"device: expected none with a numpy array as out, found {device!r}")
-        result = np.empty(sizes, dtype=_NUMPY[name]) if out is None else out
+        result: NDArray[Any] = np.empty(sizes, dtype=_NUMPY[name]) if out is None else out
         if not (result.flags.c_contiguous and result.flags.writeable):
             raise SeedError("out: expected a writable C-contiguous array, found another")
         _fill(kind, key, spec, first, result.reshape(-1), name, threads)

@@ -53,7 +53,7 @@ class Weight:
 
     @property
     def parameter(self) -> nn.Parameter | None:
-        """The weight itself; None where the module computes it from other parameters."""
+        """The weight itself; None where it is a buffer, or computed from other parameters."""
         return self.module._parameters.get(self.attribute)
 
 
@@ -125,10 +125,12 @@ def drawable(
                 name = f"{prefix}.{attribute}" if prefix else attribute
                 weight = Weight(module, attribute, kind)
                 asked = kind in kinds or (kind == "embedding" and _asks(only, module, prefix, name))
-                value = getattr(module, attribute, None) if asked else None
-                if value is not None and id(value) not in seen:
-                    seen.add(id(value))
+                # Computed weights are not read: of spectral norm, that would change its state.
+                absent = weight.parameter is None and attribute in module._parameters
+                if asked and not absent and id(weight.parameter) not in seen:
                     found[name] = weight
+                    if weight.parameter is not None:
+                        seen.add(id(weight.parameter))
     return found
 
 

@@ -21,6 +21,9 @@ from pabzip.formats import Contents, DenseEntry, DenseTensor
 from pabzip.formats.contents import check_contents
 from pabzip.formats.limits import DENSE_TYPES
 
+FLOATING = [name for name, kind in DENSE_TYPES.items() if kind.floating]
+"""Torch's names of the floating types that a file holds."""
+
 _STATE = "keep it out of the state_dict (register_buffer(..., persistent=False))"
 
 
@@ -53,14 +56,24 @@ def check_tensor(name: str, value: Any, *, seeded: bool) -> None:
     problem = _problem(value)
     if problem:
         raise PackError(f"{name}: {problem}")
-    if seeded and value.dtype != torch.float32:
+    if seeded:
+        check_seeded_dtype(name, str(value.dtype).removeprefix("torch."))
+
+
+def check_seeded_dtype(name: str, dtype: str) -> None:
+    """Check that a seeded weight is float32.
+
+    Raises:
+        PackError: as `check_state`.
+    """
+    if dtype != "float32":
         way_out = (
             "call net.float() before pabzip.init_, and take the dtype when loading: "
-            f"pabzip.load(..., dtype={value.dtype})"
+            f"pabzip.load(..., dtype=torch.{dtype})"
         )
         raise PackError(
-            f"{name}: expected a float32 seeded weight, found {value.dtype}; "
-            f"{way_out if value.is_floating_point() else 'leave it out with skip='}"
+            f"{name}: expected a float32 seeded weight, found torch.{dtype}; "
+            f"{way_out if dtype in FLOATING else 'leave it out with skip='}"
         )
 
 

@@ -33,13 +33,14 @@ from pabzip.formats import (
     gather,
     open_source,
     resolve,
-    save,
     state_sha256,
 )
+from pabzip.formats.ahead import Progress
 from pabzip.formats.coder import Coded, Task, run_tasks
 from pabzip.formats.huffman import encode
 from pabzip.formats.report import TicketReport, breakdown, report
 from pabzip.formats.ternary import SCALE_SUFFIX
+from pabzip.formats.writer import reader_sha256, write_ticket
 from pabzip.seeds import Frozen, InitSpec
 
 __all__ = [
@@ -464,11 +465,26 @@ class Ticket:
         values = self.exact(name, backend=backend, threads=threads)
         return DenseTensor(name, values, self.dtype(name), self.dtype(name))
 
-    def sha256(self, *, backend: str = "numba", threads: int | None = None) -> str:
+    def sha256(
+        self,
+        *,
+        backend: str = "numba",
+        threads: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> str:
         """Return the SHA-256 of the regenerated state, computed anew, as 64 hexadecimal digits.
+
+        Of a file, a tensor is decoded while the one before it is hashed, and large ones are held
+        one at a time. ``on_progress`` is called with ``"verifying"`` and the bytes of the loaded
+        state that were hashed since the last call.
 
         Source: formats/SPEC.md, section "The digest".
         """
+        if isinstance(self._tensors, Reader):
+            with naming(self._file):
+                return reader_sha256(
+                    self._tensors, backend=backend, threads=threads, on_progress=on_progress
+                )
         tensors = (self.tensor(name) for name in self.names)
         return state_sha256(self.seed, tensors, backend=backend, threads=threads)
 
@@ -551,6 +567,7 @@ class Ticket:
         coder: str = AUTO,
         dense_dtype: str | None = None,
         on_tensor: Callable[[str], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> TicketReport:
         """Write the ticket as a ``.pabz`` file, open it again and verify it.
 
@@ -567,6 +584,8 @@ class Ticket:
                 stores float32 and float64 ones rounded to nearest even. They load as their own
                 type, and the SHA-256 is of the rounded values.
             on_tensor: called with the name of each seeded tensor once encoded, from any thread.
+            on_progress: called with what is being done (``"packing"``, ``"encoding"``,
+                ``"verifying"``) and the bytes of the loaded state done since the last call.
 
         Returns:
             The numbers of `info`, of the file that was written.
@@ -577,12 +596,33 @@ class Ticket:
             FormatError: the file that this ticket was opened from is damaged.
             OSError: the target cannot be written.
         """
-        with naming(self._file):
-            tensors = [self._tensors[name] for name in self.names]  # ties stay ties
-        encoded = encode_ticket(
-            self._contents, tensors, coder=coder, dense_dtype=dense_dtype, on_tensor=on_tensor
+        return write_ticket(
+            self._contents,
+            _Named(self._tensors, self._file),  # ties stay ties
+            target,
+            coder=coder,
+            dense_dtype=dense_dtype,
+            on_tensor=on_tensor,
+            on_progress=on_progress,
+            sizes={entry.name: entry.loaded_bytes for entry in self._contents.entries},
         )
-        return save(encoded, target)
+
+
+class _Named(Mapping[str, Tensor]):
+    """Tensors by name, whose faults name the file that they are read from."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], file: str | None):
+        self._tensors, self._file = tensors, file
+
+    def __getitem__(self, name: str) -> Tensor:
+        with naming(self._file):
+            return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 @contextlib.contextmanager

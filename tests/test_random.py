@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -236,3 +237,20 @@ def test_a_gpu_gives_these_bits(name: str, dtype: str) -> None:
         found = draw(count, 3, 2, start=start, dtype=dtype, device="cuda")
         assert found.is_cuda
         assert torch.equal(found.cpu(), draw(count, 3, 2, start=start, dtype=dtype, device="cpu"))
+
+
+def test_the_example_of_adapters_that_travel_as_a_seed() -> None:
+    """examples/vera.py checks itself that the loaded adapters read as the trained ones do."""
+    example = Path(__file__).parents[1] / "examples" / "vera.py"
+    done = subprocess.run(
+        [sys.executable, example],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    numbers = [float(number) for number in re.findall(r"([\d.]+)%", done.stdout)]
+    plain, negative, adapted = numbers
+    assert plain > 90
+    assert negative < 20
+    assert adapted > 80
+    assert int(re.search(r"adapters of (\d+) bytes", done.stdout)[1]) < 1000

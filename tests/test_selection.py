@@ -260,6 +260,13 @@ def test_psg_takes_the_conv_and_linear_layers_among_them(
     expect_round_trip(net, name, inputs)
 
 
+def test_wrapped_networks_are_scored(inputs: Tensor, targets: Tensor) -> None:
+    net = network("Conv1D")
+    rule = EdgePopup(nn.DataParallel(net), lambda s: torch.optim.SGD(s, 0.1), keep_ratio=0.5)
+    train(net, rule, inputs, targets)
+    expect_round_trip(net, "Conv1D", inputs)
+
+
 def test_psg_on_other_kinds_alone_is_refused() -> None:
     net = network("lstm", only=["layer"])
     with pytest.raises(RecipeError, match="expected a seeded weight of a Conv or Linear layer"):

@@ -18,6 +18,7 @@ from pabzip.search.baselines import MagnitudeScorer
 from pabzip.search.driver import iterative_search
 from pabzip.search.schedule import PruneGroup
 from pabzip.supermask import Biprop, EdgePopup, FreeFlipping, GemMiner, imbalance_signs
+from pabzip.train import layer_costs
 from pabzip.unmask import Bop, LatentSigns, SignSgd, apply_psg, remove_psg
 from pabzip.wrappers import inner_names, unwrap
 
@@ -295,6 +296,19 @@ def test_onnx_of_a_wrapped_network(wrap: Wrapper) -> None:
     pabzip.export_onnx(plain, expected, input_shape=(1, 6, 6))
     pabzip.export_onnx(prepared(wrap, before=False), file, input_shape=(1, 6, 6))
     assert file.getvalue() == expected.getvalue()
+
+
+def test_costs_and_deltas_go_by_the_names_inside() -> None:
+    plain, net = pabzip.init_(network(), seed=3), prepared(wrapped_parts, before=False)
+    masks = {name: weight != 0 for name, weight in pabzip.seeded_parameters(net).items()}
+    assert layer_costs(net, (1, 6, 6), masks) == layer_costs(plain, (1, 6, 6), masks)
+    base = nn.DataParallel(copy.deepcopy(plain))
+    with torch.no_grad():
+        plain[3].bias.add_(0.25)
+    files = [io.BytesIO(), io.BytesIO()]
+    for each, file in zip((base, base.module), files, strict=True):
+        pabzip.pack(plain.state_dict(), file, base=each)
+    assert files[0].getvalue() == files[1].getvalue()
 
 
 def test_states_that_wrappers_named_are_renamed() -> None:

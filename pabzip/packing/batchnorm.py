@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pabzip.errors import PackError
 from pabzip.formats import DenseTensor, rounded
-from pabzip.storable import dense_from_torch
+from pabzip.packing.sources import MemorySource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -260,6 +260,8 @@ def _rounded(name: str, value: torch.Tensor, dense_dtype: str | None) -> torch.T
     """Return a tensor as a file in ``dense_dtype`` gives it back."""
     if value.dtype not in (torch.float32, torch.float64):
         return value  # half-precision tensors are stored as they are
-    stored = rounded(dense_from_torch(name, value), dense_dtype)
+    dtype = str(value.dtype).removeprefix("torch.")
+    values = MemorySource({name: value}).read(name)
+    stored = rounded(DenseTensor(name, values, dtype, dtype), dense_dtype)
     assert isinstance(stored, DenseTensor)
     return torch.from_numpy(stored.values)

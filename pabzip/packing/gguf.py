@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from pabzip._optional import require
 from pabzip.errors import CheckpointError
-from pabzip.formats import DenseTensor, Tensor
-from pabzip.packing.ternary import TernaryPacker
+from pabzip.formats import Scalar
+from pabzip.packing.sources import Described
 from pabzip.ticket import GGUF_HEADER as HEADER
 
 _DTYPES = {
@@ -82,21 +82,36 @@ def gguf_tensors(path: str | os.PathLike[str]) -> list[GgufTensor]:
     return [GgufTensor(HEADER, "uint8", start, None), *tensors]
 
 
-def is_gguf(path: object) -> bool:
-    """Return whether this is the path of a ``.gguf`` file, by its name."""
-    return isinstance(path, str | os.PathLike) and os.fspath(path).endswith(".gguf")
+class GgufSource:
+    """The tensors of a ``.gguf`` file, each read when it is asked for.
 
+    A `pabzip.packing.sources.Source`; errors are as of `gguf_tensors`.
 
-def gguf_state(path: str | os.PathLike[str], packer: TernaryPacker) -> list[Tensor]:
-    """Return the tensors of a ``.gguf`` file as a ticket's: ternary where they are, else dense.
-
-    Dense values stay in the file's memory map. Errors are as of `gguf_tensors`.
+    Attributes:
+        layouts: of ternary blocks, by the tensors' names.
     """
-    return [
-        packer.recognize(one.name, one.values, one.dtype, layout=one.layout)
-        or DenseTensor(one.name, one.values, one.dtype, one.dtype)
-        for one in gguf_tensors(path)
-    ]
+
+    def __init__(self, path: str | os.PathLike[str]):
+        found = gguf_tensors(path)
+        self.place = os.fspath(path)
+        self.metadata: Mapping[str, Scalar] = {}
+        self.tensors = {one.name: Described(one.dtype, one.values.shape) for one in found}
+        self.layouts = {one.name: one.layout for one in found if one.layout is not None}
+        self._values = {one.name: one.values for one in found}
+        if len(self.tensors) < len(found):
+            raise CheckpointError(f"{path}: expected each tensor's name once, found one twice")
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a tensor's values, in the file's memory map."""
+        return np.ascontiguousarray(self._values[name])
+
+    def head(self, name: str, count: int) -> bytes:
+        """Return the first bytes of a tensor's values."""
+        return self._values[name].reshape(-1)[:count].tobytes()[:count]
+
+    def close(self) -> None:
+        """Let go of the memory map."""
+        self._values.clear()
 
 
 def write_gguf(tensors: Iterable[tuple[str, str, NDArray[Any]]], file: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""From a state dict to a ticket's tensors: seeded, ternary, tied and dense ones.
+"""From a checkpoint's tensors to a ticket's: seeded, ternary, tied and dense ones.
 
 Packing is where exactness is enforced: each surviving weight must be plus or minus the magnitude
 that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
@@ -13,78 +13,116 @@ after checkpoints and moves between devices, too.
 
 from __future__ import annotations
 
-import io
-import os
-import zipfile
-import zlib
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pabzip.checkpoint import Checkpoint, File, load_state
 from pabzip.errors import PackError
 from pabzip.formats import Base, Tensor
 from pabzip.init import Seeding
-from pabzip.packing.base import open_file
 from pabzip.packing.delta import change_of
+from pabzip.packing.sources import Source, check_described
 from pabzip.packing.ternary import NO_TERNARY, TernaryPacker
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.frozen import KEPT, PRUNED
-from pabzip.storable import check_state, dense_from_torch
-from pabzip.ticket import SeededTensor, TiedTensor
+from pabzip.storable import check_seeded_dtype
+from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
+
+_HEAD_BYTES = 4096
 
 
-def state_tensors(
-    state: Mapping[str, torch.Tensor],
-    record: Seeding,
-    packer: TernaryPacker | None,
-    base: Base | None = None,
-) -> list[Tensor]:
-    """Check every tensor of a state dict, and return them as a ticket's, in the same order.
+class StateTensors(Mapping[str, Tensor]):
+    """The tensors of a checkpoint as a ticket's, in the same order; each is made when asked for.
 
-    Tensors that are not seeded are stored as codes where ``packer`` recognizes them. With a
-    ``base`` they are kept as a change of its tensors where that is small.
-    """
-    check_state(state, record.specs)
-    tensors: list[Tensor] = []
-    ties, specs = find_ties(state, record.specs)
-    frozen = {ties.get(name, name): found for name, found in record.frozen.items()}
-    siblings = {
-        name: (str(value.dtype).removeprefix("torch."), tuple(value.shape))
-        for name, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
-    for name, value in state.items():
-        if name in ties:
-            tensors.append(TiedTensor(name, ties[name]))
-        elif name in specs:
-            codes = read_codes(name, value, record.seed, specs[name])
-            if name in frozen:
-                check_frozen(name, codes, record.seed, specs[name], frozen[name])
-            tensors.append(SeededTensor(name, specs[name], codes, frozen=frozen.get(name)))
-        else:
-            dense = dense_from_torch(name, value)
-            found: Tensor | None = None if base is None else change_of(dense, base)
-            if found is None and packer:
-                found = packer.recognize(name, dense.values, dense.dtype, siblings=siblings)
-            tensors.append(found or dense)
-    # What was packed so before has a spec of its own on record by now.
-    known = any(spec.distribution == "signed_constant" for spec in record.specs.values())
-    if packer and not packer.recognized and not known and base is None:
-        raise PackError(NO_TERNARY.format(len(tensors)))
-    return tensors
+    Args:
+        source: where they come from.
+        record: how seeded weights were drawn.
+        packer: packs other tensors as codes where they are ternary; None packs none so.
+        base: packs tensors that are not seeded as changes of its own, where that is small.
 
-
-def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np.ndarray:
-    """Read the codes of one weight, float32: 0 pruned, +1 sign kept, -1 sign flipped.
+    Attributes:
+        sizes: bytes of each tensor as it is read.
 
     Raises:
-        PackError: a survivor's magnitude is not the seed's, bit for bit.
+        PackError: a seeded weight is missing, or a tensor cannot be stored. Each tensor that is
+            asked for may raise it, too.
     """
-    found = np.ascontiguousarray(weight.detach().cpu().numpy()).reshape(-1)
+
+    def __init__(
+        self,
+        source: Source,
+        record: Seeding,
+        packer: TernaryPacker | None = None,
+        base: Base | None = None,
+    ):
+        missing = [name for name in record.specs if name not in source.tensors]
+        if missing:
+            raise PackError(
+                f"{missing[0]}: expected this seeded weight in the state, found "
+                f"{', '.join(list(source.tensors)[:4])}, ...; was the network changed after init_?"
+            )
+        check_described(source)
+        self._source, self._record, self._packer, self._base = source, record, packer, base
+        self._ties, self._specs = find_ties(source, record.specs)
+        self._frozen = {self._ties.get(name, name): found for name, found in record.frozen.items()}
+        self._layouts = getattr(source, "layouts", {})
+        self.sizes = {name: described.nbytes for name, described in source.tensors.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.tensors)
+
+    def __len__(self) -> int:
+        return len(self._source.tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._ties:
+            return TiedTensor(name, self._ties[name])
+        dtype = self._source.tensors[name].dtype
+        values = self._source.read(name)
+        if name not in self._specs:
+            return self._unseeded(name, values, dtype)
+        seed, spec, frozen = self._record.seed, self._specs[name], self._frozen.get(name)
+        codes = read_codes(name, values, dtype, seed, spec)
+        if frozen is not None:
+            check_frozen(name, codes, seed, spec, frozen)
+        return SeededTensor(name, spec, codes, frozen=frozen)
+
+    def _unseeded(self, name: str, values: NDArray[Any], dtype: str) -> Tensor:
+        """Return the kind of tensor that holds these values best."""
+        dense = DenseTensor(name, values, dtype, dtype)
+        found: Tensor | None = None if self._base is None else change_of(dense, self._base)
+        if found is None and self._packer is not None:
+            layout = self._layouts.get(name)
+            found = self._packer.recognize(
+                name, values, dtype, siblings=self._source.tensors, layout=layout
+            )
+        return found or dense
+
+    def require_ternary(self) -> None:
+        """Refuse a checkpoint in which nothing ternary was recognized, once all of it was read."""
+        # What was packed so before has a spec of its own on record by now.
+        specs = self._record.specs.values()
+        known = any(spec.distribution == "signed_constant" for spec in specs)
+        packer = self._packer
+        if packer and not packer.recognized and not known and self._base is None:
+            raise PackError(NO_TERNARY.format(len(self)))
+
+
+def read_codes(
+    name: str, weight: NDArray[Any], dtype: str, seed: int, spec: InitSpec
+) -> NDArray[np.int8]:
+    """Read the codes of one weight: 0 pruned, +1 sign kept, -1 sign flipped.
+
+    Raises:
+        PackError: ``dtype`` is not float32, or a survivor's magnitude is not the seed's, bit for
+            bit.
+    """
+    check_seeded_dtype(name, dtype)
+    found = weight.reshape(-1)
     drawn = weights(seed, spec, 0, found.size)
     survivors = found != 0  # not-a-number counts as a survivor, and is then refused
     differs = survivors & (np.abs(found).view(np.uint32) != np.abs(drawn).view(np.uint32))
@@ -101,7 +139,7 @@ def read_codes(name: str, weight: torch.Tensor, seed: int, spec: InitSpec) -> np
     flipped = np.signbit(found) != np.signbit(drawn)
     codes = np.where(flipped, np.int8(-1), np.int8(1))
     codes[~survivors] = 0
-    return codes.reshape(tuple(weight.shape))
+    return codes.reshape(weight.shape)
 
 
 def check_frozen(
@@ -128,36 +166,12 @@ def check_frozen(
         )
 
 
-def load_any(source: File) -> Checkpoint | dict[str, torch.Tensor]:
-    """Read a checkpoint, or tensors by name from a file of any form that may be a base.
-
-    Raises:
-        CheckpointError: a stream that holds neither checkpoint nor state dict.
-        BaseFileError: a file of no form that is known.
-    """
-    if not isinstance(source, str | os.PathLike):
-        return load_state(source)
-    with open(source, "rb") if os.path.isfile(source) else io.BytesIO() as file:
-        if zipfile.is_zipfile(file) and not os.fspath(source).endswith(".npz"):
-            return load_state(source)
-    opened = open_file(source)
-    state = {}
-    for name in opened.names:
-        found = opened.read(name)
-        assert found is not None
-        values = np.array(found[1], order="C")
-        if found[0] == "bfloat16":
-            state[name] = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-        else:
-            state[name] = torch.from_numpy(values)
-    opened.close()
-    return state
-
-
 def find_ties(
-    state: Mapping[str, Any], specs: Mapping[str, InitSpec]
+    source: Source, specs: Mapping[str, InitSpec]
 ) -> tuple[dict[str, str], dict[str, InitSpec]]:
     """Find tensors of two or more dimensions that equal an earlier one, bit for bit.
+
+    Only tensors whose type, shape and first bytes equal those of another are read here.
 
     Two weights that are seeded by different specs are no tie, even if they are equal now (both
     pruned to nothing, say): training on tells them apart.
@@ -166,27 +180,40 @@ def find_ties(
     of the others. Where a first name has none and a second has one, it passes to the first: an
     embedding that shares the weight of a seeded Linear after it.
     """
+    alike = _groups(source.tensors, lambda name: source.tensors[name])
+    large = (names for names in alike if len(source.tensors[names[0]].shape) >= 2)
+    heads = (group for names in large for group in _groups(names, partial(_head, source)))
     targets: dict[str, str] = {}
     found = dict(specs)
-    firsts: dict[tuple[Any, ...], list[str]] = {}
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor) or value.dim() < 2:
-            continue
-        data = _bytes(value)
-        key = (tuple(value.shape), value.dtype, zlib.crc32(data.data))
-        for first in firsts.setdefault(key, []):
-            differ = first in found and name in specs and found[first] != specs[name]
-            if not differ and np.array_equal(_bytes(state[first]), data):
+    for group in (same for names in heads for same in _groups(names, partial(_digest, source))):
+        firsts: list[str] = []
+        for name in group:
+            for first in firsts:
+                if first in found and name in specs and found[first] != specs[name]:
+                    continue
                 targets[name] = first
                 if name in specs:
                     found.setdefault(first, found.pop(name))
                 break
-        else:
-            firsts[key].append(name)
+            else:
+                firsts.append(name)
     return targets, found
 
 
-def _bytes(value: torch.Tensor) -> NDArray[np.uint8]:
-    """Return a tensor's bytes, uint8 of one dimension."""
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return np.asarray(flat.view(torch.uint8).numpy())
+def _groups(names: Iterable[str], key: Callable[[str], object]) -> list[list[str]]:
+    """Return names whose keys are equal, in their order, where there are several."""
+    groups: dict[object, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _head(source: Source, name: str) -> bytes:
+    """Return what tells most tensors apart: their first bytes."""
+    return source.head(name, _HEAD_BYTES)
+
+
+def _digest(source: Source, name: str) -> bytes:
+    """Return the SHA-256 of a tensor's values, which no two different tensors share."""
+    values = source.read(name)
+    return hashlib.sha256(values.reshape(-1).view(np.uint8).data).digest()

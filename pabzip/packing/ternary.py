@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from math import isqrt, log, prod
@@ -155,9 +155,7 @@ class TernaryPacker:
         if scaled is None or scaled.sizes.max() >= INFINITY_BITS[dtype]:
             return None
         sign = 1 << (8 * kind.itemsize - 1)
-        zeros = sum(
-            over_ranges(lambda a, b: negative_zeros(bits[a:b], sign), bits.size, self.threads)  # type: ignore[arg-type,misc]
-        )
+        zeros = _sum_over(lambda a, b: negative_zeros(bits[a:b], sign), bits.size, self.threads)
         kept = zeros and self.negative_zero == "keep"
         scales = scaled.sizes.view(element)
         if dtype == "float32" and not kept:
@@ -224,12 +222,12 @@ class TernaryPacker:
         if values.ndim < 2 or codes.size < LEAST_WEIGHTS or np.any((first < -1) | (first > 1)):
             return None
         packed = np.empty(-(-codes.size // 5), dtype=np.uint8)
-        wrong = over_ranges(
+        wrong = _sum_over(
             lambda begin, end: pack_codes(codes[5 * begin : 5 * end], packed[begin:end]),
             packed.size,
             self.threads,
         )
-        if any(wrong) or not packed.any():
+        if wrong or not packed.any():
             return None
         return TernaryTensor(name, values.shape, "int8", packed, None, scaling="none")
 
@@ -249,11 +247,11 @@ class TernaryPacker:
         total = 4 * stored.size
         packed = np.empty(-(-total // 5), dtype=np.uint8)
 
-        def work(begin: int, end: int) -> bool:
+        def work(begin: int, end: int) -> int:
             size = min(5 * end, total) - 5 * begin
-            return bool(pack_planes(stored, 5 * begin, packed[begin:end], size))
+            return int(pack_planes(stored, 5 * begin, packed[begin:end], size))
 
-        if any(over_ranges(work, packed.size, self.threads)):
+        if _sum_over(work, packed.size, self.threads):
             return None
         scaling = self.bitnet_scale or "none"
         return TernaryTensor(name, values.shape, "uint8", packed, None, "bitnet", scaling=scaling)
@@ -266,20 +264,25 @@ class TernaryPacker:
         blocks = np.ascontiguousarray(values).reshape(-1, size)
         packed = np.empty(-(-len(blocks) * BLOCK // 5), dtype=np.uint8)
         scales = np.empty(len(blocks), dtype="<u2")
-        steps = -(-len(blocks) // 5)  # of five blocks, which fill whole bytes
 
-        def work(begin: int, end: int) -> bool:
-            part = slice(5 * begin, 5 * end)
-            into = packed[BLOCK * begin : BLOCK * end]
-            return bool(pack_blocks(blocks[part], layout == "tq1_0", scales[part], into))
+        def work(begin: int, end: int) -> int:
+            # Of five blocks, which fill whole bytes.
+            first, last = -(-begin // (5 * BLOCK)), -(-end // (5 * BLOCK))
+            part, into = slice(5 * first, 5 * last), packed[BLOCK * first : BLOCK * last]
+            return int(pack_blocks(blocks[part], layout == "tq1_0", scales[part], into))
 
-        if any(over_ranges(work, steps, self.threads)) or np.any(
-            scales >= INFINITY_BITS["float16"]
-        ):
+        wrong = _sum_over(work, len(blocks) * BLOCK, self.threads)
+        if wrong or np.any(scales >= INFINITY_BITS["float16"]):
             return None
         return TernaryTensor(
             name, values.shape, "uint8", packed, scales.view("<f2"), layout, run=BLOCK
         )
+
+
+def _sum_over(work: Callable[[int, int], int], number: int, threads: int | None) -> int:
+    """Return the sum of what ``work`` returns for ranges that cover ``number``, on threads."""
+    found: list[Any] = list(over_ranges(work, number, threads))  # type: ignore[arg-type]
+    return int(sum(found))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -393,7 +396,7 @@ def has_structure(bits: NDArray[Any], shape: tuple[int, ...]) -> bool:
         chance = (found.size - 1) / (2 * log(2))  # mean of the likelihood ratio's chi-squared / 2
         saved += max(0.0, whole - float(_entropy(found, total // found.size).sum()) - chance)
     bits_of_all = whole + float(survivors[0].sum())  # with the signs
-    return saved > STRUCTURE * bits_of_all
+    return bool(saved > STRUCTURE * bits_of_all)
 
 
 def _entropy(found: Any, total: int) -> Any:

@@ -15,7 +15,7 @@ from pabzip.ticket import SeededTensor, Ticket
 KEYS = {
     "bytes", "codes_bytes", "dense_bytes", "header_bytes", "weights", "survivors",
     "huffman_bytes", "float32_bytes", "seed", "arch", "sha256", "base",
-    "tensors", "negative_zeros_dropped",
+    "negative_zeros_dropped", "tensors",
 }  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """Export by an example: any inputs and outputs, open axes, and what the check finds."""
 
-import io
-
 import numpy as np
 import onnx
 import pytest
@@ -27,7 +25,7 @@ def _seed():
 
 
 class Towers(nn.Module):
-    """Two floating inputs and a bool, one of them nested; floats, integers and a scalar come out."""
+    """Floating inputs, one nested, and a bool; floats, integers and a scalar come out."""
 
     def __init__(self):
         super().__init__()
@@ -49,8 +47,8 @@ class Tagger(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(7, 4)
-        self.rnn = nn.GRU(4, 3, batch_first=True, bidirectional=True)
-        self.head = nn.Linear(6, 5)
+        self.rnn = nn.LSTM(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 5)
 
     def forward(self, tokens):
         return self.head(self.rnn(self.embedding(tokens))[0])
@@ -103,9 +101,12 @@ def test_token_ids_with_open_lengths_from_a_ticket(tagger, tmp_path):
     options = {"example_inputs": TOKENS, "dynamic_axes": {"tokens": {-1: "length"}}}
     with pytest.raises(ExportError, match=r"for a custom architecture, .* or example_inputs="):
         load_session(tmp_path / "tagger.pabz", net=Tagger())
-    session = load_session(
-        tmp_path / "tagger.pabz", net=Tagger(), output_names=["scores"], **options
+    target = tmp_path / "tagger.onnx"
+    report = export_ticket(
+        tmp_path / "tagger.pabz", target, net=Tagger(), output_names=["scores"], **options
     )
+    assert report.samples == 5  # two other batches, and half and double the length
+    session = open_onnx(target)
     (tokens,), (scores,) = session.get_inputs(), session.get_outputs()
     assert (tokens.name, tokens.type, tokens.shape) == (
         "tokens",
@@ -117,11 +118,7 @@ def test_token_ids_with_open_lengths_from_a_ticket(tagger, tmp_path):
     with torch.no_grad():
         expected = tagger(other).numpy()
     np.testing.assert_allclose(session.run(None, {"tokens": other.numpy()})[0], expected, atol=1e-5)
-    target = io.BytesIO()
-    report = export_ticket(tmp_path / "tagger.pabz", target, net=Tagger(), **options)
-    assert report.samples == 5  # two other batches, and half and double the length
-    properties = onnx.load_from_string(target.getvalue()).metadata_props
-    assert {"pabzip.seed"} <= {entry.key for entry in properties}
+    assert session.get_modelmeta().custom_metadata_map["pabzip.seed"] == "3"
 
 
 def test_segmentation_of_images_of_any_even_size():
@@ -176,17 +173,17 @@ PAIR = torch.ones(2, 3)
     [
         (lambda net, x: object(), {}, r"expected tensors in what the network returns, found obj"),
         (lambda net, x: net.layer(x) / 0 * 0, {}, r"in the output 'output', found NaN from torch"),
-        (lambda net, x: net.layer(x[:, :2]), {}, r"a network that takes inputs of shape \(2, 3\), f"),
-        (lambda net, x: net.layer(x.view(2, 3)), {}, r"'batch' at other sizes than 2, .*batch=False"),
-        (None, {"example_inputs": [PAIR]}, r"example_inputs: expected a tensor, a tuple .* found li"),
-        (None, {"example_inputs": None}, r"Odd: expected input_shape=.* or example_.* found neither"),
+        (lambda net, x: net.layer(x[:, :2]), {}, r"that takes inputs of shape \(2, 3\), f"),
+        (lambda net, x: net.layer(x.view(2, 3)), {}, r"'batch' at other sizes than 2, .*=False"),
+        (None, {"example_inputs": [PAIR]}, r"example_inputs: expected a tensor, .* found li"),
+        (None, {"example_inputs": None}, r"Odd: expected input_shape=.* found neither"),
         (None, {"input_shape": (1, 2, 3)}, r"expected input_shape=.* found both"),
         (None, {"input_names": ["a", "b"]}, r"input_names: expected 1 different names for the in"),
         (None, {"output_names": ["x"]}, r"output_names: .* the outputs output, which no input has"),
-        (None, {"dynamic_axes": {"z": {0: "n"}}}, r"dynamic_axes: expected names among x, found 'z'"),
-        (None, {"dynamic_axes": {"x": {2: "n"}}}, r"dynamic_axes: expected axes of 'x', which has 2"),
+        (None, {"dynamic_axes": {"z": {0: "n"}}}, r"expected names among x, found 'z'"),
+        (None, {"dynamic_axes": {"x": {2: "n"}}}, r"expected axes of 'x', which has 2"),
         (None, {"dynamic_axes": {"x": {1: "n m"}}}, r"with identifiers as names, found 1: 'n m'"),
-        (None, {"dynamic_axes": {"x": {1: "batch"}}}, r"one size above 0 for the axis 'batch', fou"),
+        (None, {"dynamic_axes": {"x": {1: "batch"}}}, r"one size above 0 for the axis 'batch'"),
         (None, {"samples": [(PAIR, PAIR)]}, r"samples\[0\]: expected the same arguments as in exa"),
         (lambda net, x: net.layer(x).clamp_min(x.shape[1]), {"dynamic_axes": {"x": {1: "n"}}},
          r"'n' at other sizes than 3, found that .* it left out of dynamic_axes"),
@@ -200,9 +197,7 @@ def test_what_cannot_be_exported_is_refused_before_it_is_traced(how, options, pr
 
 def test_network_that_branches_on_an_open_axis_is_caught(tmp_path):
     net = Odd(lambda net, x: net.layer(x) * (2 if len(x) > 1 else 1))
-    with pytest.raises(
-        ExportError, match=r"(found a difference|of shape).* x \[1, 3\]|dynamic_batch"
-    ):
+    with pytest.raises(ExportError, match=r"found a difference .* x \[1, 3\]"):
         export_onnx(net, tmp_path / "odd.onnx", example_inputs=PAIR)
     assert not list(tmp_path.iterdir())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import pabzip
-from pabzip.errors import BaseFileError
+from pabzip.errors import BaseFileError, CheckpointError
 from pabzip.packing.base import open_base
 
 
@@ -148,68 +147,14 @@ def test_another_base_is_refused_with_both_digests() -> None:
 
 def test_a_base_of_no_known_form_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"nonsense")
-    with pytest.raises(BaseFileError, match=r"x.bin: expected a base as .safetensors, .* found"):
+    with pytest.raises(CheckpointError, match="x.bin: expected safetensors, .*found something el"):
         open_base(tmp_path / "x.bin")
     with pytest.raises(FileNotFoundError):
         open_base(tmp_path / "missing.safetensors")
     with pytest.raises(BaseFileError, match="base: expected a path, tensors by name"):
         open_base(7)  # type: ignore[arg-type]
-    with pytest.raises(BaseFileError, match="expected one safetensors file or index in the folder"):
-        open_base(tmp_path)
-    with pytest.raises(BaseFileError, match="tensor 'a': expected an array or a tensor, found int"):
-        open_base({"a": 7}).read("a")
-
-
-def crafted(header: object, data: bytes = b"") -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        (struct.pack("<Q", 2**40) + b"{}", "expected a header within 10 bytes"),
-        (crafted(b"{nonsense"), "expected a safetensors header, found a fault"),
-        (crafted({"a": {"dtype": "F32"}}), "expected a safetensors header, found a fault"),
-        (crafted({"a": 3}), "expected a safetensors header, found a fault"),
-    ],
-)
-def test_a_damaged_safetensors_file_is_refused(tmp_path: Path, file: bytes, message: str) -> None:
-    (tmp_path / "x.safetensors").write_bytes(file)
-    with pytest.raises(BaseFileError, match=message):
-        open_base(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (
-            {"shape": [2], "data_offsets": [0, 12]},
-            "tensor 'a' within its bytes, found it elsewhere",
-        ),
-        ({"shape": [4], "data_offsets": [0, 16]}, "tensor 'a' within its bytes"),
-        ({"shape": [-2], "data_offsets": [0, 8]}, "tensor 'a' within its bytes"),
-        ({"shape": [2], "data_offsets": [-8, 0]}, "tensor 'a' within its bytes"),
-        ({"shape": ["2"], "data_offsets": [0, 8]}, "tensor 'a' within its bytes"),
-        ({"shape": [8], "dtype": "F8_E4M3", "data_offsets": [0, 8]}, "expected one of F64, F32"),
-    ],
-)
-def test_a_tensor_outside_its_file_is_refused(
-    tmp_path: Path, row: dict[str, object], message: str
-) -> None:
-    (tmp_path / "x.safetensors").write_bytes(crafted({"a": {"dtype": "F32"} | row}, bytes(8)))
-    with pytest.raises(BaseFileError, match=message):
-        open_base(tmp_path / "x.safetensors").read("a")
-
-
-def test_shards_stay_beside_their_index(tmp_path: Path) -> None:
-    index = tmp_path / "x.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
-    with pytest.raises(BaseFileError, match="expected shards beside the index, found '../other"):
-        open_base(index)
-    index.write_text("[]")
-    with pytest.raises(BaseFileError, match="expected an index of shards with a weight_map"):
-        open_base(index)
+    with pytest.raises(BaseFileError, match="base: a: expected a tensor, found int"):
+        open_base({"a": 7})
 
 
 class Checkpoint:

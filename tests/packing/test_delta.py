@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -341,6 +342,20 @@ def test_seeded_weights_stay_seeded() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.parameters(), net.parameters(), strict=True)
     )
+
+
+def test_a_checkpoint_of_pabzip_is_a_base(tmp_path: Path) -> None:
+    net = pabzip.models.build("lenet-300-100", in_channels=1, image_size=8, width=12)
+    pabzip.init_(net, seed=7)
+    pabzip.save_checkpoint(net, tmp_path / "model.pt")
+    tuned = {name: value * 1.00001 for name, value in net.state_dict().items()}
+    files = [
+        packed(tuned, base)
+        for base in (net, tmp_path / "model.pt", pabzip.load_checkpoint(tmp_path / "model.pt"))
+    ]
+    assert len(set(files)) == 1
+    loaded = pabzip.load_file(files[0], base=tmp_path / "model.pt", verify=True)
+    assert all(torch.equal(loaded[name], value) for name, value in tuned.items())
 
 
 def test_a_ternary_tensor_that_the_base_does_not_explain() -> None:

@@ -299,7 +299,7 @@ def gguf_file(path: Path, *, order: int = 1) -> dict[str, Any]:
     return {**written, "weights": weights}
 
 
-def test_a_gguf_file_comes_back_as_it_was(tmp_path: Path, run: Any = None) -> None:
+def test_a_gguf_file_comes_back_as_it_was(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from pabzip.cli.app import main
@@ -366,3 +366,30 @@ def test_a_dense_copy_has_the_same_digest() -> None:
     digests = {Ticket(seed=0, tensors=[one]).sha256() for one in (found, dense)}
     assert len(digests) == 1
     assert replace(found, name="w2").array().tobytes() == values.tobytes()
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = pytest.importorskip("gguf")
+    rng = np.random.default_rng(8)
+    codes = rng.integers(-1, 2, (48, 1280)).astype(np.int8)
+    scales = np.repeat(rng.integers(1, 0x7C00, (48, 10)), 128, axis=1)
+    weights = codes.astype(np.float32)
+    forms: list[tuple[np.ndarray, str, dict[str, Any]]] = [
+        (of_codes(codes, scales, "float16"), "float16", {}),
+        (of_codes(codes, scales[:, :1], "bfloat16", signed=codes[::-1] < 0), "bfloat16", {}),
+        (codes, "int8", {}),
+        (planar(codes.copy()).numpy(), "uint8", {"siblings": {"w_scale": ("bfloat16", (1,))}}),
+    ]
+    for name in ("TQ1_0", "TQ2_0"):
+        blocks = gguf.quants.quantize(weights, gguf.GGMLQuantizationType[name])
+        forms.append((blocks, "uint8", {"layout": name.lower()}))
+    monkeypatch.setattr("pabzip.seeds.generation._GRAIN", 700)
+    for values, dtype, options in forms:
+        one, many = (
+            TernaryPacker(threads=threads).recognize("w", values, dtype, **options)
+            for threads in (1, 9)
+        )
+        assert isinstance(one, TernaryTensor)
+        assert isinstance(many, TernaryTensor)
+        assert one.packed.tobytes() == many.packed.tobytes()
+        assert many.array(threads=9).tobytes() == values.tobytes()
