@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, cast
 
 from numpy.typing import NDArray
 
@@ -48,15 +48,14 @@ def open_base(source: BaseSource) -> Base:
         return _open_file(source)
     if isinstance(source, Ticket):
         return _OfTicket(source, owned=False)
-    if hasattr(source, "state_dict"):  # a checkpoint's is a mapping, a network's a method
-        held = source.state_dict
-        return _in_memory(full_state(source) if callable(held) else held)
     if isinstance(source, Mapping):
         return _in_memory(source)
-    if hasattr(source, "tensors") and hasattr(source, "read"):
-        return _OfSource(source)
-    if hasattr(source, "read"):
-        return source
+    given: Any = source
+    if hasattr(given, "state_dict"):  # a checkpoint's is a mapping, a network's a method
+        held = given.state_dict
+        return _in_memory(full_state(given) if callable(held) else held)
+    if hasattr(given, "read"):
+        return _OfSource(given) if hasattr(given, "tensors") else cast(Base, given)
     raise BaseFileError(
         f"base: expected a path, tensors by name, a network or a Ticket, found {shown(source)}"
     )
