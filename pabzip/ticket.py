@@ -370,6 +370,8 @@ class Ticket:
         for owner in (name, self.tied(name)):
             if scale is None and f"{owner}{SCALE_SUFFIX}" in self._entries:
                 held = self.tensor(f"{owner}{SCALE_SUFFIX}")
+                if isinstance(held, DeltaTensor):
+                    held = DenseTensor(held.name, held.array(), held.dtype, held.dtype)
                 scale = held if isinstance(held, DenseTensor) else None
         return found.plain(scale, scaling=bitnet_scale, threads=threads)
 
