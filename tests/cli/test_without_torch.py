@@ -55,6 +55,28 @@ def test_unpack_safetensors_and_npz(project, bare):
         assert all(np.array_equal(archive[name], expected[name]) for name in expected)
 
 
+def test_pack_ternary_weights_and_unpack_them_as_stored(project, bare):
+    codes = np.random.default_rng(0).integers(-1, 2, (64, 40)).astype(np.int8)
+    pairs = (codes + 1).astype(np.uint8).reshape(4, 16, 40)
+    state = {
+        "half": codes.astype(np.float16),
+        "l.weight": pairs[0] | pairs[1] << 2 | pairs[2] << 4 | pairs[3] << 6,
+        "l.weight_scale": np.array([0.5], np.float32),
+    }
+    safetensors.numpy.save_file(state, project.folder / "t.safetensors")
+    assert bare("pack", "t.safetensors", "--bitnet-scale", "multiply").returncode == 0
+    options = ("-o", "s.safetensors", "--as-stored")
+    assert bare("unpack", "t.pabz", *options).returncode == 0
+    stored = safetensors.numpy.load_file(project.folder / "s.safetensors")
+    assert {name: one.tobytes() for name, one in stored.items()} == {
+        name: one.tobytes() for name, one in state.items()
+    }
+    assert bare("unpack", "t.pabz", "-o", "p.npz").returncode == 0
+    with np.load(project.folder / "p.npz") as archive:
+        assert sorted(archive) == ["half", "l.weight"]
+        np.testing.assert_array_equal(archive["l.weight"], codes * np.float32(0.5))
+
+
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [
