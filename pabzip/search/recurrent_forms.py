@@ -19,43 +19,34 @@ def recurrent_layer(gates: Gates, values: Tensor, *rest: Any) -> tuple[Tensor, .
         lengths = rest[0].tolist()  # of each step: how many samples have it, the longest first
     else:
         state, weights, _, layers, _, _, both, batch_first = rest
-    hidden, cell = state if isinstance(state, tuple) else (state, None)
+    hiddens, cells = state if isinstance(state, tuple) else (state, None)
     sequence = values.transpose(0, 1) if batch_first else values
     directions = 2 if both else 1
     size = len(weights) // (layers * directions)
     ends = []
     for layer in range(layers):
         outputs = []
-        steps = list(sequence.split(lengths) if packed else sequence)
+        steps = list(torch.split(sequence, lengths) if packed else sequence)
         for number in range(layer * directions, (layer + 1) * directions):
             backwards = number % directions == 1
-            now = hidden[number], None if cell is None else cell[number]
+            hidden, cell = hiddens[number], None if cells is None else cells[number]
             found = []
             for step in reversed(steps) if backwards else steps:
                 own = weights[number * size : (number + 1) * size]
-                ahead = _step(gates, step, *(_first(part, len(step)) for part in now), *own)
-                found.append(ahead[0])
-                now = _replaced(now[0], ahead[0]), _replaced(now[1], ahead[1])
-            outputs.append(
-                (torch.cat if packed else torch.stack)(found[::-1] if backwards else found)
-            )
-            ends.append(now)
+                first = slice(len(step))  # the samples that have this step
+                running = cell if cell is None else cell[first]
+                one, other = _step(gates, step, hidden[first], running, *own)
+                found.append(one)
+                hidden = torch.cat([one, hidden[len(step) :]])
+                if other is not None and cell is not None:
+                    cell = torch.cat([other, cell[len(step) :]])
+            found = found[::-1] if backwards else found
+            outputs.append(torch.cat(found) if packed else torch.stack(found))
+            ends.append((hidden, cell))
         sequence = torch.cat(outputs, -1)
     result = sequence.transpose(0, 1) if batch_first else sequence
     last = (torch.stack(parts) for parts in zip(*ends, strict=True) if parts[0] is not None)
     return result, *last
-
-
-def _first(state: Tensor | None, count: int) -> Tensor | None:
-    """Return the state of the samples that have a step."""
-    return state if state is None or len(state) == count else state[:count]
-
-
-def _replaced(before: Tensor | None, ahead: Tensor | None) -> Tensor | None:
-    """Return the state of all samples after a step that only the first ones have."""
-    if before is None or ahead is None or len(before) == len(ahead):
-        return ahead
-    return torch.cat([ahead, before[len(ahead) :]])
 
 
 def recurrent_cell(gates: Gates, values: Tensor, state: Any, *weights: Any) -> Any:
