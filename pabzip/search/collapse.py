@@ -111,7 +111,7 @@ def refuse_ties_at_zero(
     if dense:
         raise SearchError(
             f"{found}, so the threshold falls among the zero scores of {_shown(tied)}. Lower "
-            "keep_ratio, use more iterations, or leave such layers out with skip="
+            "keep_ratio, use more iterations or a larger input, or leave such layers out with skip="
         )
 
 

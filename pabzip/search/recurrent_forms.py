@@ -19,7 +19,7 @@ def recurrent_layer(gates: Gates, values: Tensor, *rest: Any) -> tuple[Tensor, .
         lengths = rest[0].tolist()  # of each step: how many samples have it, the longest first
     else:
         state, weights, _, layers, _, _, both, batch_first = rest
-    hiddens, cells = state if isinstance(state, tuple) else (state, None)
+    hidden, cell = state if isinstance(state, tuple) else (state, None)
     sequence = values.transpose(0, 1) if batch_first else values
     directions = 2 if both else 1
     size = len(weights) // (layers * directions)
@@ -29,24 +29,29 @@ def recurrent_layer(gates: Gates, values: Tensor, *rest: Any) -> tuple[Tensor, .
         steps = list(torch.split(sequence, lengths) if packed else sequence)
         for number in range(layer * directions, (layer + 1) * directions):
             backwards = number % directions == 1
-            hidden, cell = hiddens[number], None if cells is None else cells[number]
+            now = hidden[number], None if cell is None else cell[number]
             found = []
             for step in reversed(steps) if backwards else steps:
                 own = weights[number * size : (number + 1) * size]
-                first = slice(len(step))  # the samples that have this step
-                running = cell if cell is None else cell[first]
-                one, other = _step(gates, step, hidden[first], running, *own)
-                found.append(one)
-                hidden = torch.cat([one, hidden[len(step) :]])
-                if other is not None and cell is not None:
-                    cell = torch.cat([other, cell[len(step) :]])
-            found = found[::-1] if backwards else found
-            outputs.append(torch.cat(found) if packed else torch.stack(found))
-            ends.append((hidden, cell))
+                first, cells = now[0][: len(step)], None if now[1] is None else now[1][: len(step)]
+                ahead = _step(gates, step, first, cells, *own)
+                found.append(ahead[0])
+                now = _after(now[0], ahead[0]), _after(now[1], ahead[1])
+            outputs.append(
+                (torch.cat if packed else torch.stack)(found[::-1] if backwards else found)
+            )
+            ends.append(now)
         sequence = torch.cat(outputs, -1)
     result = sequence.transpose(0, 1) if batch_first else sequence
     last = (torch.stack(parts) for parts in zip(*ends, strict=True) if parts[0] is not None)
     return result, *last
+
+
+def _after(before: Any, ahead: Any) -> Any:
+    """Return the state of all samples after a step that only the first ones have, if any."""
+    if ahead is None or len(before) == len(ahead):
+        return ahead
+    return torch.cat([ahead, before[len(ahead) :]])
 
 
 def recurrent_cell(gates: Gates, values: Tensor, state: Any, *weights: Any) -> Any:

@@ -111,7 +111,7 @@ def test_a_threshold_among_zero_scores_is_refused(dtype):
         problem = (
             f"keep_ratio: asks for {asked} survivors, found only {found} weights with a path from "
             f"the input to the output, so the threshold falls among the zero scores of '{name}'. "
-            "Lower keep_ratio, use more iterations, or leave"
+            "Lower keep_ratio, use more iterations or a larger input, or leave"
         )
         whole = 48 if scope == "global" else 32
         before = net()
