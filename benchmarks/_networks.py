@@ -162,7 +162,7 @@ def maxvit(models: Any) -> Any:
 
 def backbone(models: Any) -> nn.Module:
     getter = import_module("torchvision.models._utils").IntermediateLayerGetter
-    net: nn.Module = getter(resnet(models, "BasicBlock"), {"layer4": "out"})
+    net: nn.Module = getter(resnet(models, "BasicBlock"), {"layer2": "out"})
     return net
 
 
@@ -177,12 +177,12 @@ def segmentation(name: str, build: Callable[[Any], Any], *, third: bool = False)
 
 def fcn(models: Any) -> Any:
     part = models.segmentation.fcn
-    return part.FCN(backbone(models), part.FCNHead(512, CLASSES))
+    return part.FCN(backbone(models), part.FCNHead(128, CLASSES))
 
 
 def deeplab(models: Any) -> Any:
     part = models.segmentation.deeplabv3
-    return part.DeepLabV3(backbone(models), part.DeepLabHead(512, CLASSES, (2, 4)))
+    return part.DeepLabV3(backbone(models), part.DeepLabHead(128, CLASSES, (1, 2)))
 
 
 def lraspp(models: Any) -> Any:
@@ -204,6 +204,7 @@ def transformer(
     targets: Tensor | None = None,
     *,
     third: bool = False,
+    skip: tuple[str, ...] = (),
     **options: Any,
 ) -> Row:
     """Return a network of transformers from a random configuration of this class."""
@@ -213,7 +214,10 @@ def transformer(
         net: nn.Module = getattr(package, model)(getattr(package, config)(**options))
         return net
 
-    return Row(model, build, dict(inputs), targets, third=third, package="transformers")
+    return Row(
+        model, build, dict(inputs), targets, third=third, package="transformers",
+        init={"skip": skip} if skip else {},
+    )  # fmt: skip
 
 
 SMALL: dict[str, Any] = {
@@ -237,7 +241,8 @@ class Recurrent(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         states, _ = self.layers(self.embedding(ids))
-        logits: Tensor = self.head(states[:, -1])
+        two_ways = self.head.in_features > 24  # the way back ends at the first step
+        logits: Tensor = self.head(states.mean(1) if two_ways else states[:, -1])
         return logits
 
 
@@ -453,7 +458,8 @@ def rows() -> list[Row]:
                     intermediate_size=64, conv_dim=(16, 16), conv_stride=(4, 4),
                     conv_kernel=(8, 4), num_conv_pos_embeddings=4,
                     num_conv_pos_embedding_groups=2, classifier_proj_size=16,
-                    mask_time_prob=0.0, layerdrop=0.0),
+                    mask_time_prob=0.0, layerdrop=0.0,
+                    skip=("wav2vec2.encoder.pos_conv_embed",)),
         # torch's own layers
         Row("LSTM classifier", lambda: Recurrent(nn.LSTM), tokens(), LABELS, third=True),
         Row("LSTM, two ways, two layers",

@@ -280,6 +280,8 @@ def export(row: Row, net: nn.Module) -> None:
     inputs = {"input_shape": row.inputs.shape[1:]} if logits else {"example_inputs": row.inputs}
     if isinstance(row.inputs, Mapping):  # a deployed network is given no labels
         without = {name: value for name, value in row.inputs.items() if name != "labels"}
+        if getattr(getattr(unwrap(net), "config", None), "is_encoder_decoder", False):
+            without["decoder_input_ids"] = row.inputs["labels"]
         inputs = {"example_inputs": without}
     report = pabzip.export_onnx(net, io.BytesIO(), **inputs)
     check(report.difference <= report.tolerance, "outputs differ")

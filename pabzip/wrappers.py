@@ -54,6 +54,8 @@ def unwrap(net: nn.Module) -> nn.Module:
         to both.
     """
     inner = bare(net)
+    for module in _fully_sharded(inner):
+        module.reshard()  # after a forward pass alone, its parameters are gathered copies
     wrapped = any(_child(module) is not None for module in inner.modules())
     return _view(inner, {}) if wrapped else inner
 
@@ -223,5 +225,14 @@ def _sharded_name(net: nn.Module) -> str | None:
     """Return the name of the first weight that FSDP holds, in either form of it."""
     if _is_flat(net):
         return next(iter(inner_names(dict(net.named_parameters()))), type(bare(net)).__name__)
+    for module in _fully_sharded(net):
+        module.reshard()
     split = (name for name, value in net.named_parameters() if is_split(value))
     return next((next(iter(inner_names({name: None}))) for name in split), None)
+
+
+def _fully_sharded(net: nn.Module) -> list[Any]:
+    """Return the modules that ``fully_shard`` was called on; of FSDP's second form."""
+    package = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(package, "FSDPModule", ())
+    return [module for module in net.modules() if isinstance(module, kind)]

@@ -161,6 +161,25 @@ def test_what_needs_whole_weights_is_refused_before_anything_changes(shard: Shar
     assert packed(net) == before
 
 
+def test_a_forward_pass_before_hides_no_shards(shard: Shard) -> None:
+    expected = packed(drawn())
+    net = shard(drawn()).eval()
+    with torch.no_grad():  # after which fully_shard leaves whole weights in the places of shards
+        net(batches()[0])
+    assert packed(net) == expected
+    with torch.no_grad():
+        net(batches()[0])
+    with pytest.raises(ExportError, match="expected a whole weight"):
+        pabzip.export_onnx(net, io.BytesIO(), input_shape=(1, 6, 6))
+    with torch.no_grad():
+        net(batches()[0])
+    bop = Bop(net, 0.5, 0.0)
+    train(net, bop)
+    plain = drawn()
+    train(plain, Bop(plain, 0.5, 0.0))
+    assert packed(net) == packed(plain)
+
+
 def test_a_flattened_network_packs_but_has_no_weights_to_flip() -> None:
     expected = packed(drawn())
     net = around(drawn(), original=False)
