@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Union, cast
 
 from pabzip.errors import PackError, SeedError
 from pabzip.formats import AUTO, Contents, Scalar, Tensor
 from pabzip.formats.ahead import Progress
 from pabzip.formats.writer import write_ticket
 from pabzip.init import Seeding, seeding, unwrap
-from pabzip.packing.checkpoint_files import open_checkpoint
+from pabzip.packing.checkpoint_files import File, is_source, open_checkpoint
 from pabzip.packing.sources import MemorySource, Value
 from pabzip.packing.sources import Source as CheckpointSource
 from pabzip.packing.tensors import StateTensors
@@ -226,7 +226,7 @@ def prepared(
     """
     opened: Any = source
     if isinstance(source, str | os.PathLike) or hasattr(source, "readinto"):
-        opened = open_checkpoint(source)
+        opened = open_checkpoint(cast(File, source))
     try:
         yield _ready(opened, metadata or {}, fold_bn, dense_dtype, ternary, ticket)
     finally:
@@ -275,7 +275,7 @@ def _ready(
         )
     elif isinstance(source, Mapping):
         state = source
-    elif not hasattr(source, "tensors"):
+    elif not is_source(source):
         raise PackError(
             "expected a network, a checkpoint, tensors by name, or the path of one of these, "
             f"found a {type(source).__name__}"
@@ -285,7 +285,7 @@ def _ready(
 
         state = fold_checked(net, state, arch, options, dense_dtype)
         metadata = {**metadata, "folded": True}
-    tensors = source if hasattr(source, "tensors") else MemorySource(state)
+    tensors: CheckpointSource = source if is_source(source) else MemorySource(state)
     has_seed = is_network or is_checkpoint
     return Prepared(
         Contents(record.seed, arch, options, {**tensors.metadata, **own, **metadata}, ()),
