@@ -198,12 +198,17 @@ def open_input(source: str) -> Iterator[str | BinaryIO]:
 
 
 @contextmanager
-def open_ticket(source: str, *, max_bytes: int | None = None) -> Iterator[Ticket]:
-    """Open a ticket for a command; errors of its format, later ones too, name the file."""
-    from pabzip.ticket import Ticket
+def open_ticket(
+    source: str, *, max_bytes: int | None = None, base: str | None = None
+) -> Iterator[Ticket]:
+    """Open a ticket for a command; errors of its format, later ones too, name the file.
+
+    ``base`` is a path: what a file of changes was packed on.
+    """
+    from pabzip.runtime import loaders
 
     data = read_source(source, max_bytes=max_bytes)
-    with naming(source), Ticket.open(data, max_bytes=max_bytes) as ticket:
+    with naming(source), loaders.open(data, max_bytes=max_bytes, base=base) as ticket:
         yield ticket
 
 

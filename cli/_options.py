@@ -77,6 +77,13 @@ threads_option = click.option(
     help="Threads to regenerate with. [the processors this process may use]",
 )
 
+base_option = click.option(
+    "--base",
+    metavar="FILE",
+    help="What a file of changes was packed on, in any form: .safetensors, an index of its shards, "
+    ".npz, .pabz or .pt.",
+)
+
 OptionValue = bool | int | float | str
 
 OwnNetwork = Callable[[], "nn.Module | None"]

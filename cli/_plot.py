@@ -29,7 +29,7 @@ FRAMING = "header, checksums"
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: a seeded weight with the dense tensors that follow it, or several such.
+    """One bar: a seeded or ternary weight with the dense tensors that follow it, or several such.
 
     Bytes by part count ``parts`` here, and ``paper`` in the paper's Huffman code, where dense
     tensors and header are as they are.
@@ -58,7 +58,7 @@ def bars(info: Mapping[str, Any]) -> list[Bar]:
     groups: list[list[Bar]] = []
     after_seeded = False
     for tensor, row in zip(info["tensors"], info["breakdown"][:-1], strict=True):
-        seeded = tensor["kind"] == "seeded"
+        seeded = tensor["survivors"] is not None
         if tensor["kind"] == "tied":
             continue  # takes no bytes
         if after_seeded and not seeded:
@@ -89,7 +89,7 @@ def _joined(run: Sequence[Bar], others: str) -> Bar:
 def _tensor_bar(tensor: Mapping[str, Any], row: Mapping[str, Any]) -> Bar:
     """Return one tensor's own bar."""
     parts = _parts(row)
-    if tensor["kind"] != "seeded":
+    if tensor["survivors"] is None:
         return Bar(tensor["name"], parts, parts)
     signs = round(tensor["survivors"] / 8)
     size = (tensor["weights"] + tensor["survivors"] + 7) // 8

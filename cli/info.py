@@ -83,6 +83,7 @@ def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
         f"{ratio(info['float32_bytes'], info['bytes'])} the file",
         **codes,
         "sha256": info["sha256"],
+        **({"base": f"{info['base']}, needed to unpack"} if info["base"] else {}),
         **{f"{key}": str(value) for key, value in metadata.items()},
     }
     table = plain_table(header=False)
@@ -103,16 +104,16 @@ def tensor_table(info: Mapping[str, Any]) -> Table:
     *rows, framing = info["breakdown"]
     for tensor, row in zip(info["tensors"], rows, strict=True):
         weights, survivors = tensor["weights"], tensor["survivors"]
-        seeded = tensor["kind"] == "seeded"
+        coded = survivors is not None
         table.add_row(
             printable(tensor["name"]),
             "x".join(str(length) for length in tensor["shape"]) or "scalar",
             tensor["kind"],
-            printable(tensor["coder"] or f"as {tensor['target']}"),
+            printable(tensor["coder"] or f"as {tensor.get('target', 'the base')}"),
             *_byte_cells(row),
-            f"{weights:,}" if seeded else "",
-            f"{survivors:,}" if seeded else "",
-            f"{survivors / weights:.1%}" if seeded and weights else "",
+            f"{weights:,}" if coded else "",
+            f"{survivors:,}" if coded else "",
+            f"{survivors / weights:.1%}" if coded and weights else "",
         )
     table.add_row("header, checksums", "", "", "", *_byte_cells(framing))
     whole = {part: sum(row[part] for row in info["breakdown"]) for part in (*_COLUMNS, "header")}

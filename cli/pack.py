@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 
 import click
@@ -36,8 +37,19 @@ from pabzip.cli._output import Bars, Reporter, ratio, size
 @click.option(
     "--ternary",
     is_flag=True,
-    help="Write weights of 0 and plus or minus one scale, a tensor or an output channel, as codes, "
-    "and refuse a CHECKPOINT without any. Without a seed they are written so in any case.",
+    help="Write weights of 0 and plus or minus one scale, of a tensor, row, group or column, as "
+    "codes, and refuse a CHECKPOINT without any. Without a seed they are written so in any case.",
+)
+@click.option(
+    "--drop-negative-zero",
+    is_flag=True,
+    help="Store -0.0 in ternary tensors as 0: fewer bytes, but not the same bits. [kept]",
+)
+@click.option(
+    "--bitnet-scale",
+    type=click.Choice(["divide", "multiply"]),
+    help="What the network does with weight_scale of packed BitNet weights: BitLinear divides, "
+    "AutoBitLinear multiplies. [by config.json beside CHECKPOINT]",
 )
 @click.option(
     "--ticket",
@@ -45,6 +57,13 @@ from pabzip.cli._output import Bars, Reporter, ratio, size
     is_flag=True,
     help="Of a network whose magnitudes were trained, pack the ticket that it began as: the seed "
     "and the mask.",
+)
+@click.option(
+    "--base",
+    metavar="FILE",
+    help="Write CHECKPOINT as changes of FILE where they are smaller: ternary or of a few bits "
+    "(ComPEFT), or any others. Both may be .safetensors, an index of its shards, .npz, .pabz or "
+    ".pt; unpack then needs FILE, too.",
 )
 @reporting
 def command(
@@ -55,10 +74,15 @@ def command(
     dense_dtype: str | None,
     fold_bn: bool,
     ternary: bool,
+    drop_negative_zero: bool,
+    bitnet_scale: str | None,
     at_initialization: bool,
+    base: str | None,
     reporter: Reporter,
 ) -> None:
     """Pack CHECKPOINT (model.pt, as `pabzip train` writes it) into a .pabz file.
+
+    CHECKPOINT may be a .gguf file, too: ternary blocks become codes, other blocks stay bytes.
 
     Every surviving weight must be plus or minus the magnitude that its seed draws, to the bit;
     otherwise nothing is written. What was written is opened and regenerated again before it takes
@@ -70,7 +94,7 @@ def command(
     """
     target = output or default_output(source, ".pabz")
     reporter = reporter.for_output(target)
-    check_output(target, force=force, inputs=[source])
+    check_output(target, force=force, inputs=[source, *([base] if base else [])])
     from pabzip.packing.pack import prepared
 
     with ExitStack() as stack:
@@ -81,6 +105,9 @@ def command(
                 dense_dtype=dense_dtype,
                 ternary=ternary,
                 ticket=at_initialization,
+                base=base,
+                negative_zero="drop" if drop_negative_zero else "keep",
+                bitnet_scale=bitnet_scale,
             )
         )
         file = stack.enter_context(open_output(target)) if is_stream(target) else target
@@ -92,12 +119,19 @@ def command(
         what = f"the ticket at initialization, {info.survivors:,} of {info.weights:,} weights"
     elif info.weights:
         what = f"{info.survivors:,} of {info.weights:,} weights survive"
+    elif info.base:
+        kinds = Counter(row.get("change", row["kind"]) for row in info.tensors)
+        what = f"changes of {base} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
     else:
         what = "all tensors dense"
         if ready.drawn:
             what += "; --ticket packs the seed and the mask in place of the trained weights"
         elif not ready.has_seed:
             what += f"; {source} does not say which seed drew its weights"
+    zeros = sum(ready.packer.negative_zeros.values()) if ready.packer else 0
+    if zeros:
+        kept = "stored as 0" if drop_negative_zero else "kept (--drop-negative-zero takes fewer)"
+        what += f"; {zeros:,} ternary weights of -0.0 {kept}"
     reporter.result(
         info,
         f"{source} -> {target}: {size(info.bytes)}, "

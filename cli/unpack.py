@@ -18,6 +18,7 @@ from pabzip.cli._files import (
     open_ticket,
 )
 from pabzip.cli._options import (
+    base_option,
     byte_size,
     max_bytes_option,
     output_option,
@@ -26,7 +27,7 @@ from pabzip.cli._options import (
 )
 from pabzip.cli._output import Bars, Reporter, size
 
-FORMATS = ("safetensors", "npz", "pt")
+FORMATS = ("safetensors", "npz", "pt", "gguf")
 """The formats by the suffix that stands for them; the first for stdout."""
 
 
@@ -46,7 +47,20 @@ FORMATS = ("safetensors", "npz", "pt")
     help="Write safetensors in shards of at most this, such as 4GB, and their index, as Hugging "
     "Face names them: model-00001-of-00003.safetensors, model.safetensors.index.json.",
 )
+@click.option(
+    "--as-stored",
+    is_flag=True,
+    help="Write ternary tensors in the layout that they were packed from (several weights a byte), "
+    "bit for bit, in place of plain weights.",
+)
+@click.option(
+    "--bitnet-scale",
+    type=click.Choice(["divide", "multiply"]),
+    help="What to do with weight_scale of BitNet tensors where FILE does not say: BitLinear "
+    "divides, AutoBitLinear multiplies.",
+)
 @threads_option
+@base_option
 @max_bytes_option
 @reporting
 def command(
@@ -55,7 +69,10 @@ def command(
     force: bool,
     format_name: str | None,
     shard_size: int | None,
+    as_stored: bool,
+    bitnet_scale: str | None,
     threads: int | None,
+    base: str | None,
     max_bytes: int | None,
     reporter: Reporter,
 ) -> None:
@@ -63,12 +80,15 @@ def command(
 
     Writes .safetensors, .npz or .pt (a state dict); the first two tensor by tensor and without
     torch, which holds all of a .pt in memory. An .npz file has no bfloat16: such tensors become
-    float32, exactly. FILE may be '-' for stdin; the output then is stdout unless -o names a file.
+    float32, exactly. With --as-stored a file that was packed from .gguf is written as that again.
+    A file of changes (pack --base) needs its --base, whose digest is checked first. FILE may be '-'
+    for stdin; the output then is stdout unless -o names a file.
     """
     target = output or default_output(source, f".{format_name or 'safetensors'}")
     reporter = reporter.for_output(target)
+    inputs = [source, *([base] if base else [])]
     if shard_size is None:
-        check_output(target, force=force, inputs=[source])
+        check_output(target, force=force, inputs=inputs)
     chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
     if shard_size is not None and (
         chosen != "safetensors" or target == STANDARD or is_stream(target) or shard_size < 1
@@ -76,19 +96,27 @@ def command(
         raise click.UsageError(
             "--shard-size: expected a size above 0 and the name of a .safetensors file as output"
         )
+    if chosen == "gguf" and not as_stored:
+        raise click.UsageError(
+            "expected --as-stored for a .gguf file, which is written as it was packed; add it, or "
+            "write plain weights in another format"
+        )
     from pabzip.packing import unpack as writing
 
-    with open_ticket(source, max_bytes=max_bytes) as ticket:
-        tensors = writing.described(ticket)
+    with open_ticket(source, max_bytes=max_bytes, base=base) as ticket:
+        ticket.check_base()
+        tensors = writing.described(ticket, as_stored=as_stored)
         shards = {target: list(tensors)}
         if shard_size is not None:
             shards = writing.shard_files(target, tensors, shard_size)
-            _check_shards(target, list(shards), force=force, source=source)
+            _check_shards(target, list(shards), force=force, inputs=inputs)
         with Bars(sum(one.nbytes for one in tensors.values()), reporter) as bars:
             values = partial(
                 writing.plain_values,
                 ticket,
                 tensors,
+                as_stored=as_stored,
+                bitnet_scale=bitnet_scale,
                 threads=threads,
                 on_tensor=reporter.detail,
                 on_progress=bars.advance,
@@ -107,13 +135,13 @@ def command(
     reporter.result(result, f"{source} -> {target}: {len(tensors)} tensors, {size(written)}{parts}")
 
 
-def _check_shards(target: str, shards: list[str], *, force: bool, source: str) -> None:
+def _check_shards(target: str, shards: list[str], *, force: bool, inputs: list[str]) -> None:
     """Refuse shards before any is written, as `check_output` does a file."""
     from pabzip.packing.unpack import index_file
 
     outputs = shards if shards == [target] else [*shards, index_file(target)]
     for path in outputs:
-        check_output(path, force=force, inputs=[source])
+        check_output(path, force=force, inputs=inputs)
     if shards != [target] and os.path.exists(target):
         raise FileExistsError(
             errno.EEXIST,

@@ -7,7 +7,7 @@ import time
 import click
 
 from pabzip.cli._files import open_ticket
-from pabzip.cli._options import max_bytes_option, reporting, threads_option
+from pabzip.cli._options import base_option, max_bytes_option, reporting, threads_option
 from pabzip.cli._output import Reporter
 from pabzip.errors import FormatError
 
@@ -22,20 +22,26 @@ from pabzip.errors import FormatError
     help="What regenerates the weights; 'numpy' is the plain reference, slow and independent.",
 )
 @threads_option
+@base_option
 @max_bytes_option
 @reporting
 def command(
-    source: str, backend: str, threads: int | None, max_bytes: int | None, reporter: Reporter
+    source: str,
+    backend: str,
+    threads: int | None,
+    base: str | None,
+    max_bytes: int | None,
+    reporter: Reporter,
 ) -> None:
     """Regenerate every weight of FILE and compare the SHA-256 with the one it carries.
 
     Exits with 0 when they agree, with 3 when they do not or when the file is damaged. FILE may be
-    '-' for stdin.
+    '-' for stdin. A file of changes needs its --base.
     """
     started = time.perf_counter()
     found = None
     try:
-        with open_ticket(source, max_bytes=max_bytes) as ticket:
+        with open_ticket(source, max_bytes=max_bytes, base=base) as ticket:
             stored = ticket.info()["sha256"]
             found = ticket.sha256(backend=backend, threads=threads)
             if found != stored:

@@ -52,10 +52,8 @@ def main(path: Path) -> None:
     # 2. Keep a fifth of them.
     pabzip.search.synflow(net, keep_ratio=0.2, input_shape=(1, 8, 8))
     # 3. Flip signs with Bop; everything else trains by SGD.
-    seeded = pabzip.seeded_parameters(net)
-    dense = [value for name, value in net.named_parameters() if name not in seeded]
     bop = Bop(net, adaptivity_rate=1e-2, threshold=1e-4)
-    sgd = torch.optim.SGD(dense, lr=0.05, momentum=0.9)
+    sgd = torch.optim.SGD(pabzip.dense_parameters(net).values(), lr=0.05, momentum=0.9)
     decay = torch.optim.lr_scheduler.StepLR(bop, 3, gamma=0.5)  # of the adaptivity rate
     for epoch in range(12):
         net.train()

@@ -16,15 +16,18 @@ from pabzip.formats.contents import (
     Tensor,
     gather,
 )
+from pabzip.formats.delta import Base, DeltaEntry, DeltaTensor
 from pabzip.formats.dense import DenseEntry, DenseTensor, bfloat16_to_float32, rounded
+from pabzip.formats.digest import state_sha256
 from pabzip.formats.huffman import huffman_bytes
 from pabzip.formats.limits import ARCHITECTURES, DENSE_TYPES, GENERATOR, HALF_TYPES
 from pabzip.formats.reader import Reader
 from pabzip.formats.report import breakdown, report
 from pabzip.formats.seeded import SeededEntry, SeededTensor, regenerated
 from pabzip.formats.sources import open_source
+from pabzip.formats.ternary import TernaryEntry, TernaryTensor
 from pabzip.formats.tied import TiedEntry, TiedTensor, resolve, resolved
-from pabzip.formats.writer import EncodedFile, encode_ticket, save, state_sha256, verify
+from pabzip.formats.writer import EncodedFile, encode_ticket, save, verify
 from pabzip.registry import CODERS
 
 __all__ = [
@@ -36,7 +39,10 @@ __all__ = [
     "HALF_TYPES",
     "MAGIC",
     "VERSION",
+    "Base",
     "Contents",
+    "DeltaEntry",
+    "DeltaTensor",
     "DenseEntry",
     "DenseTensor",
     "EncodedFile",
@@ -48,6 +54,8 @@ __all__ = [
     "StoredEntry",
     "StoredTensor",
     "Tensor",
+    "TernaryEntry",
+    "TernaryTensor",
     "TiedEntry",
     "TiedTensor",
     "bfloat16_to_float32",

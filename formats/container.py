@@ -59,7 +59,7 @@ def _looks_like(start: bytes) -> str:
     return f"the bytes {start[:8].hex(' ')}"
 
 
-VERSION = 2
+VERSION = 3
 """The newest format version that this package reads; it writes the oldest that will do."""
 
 _FIELDS = struct.Struct("<HHII")  # version, reserved, stored header bytes, inflated header bytes

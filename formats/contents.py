@@ -16,6 +16,7 @@ from typing import Any
 
 from pabzip.errors import FormatError, SeedError, shown
 from pabzip.formats.coder import coder_named, shares_side
+from pabzip.formats.delta import DeltaEntry, DeltaTensor
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.dense_sections import DenseGroup, check_groups
 from pabzip.formats.kind import Coding, EntryKind
@@ -33,16 +34,17 @@ from pabzip.formats.limits import (
     tensor_place,
 )
 from pabzip.formats.seeded import SeededEntry, SeededTensor
+from pabzip.formats.ternary import TernaryEntry, TernaryTensor
 from pabzip.formats.tied import TiedEntry, TiedTensor
 from pabzip.seeds import check_seed
 
-StoredEntry = SeededEntry | DenseEntry
+StoredEntry = SeededEntry | DenseEntry | TernaryEntry | DeltaEntry
 Entry = StoredEntry | TiedEntry
 
-StoredTensor = SeededTensor | DenseTensor
+StoredTensor = SeededTensor | DenseTensor | TernaryTensor | DeltaTensor
 Tensor = StoredTensor | TiedTensor
 
-KINDS: tuple[type[EntryKind], ...] = (TiedEntry, DenseEntry, SeededEntry)
+KINDS: tuple[type[EntryKind], ...] = (TiedEntry, DenseEntry, TernaryEntry, DeltaEntry, SeededEntry)
 """The kinds of tensors, by the length of their rows."""
 
 Scalar = str | int | float | bool | None
@@ -81,6 +83,16 @@ class Contents:
         """Bytes of the whole state as a loader hands it out."""
         return sum(entry.loaded_bytes for entry in self.entries)
 
+    @property
+    def expanded_bytes(self) -> int:
+        """Those of them that the file alone makes, without what is read from its base."""
+        return sum(entry.expanded_bytes for entry in self.entries)
+
+    @property
+    def based(self) -> tuple[Entry, ...]:
+        """The tensors that are changes of the base's, in order."""
+        return tuple(entry for entry in self.entries if entry.based)
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -92,6 +104,8 @@ class Header:
         codings: one per seeded tensor, in order.
         groups: the dense sections, in order; they take the dense tensors in order.
         side: bytes of the side stream that the coders of several tensors share; 0 for none.
+        base: SHA-256 of the tensors of the base that the file changes, 64 hexadecimal digits;
+            empty where it changes none.
     """
 
     contents: Contents
@@ -99,6 +113,7 @@ class Header:
     codings: tuple[Coding, ...] = field(default=())
     groups: tuple[DenseGroup, ...] = field(default=())
     side: int = 0
+    base: str = ""
 
     @property
     def version(self) -> int:
@@ -151,7 +166,8 @@ class Gathering:
         if not isinstance(tensor, Tensor):
             raise FormatError(
                 "tensors",
-                f"expected SeededTensor, DenseTensor or TiedTensor, found {type(tensor).__name__}",
+                "expected SeededTensor, TernaryTensor, DenseTensor, DeltaTensor or TiedTensor, "
+                f"found {type(tensor).__name__}",
             )
         tensor = tensor.tidy(tensor_place(tensor.name))
         entry = tensor.entry(self._entries, self._empty.seed)
@@ -204,12 +220,23 @@ def _check_entry(number: int, entry: Entry, earlier: Mapping[str, Entry]) -> Non
 def check_header(header: Header) -> None:
     """Check a whole header: the contents, and the sections that hold them."""
     check_contents(header.contents)
-    if not isinstance(header.sha256, str) or not re.fullmatch("[0-9a-f]{64}", header.sha256):
-        raise FormatError(
-            "header", f"expected the SHA-256 as 64 hexadecimal digits, found {shown(header.sha256)}"
-        )
+    _check_digest("SHA-256", header.sha256)
+    if header.base:
+        _check_digest("SHA-256 of the base", header.base)
+    if bool(header.base) != bool(header.contents.based):
+        expected = "the SHA-256 of the base that its tensors change"
+        found = (expected, "none") if header.contents.based else ("no base", header.base)
+        raise FormatError("header", f"expected {found[0]}, found {found[1]}")
     _check_codings(header)
     check_groups(header.contents.dense, header.groups)
+
+
+def _check_digest(what: str, digest: object) -> None:
+    """Check that a digest is written as the format says."""
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise FormatError(
+            "header", f"expected the {what} as 64 hexadecimal digits, found {shown(digest)}"
+        )
 
 
 def _check_codings(header: Header) -> None:

@@ -6,7 +6,7 @@ so that it is integer arithmetic on bit patterns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pabzip.formats.contents import Entry, Tensor
 
 _WIDE = ("float64", "float32")
-_PIECE = 1 << 16  # elements that are checked at a time, so that a large tensor needs no copy
+
+_BLOCK = 1 << 18  # values that are checked at a time: temporaries stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,39 +148,34 @@ class DenseTensor(StoredKind):
         if not DENSE_TYPES[self.dtype].floating:
             return
         place = tensor_place(self.name)
-        bad = below = lost = 0
-        bits = self.dtype == "bfloat16"
-        for values in _pieces(self.values):
-            bad += int(np.count_nonzero(~finite(values, self.dtype)))
-            if is_variance(self.name):  # bits above the pattern of -0.0 are negative
-                below += int(np.count_nonzero(values > 0x8000 if bits else values < 0))
-            if self.stored != self.dtype:
-                narrow = to_stored(values, self.dtype, self.stored)
-                kept = from_stored(narrow, self.dtype, self.stored)
-                lost += int(np.count_nonzero(kept != values))
+        bad = not_finite(self.values, self.dtype)
         if bad:
             raise FormatError(place, f"expected finite values, found {bad} that are not")
-        if below:
-            raise FormatError(place, f"expected variances of at least 0, found {below} below")
-        if lost:
-            raise FormatError(
-                place,
-                f"expected values that {self.stored} holds exactly, found {lost} that it does "
-                "not; round them with pabzip.formats.rounded",
+        if is_variance(self.name):
+            bits = self.dtype == "bfloat16"  # those above the pattern of -0.0 are negative
+            below = sum(
+                np.count_nonzero(block > 0x8000 if bits else block < 0)
+                for block in _blocks(self.values)
             )
+            if below:
+                raise FormatError(place, f"expected variances of at least 0, found {below} below")
+        if self.stored != self.dtype:
+            lost = 0
+            for block in _blocks(self.values):
+                narrow = to_stored(block, self.dtype, self.stored)
+                lost += int(np.count_nonzero(from_stored(narrow, self.dtype, self.stored) != block))
+            if lost:
+                raise FormatError(
+                    place,
+                    f"expected values that {self.stored} holds exactly, found {lost} that it does "
+                    "not; round them with pabzip.formats.rounded",
+                )
 
     def array(
         self, seed: int = 0, *, backend: str = "numba", threads: int | None = None
     ) -> NDArray[Any]:
         """Return the values; bfloat16 as uint16 bit patterns."""
         return self.values
-
-
-def _pieces(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Yield the elements of a C-contiguous array, flat, so many at a time as caches hold."""
-    flat = values.reshape(-1)
-    for start in range(0, flat.size, _PIECE):
-        yield flat[start : start + _PIECE]
 
 
 def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
@@ -197,7 +193,7 @@ def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
     if dense_dtype is None or not isinstance(tensor, DenseTensor) or tensor.dtype not in _WIDE:
         return tensor
     narrow = to_stored(tensor.values, tensor.dtype, dense_dtype)
-    overflows = int(np.count_nonzero(~finite(narrow, dense_dtype)))
+    overflows = not_finite(narrow, dense_dtype)
     if overflows:
         raise PackError(
             f"{tensor_place(tensor.name)}: expected values within the range of {dense_dtype}, "
@@ -205,6 +201,19 @@ def rounded(tensor: Tensor, dense_dtype: str | None) -> Tensor:
         )
     values = from_stored(narrow, tensor.dtype, dense_dtype)
     return replace(tensor, values=values, stored=dense_dtype)
+
+
+def by_type(stored: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    """Yield each element type, by first appearance, with the places of its tensors."""
+    for name in dict.fromkeys(stored):
+        yield name, [at for at, other in enumerate(stored) if other == name]
+
+
+def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return the elements of several arrays, one after the other; of one without a copy."""
+    if len(arrays) == 1:
+        return arrays[0].reshape(-1)
+    return np.concatenate([array.reshape(-1) for array in arrays])
 
 
 def check_dense_dtype(dense_dtype: str | None) -> None:
@@ -220,6 +229,30 @@ def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
     """Round values of ``dtype`` to nearest even in ``stored``; overflow becomes infinity."""
     if dtype == stored:
         return values
+    return _converted(values, stored, lambda block: _narrowed(block, dtype, stored))
+
+
+def from_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
+    """Widen values of ``stored`` to ``dtype``, exactly."""
+    if dtype == stored:
+        return values
+    widen = bfloat16_to_float32 if stored == "bfloat16" else np.asarray
+    return _converted(values, dtype, widen)
+
+
+def _converted(
+    values: NDArray[Any], dtype: str, convert: Callable[[NDArray[Any]], NDArray[Any]]
+) -> NDArray[Any]:
+    """Return values of another type, converted a block at a time."""
+    result = np.empty(values.shape, dtype=DENSE_TYPES[dtype].numpy)
+    flat = result.reshape(-1)
+    for number, block in enumerate(_blocks(values)):
+        flat[number * _BLOCK :][: block.size] = convert(block)
+    return result
+
+
+def _narrowed(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
+    """Round a block of float32 or float64 to half precision."""
     if stored == "float16":
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(DENSE_TYPES["float16"].numpy)
@@ -229,25 +262,28 @@ def to_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
     return np.asarray((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
 
 
-def from_stored(values: NDArray[Any], dtype: str, stored: str) -> NDArray[Any]:
-    """Widen values of ``stored`` to ``dtype``, exactly."""
-    if dtype == stored:
-        return values
-    exact = bfloat16_to_float32(values) if stored == "bfloat16" else values
-    return exact.astype(DENSE_TYPES[dtype].numpy)
-
-
 def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return the float32 values of bfloat16 bit patterns, exactly."""
     wide = np.asarray(bits).astype("<u4") << np.uint32(16)
     return np.asarray(wide, dtype="<u4").view("<f4")
 
 
-def finite(values: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
-    """Return which values of a floating ``dtype`` are finite; bfloat16 as bit patterns."""
-    if dtype == "bfloat16":
-        return np.asarray((values & np.uint16(0x7F80)) != np.uint16(0x7F80))
-    return np.asarray(np.isfinite(values))
+def not_finite(values: NDArray[Any], dtype: str) -> int:
+    """Return how many values of a floating ``dtype`` are not finite; bfloat16 as bit patterns."""
+    count = 0
+    for block in _blocks(values):
+        if dtype == "bfloat16":
+            count += int(np.count_nonzero((block & np.uint16(0x7F80)) == np.uint16(0x7F80)))
+        else:
+            count += block.size - int(np.count_nonzero(np.isfinite(block)))
+    return count
+
+
+def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield the values a block at a time, flat, so that temporaries stay small."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        yield flat[start : start + _BLOCK]
 
 
 def _round_to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:

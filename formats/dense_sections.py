@@ -1,13 +1,15 @@
-"""Sections of dense tensors: byte planes, deflate, or the adaptive coder.
+"""Sections of dense tensors: raw, deflated, by the adaptive coder, or by coded byte planes.
 
-``adaptive`` (`pabzip.formats.dense_adaptive`) is nearly always the smallest. For ``deflate``, good
-at what repeats over long stretches, and ``raw``, bytes of equal weight stand together: for each
+``adaptive`` (`pabzip.formats.dense_adaptive`) is nearly always the smallest where tensors are
+small, ``planes`` (`pabzip.formats.dense_planes`) where they are large. For ``deflate``, good at
+what repeats over long stretches, and ``raw``, bytes of equal weight stand together: for each
 element type in the order of its first tensor, the elements of all its tensors in order, split into
 byte planes, the lowest byte of every element first.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import FormatError
-from pabzip.formats.dense import DenseEntry, DenseTensor, from_stored, to_stored
+from pabzip.formats.dense import (
+    DenseEntry,
+    DenseTensor,
+    by_type,
+    from_stored,
+    joined,
+    to_stored,
+)
 from pabzip.formats.limits import (
     DENSE_ENCODINGS,
     DENSE_SECTION_BYTES,
@@ -29,7 +38,14 @@ from pabzip.formats.limits import (
     tensor_place,
 )
 
-_DEFLATE_EXPANSION = 1032  # 258 bytes from 2 bits: deflate cannot make more of its input
+_EXPANSION = {"deflate": 1032, "planes": 1 << 19}
+"""Most bytes that one byte becomes: 258 from 2 bits, and a plane of 2**20 bytes from 2."""
+
+PLANES_BYTES = 1 << 16
+"""Fewest bytes of a section that ``planes`` is tried for."""
+
+_SAMPLES, _SAMPLE = 4, 1 << 16  # parts of a tensor that are deflated on trial, elements of each
+_DENSE_BITS = 2  # bits a byte above which small integers have no structure that pays to be modeled
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +82,11 @@ def check_groups(dense: Sequence[DenseEntry], groups: Sequence[DenseGroup]) -> N
             raise FormatError(place, f"expected {size} raw bytes, found {group.length}")
         if group.length > size:
             raise FormatError(place, f"expected at most {size} bytes, found {group.length}")
-        if group.encoding == "deflate" and size > _DEFLATE_EXPANSION * group.length:
+        expansion = _EXPANSION.get(group.encoding)
+        if expansion is not None and size > expansion * group.length:
             raise FormatError(
                 place,
-                f"expected at most {_DEFLATE_EXPANSION} times {group.length} bytes, found {size}",
+                f"expected at most {expansion} times {group.length} bytes, found {size}",
             )
 
 
@@ -86,27 +103,59 @@ def grouped(
 def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
     """Return a dense section's encoding, the smallest, and its payload.
 
-    A single tensor of more than `DENSE_SECTION_BYTES` is not tried with ``adaptive``, which would
-    save it about two percent and decode some fifty times slower than deflate.
+    Not every encoding is tried on a large section, because of the time that takes. From
+    `PLANES_BYTES` on, ``planes`` is, and deflate, at worst half a megabyte a second, only where
+    samples make it likely to win. ``adaptive`` is left out above `DENSE_SECTION_BYTES`, and where
+    most elements are single bytes that ``planes`` shows to be nearly random.
     """
-    entries = [one.entry({}) for one in tensors]
+    stored = [one.stored for one in tensors]
     arrays = [
         to_stored(one.values, one.dtype, one.stored).astype(
             DENSE_TYPES[one.stored].numpy, copy=False
         )
         for one in tensors
     ]
-    raw = b""
-    for _, places in _by_type([one.stored for one in tensors]):
-        elements = np.concatenate([arrays[at].reshape(-1) for at in places])
-        raw += elements.view(np.uint8).reshape(elements.size, -1).T.tobytes()
-    tried = {"raw": raw, "deflate": deflate(raw)}
-    if len(raw) <= DENSE_SECTION_BYTES:
+    size = sum(array.nbytes for array in arrays)
+    tried: dict[str, bytes] = {}
+    single = 0  # bytes of elements of one byte
+    if size >= PLANES_BYTES:
+        from pabzip.formats.dense_planes import encode_planes
+
+        tried["planes"] = encode_planes(stored, arrays)
+        single = sum(array.nbytes for array in arrays if array.itemsize == 1)
+    noise = 2 * single > size and 8 * len(tried["planes"]) > _DENSE_BITS * size
+    if size <= DENSE_SECTION_BYTES and not noise:
         from pabzip.formats.dense_adaptive import encode_adaptive
 
-        tried["adaptive"] = encode_adaptive(entries, arrays)
+        tried["adaptive"] = encode_adaptive([one.entry({}) for one in tensors], arrays)
+    elif not _deflate_may_win(arrays, len(tried["planes"])):
+        if len(tried["planes"]) < size:
+            return "planes", tried["planes"]
+        return "raw", b"".join(_raw(stored, arrays))
+    raw = b"".join(_raw(stored, arrays))
+    tried = {"raw": raw, "deflate": deflate(raw), **tried}
     encoding = min(tried, key=lambda name: len(tried[name]))
     return encoding, tried[encoding]
+
+
+def _raw(stored: Sequence[str], arrays: Sequence[NDArray[Any]]) -> Iterator[bytes]:
+    """Yield the raw bytes of a section: one element type after the other, lowest bytes first."""
+    for _, places in by_type(stored):
+        elements = joined([arrays[at] for at in places])
+        yield elements.view(np.uint8).reshape(elements.size, -1).T.tobytes()
+
+
+def _deflate_may_win(arrays: Sequence[NDArray[Any]], size: int) -> bool:
+    """Return whether deflate may be smaller than ``size``: if its quickest level is, on samples."""
+    taken = deflated = 0
+    for array in arrays:
+        elements = array.reshape(-1)
+        for start in np.linspace(0, max(elements.size - _SAMPLE, 0), _SAMPLES, dtype=np.int64):
+            sample = elements[start : start + _SAMPLE].view(np.uint8)
+            planes = sample.reshape(-1, array.itemsize).T.tobytes()
+            taken += len(planes)
+            deflated += len(zlib.compress(planes, 1))
+    return deflated * sum(array.nbytes for array in arrays) < size * taken
 
 
 def decode_group(
@@ -117,13 +166,17 @@ def decode_group(
         from pabzip.formats.dense_adaptive import decode_adaptive
 
         arrays = decode_adaptive(entries, payload, place)
+    elif encoding == "planes":
+        from pabzip.formats.dense_planes import decode_planes
+
+        arrays = decode_planes(entries, payload, place)
     else:
         size = sum(entry.stored_bytes for entry in entries)
         raw = payload if encoding == "raw" else inflate(payload, size, place)
         arrays = _split_planes(entries, raw)
     tensors = []
     for entry, array in zip(entries, arrays, strict=True):
-        if entry.dtype == "bool" and (array.view(np.uint8) > 1).any():
+        if entry.dtype == "bool" and array.view(np.uint8).max() > 1:
             raise FormatError(
                 tensor_place(entry.name), "expected booleans of 0 or 1, found other bytes"
             )
@@ -133,17 +186,11 @@ def decode_group(
     return tensors
 
 
-def _by_type(stored: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    """Yield each element type, by first appearance, with the places of its tensors."""
-    for name in dict.fromkeys(stored):
-        yield name, [at for at, other in enumerate(stored) if other == name]
-
-
 def _split_planes(entries: Sequence[DenseEntry], raw: bytes | memoryview) -> list[NDArray[Any]]:
     """Return the elements of each tensor, as stored, from a section's raw bytes."""
     arrays: dict[int, NDArray[Any]] = {}
     start = 0
-    for stored, places in _by_type([entry.stored for entry in entries]):
+    for stored, places in by_type([entry.stored for entry in entries]):
         count = sum(entries[at].count for at in places)
         element = DENSE_TYPES[stored].numpy
         stop = start + count * element.itemsize

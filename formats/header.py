@@ -84,7 +84,7 @@ def _finite(digits: str) -> float:
 
 
 _REQUIRED = ("arch", "generator", "seed", "sha256", "tensors")
-_OPTIONAL = {"dense": list, "metadata": dict, "options": dict, "side": int}
+_OPTIONAL = {"base": str, "dense": list, "metadata": dict, "options": dict, "side": int}
 
 
 def to_json(header: Header) -> bytes:
@@ -101,6 +101,7 @@ def to_json(header: Header) -> bytes:
         "metadata": dict(contents.metadata),
         "dense": [[group.count, group.encoding, group.length] for group in header.groups],
         "side": header.side,
+        "base": header.base,
     }
     kept = {key: value for key, value in fields.items() if key in _REQUIRED or value}
     text = json.dumps(
@@ -137,7 +138,8 @@ def from_json(data: bytes) -> Header:
         tuple(entries),
     )
     groups = tuple(_group(number, row) for number, row in enumerate(fields.get("dense", [])))
-    header = Header(contents, fields["sha256"], tuple(codings), groups, fields.get("side", 0))
+    side, base = fields.get("side", 0), fields.get("base", "")
+    header = Header(contents, fields["sha256"], tuple(codings), groups, side, base)
     check_header(header)
     return header
 
@@ -149,7 +151,7 @@ def _parsed(place: str, row: Any, earlier: Mapping[str, Entry]) -> tuple[Entry, 
             found = kind.from_row(place, row, earlier) if len(row) in kind.row_lengths else None
             if found is not None:
                 return found
-    lengths = [str(one) for one in sorted(one for kind in KINDS for one in kind.row_lengths)]
+    lengths = [str(one) for one in sorted({one for kind in KINDS for one in kind.row_lengths})]
     known = f"{', '.join(lengths[:-1])} or {lengths[-1]}"
     raise FormatError(place, f"expected a row of {known} values, found {shown(row)}")
 

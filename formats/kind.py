@@ -10,7 +10,7 @@ or a ticket, raises `FormatError`; the message names the tensor, and counts the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -67,9 +67,24 @@ class EntryKind(Protocol):
         return math.prod(self.shape)
 
     @property
+    def weights(self) -> int:
+        """Number of weights; as of elements, unless an element holds several."""
+        return self.count
+
+    @property
     def loaded_bytes(self) -> int:
         """Bytes of the tensor as a loader hands it out, in memory of its own."""
         return self.count * DENSE_TYPES[self.dtype].itemsize
+
+    @property
+    def expanded_bytes(self) -> int:
+        """Of `loaded_bytes`, those that the file alone makes: the rest is read from its base."""
+        return self.loaded_bytes
+
+    @property
+    def based(self) -> bool:
+        """Whether the tensor is a change of one of another file, the base."""
+        return False
 
     @property
     def version(self) -> int:
@@ -90,6 +105,11 @@ class EntryKind(Protocol):
     def parts(self) -> Sequence[DenseEntry]:
         """What the dense sections hold of the tensor, in order; each has the tensor's name."""
         return ()
+
+    @property
+    def code_parts(self) -> int:
+        """How many of `parts`, the first, hold codes of weights."""
+        return 0
 
     def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
         """Check every rule of the kind that does not depend on how the tensor is coded.
@@ -152,6 +172,10 @@ class TensorKind(Protocol):
     def check_values(self) -> None:
         """Check values whose rules need a checked entry."""
         return
+
+    def on_base(self, read: Callable[[], NDArray[Any]]) -> Tensor:
+        """Return the tensor with a way to read the one of the base that it changes."""
+        return self  # type: ignore[return-value]  # the union of all kinds
 
     def resolve(self, tensors: Mapping[str, Tensor]) -> StoredTensor:
         """Return the tensor itself, or the target of a second name, under that name."""

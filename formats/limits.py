@@ -80,7 +80,7 @@ DENSE_TYPES = {
 HALF_TYPES = ("float16", "bfloat16")
 """What float32 and float64 tensors may be rounded to for storage."""
 
-DENSE_ENCODINGS = ("raw", "deflate", "adaptive")
+DENSE_ENCODINGS = ("raw", "deflate", "adaptive", "planes")
 """How the bytes of a dense section are kept."""
 
 MAX_HEADER_BYTES = 16 << 20
@@ -182,12 +182,14 @@ def is_variance(name: str) -> bool:
     return name == "running_var" or name.endswith(".running_var")
 
 
-def check_loaded_bytes(loaded_bytes: int, max_bytes: int | None, file_bytes: int) -> None:
+def check_loaded_bytes(
+    loaded_bytes: int, expanded_bytes: int, max_bytes: int | None, file_bytes: int
+) -> None:
     """Refuse a loaded state of more bytes than ``max_bytes``, with a LimitError.
 
     A tensor with no survivors takes next to no bytes, so that a small file may declare a huge
     state. None allows `MAX_EXPANSION` times the bytes of the file, or `ALWAYS_ALLOWED_BYTES` where
-    that is more.
+    that is more, for ``expanded_bytes``, which leave out what a base brings.
     """
     if max_bytes is not None and loaded_bytes > max_bytes:
         raise LimitError(
@@ -196,11 +198,11 @@ def check_loaded_bytes(loaded_bytes: int, max_bytes: int | None, file_bytes: int
             f"{loaded_bytes} declared; raise the limit if you trust the file",
         )
     limit = max(MAX_EXPANSION * file_bytes, ALWAYS_ALLOWED_BYTES)
-    if max_bytes is None and loaded_bytes > limit:
+    if max_bytes is None and expanded_bytes > limit:
         raise LimitError(
             "header",
             f"expected at most {limit} bytes of tensors from a file of {file_bytes} bytes, found "
-            f"{loaded_bytes} declared; if you trust the file, allow them with max_bytes",
+            f"{expanded_bytes} declared; if you trust the file, allow them with max_bytes",
         )
 
 

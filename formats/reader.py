@@ -21,6 +21,7 @@ from pabzip.formats.container import (
     sections,
 )
 from pabzip.formats.contents import Tensor
+from pabzip.formats.delta import Base, CheckedBase
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.dense_sections import DenseGroup, decode_group, grouped
 from pabzip.formats.limits import DENSE_SECTION_BYTES, check_loaded_bytes, tensor_place
@@ -37,6 +38,11 @@ class _GroupPlace:
     group: DenseGroup
     section: Section
 
+    @property
+    def small(self) -> bool:
+        """Whether its tensors may be kept for the next one that is asked for."""
+        return sum(entry.loaded_bytes for entry in self.entries) <= DENSE_SECTION_BYTES
+
 
 class Reader(Mapping[str, Tensor]):
     """The tensors of a file, by name, in the order of the file; each is read when asked for.
@@ -49,10 +55,14 @@ class Reader(Mapping[str, Tensor]):
         max_bytes: most bytes of the loaded state (float32 for seeded tensors, their own type for
             dense ones); None takes 65,536 times the size of the file, or 256 MiB if that
             is more; no ticket of a trained network comes near.
+        base: what the tensors of kind ``delta`` change. It is read, and its digest compared with
+            the header's, with the first of them; `BaseFileError` says where it is missing or
+            another. Closed by `close`.
 
     Attributes:
         header: what the file declares.
         header_bytes: bytes of the file before its first section.
+        base: the base, checked before its first tensor is handed out.
 
     Raises:
         FormatError: not a file of this format, or one that breaks its rules. Every fault that is
@@ -61,14 +71,15 @@ class Reader(Mapping[str, Tensor]):
         LimitError: the file declares more than ``max_bytes``.
     """
 
-    def __init__(self, source: Source, *, max_bytes: int | None = None):
+    def __init__(self, source: Source, *, max_bytes: int | None = None, base: Base | None = None):
         self._source = source
         self.header, self.header_bytes = read_header(source)
         contents = self.header.contents
         places = list(sections(self.header, self.header_bytes))
         size = self.header_bytes + sum(place.length + CHECKSUM_BYTES for place in places)
-        check_loaded_bytes(contents.loaded_bytes, max_bytes, size)
+        check_loaded_bytes(contents.loaded_bytes, contents.expanded_bytes, max_bytes, size)
         check_extent(source, size)
+        self.base = CheckedBase(base, contents.based, self.header.base)
         remaining = iter(places)
         self._side = next(remaining) if self.header.side else None
         self._codes = {
@@ -87,7 +98,8 @@ class Reader(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
         codes = self._read_codes(name) if name in self._codes else None
-        return entry.tensor(codes, self._read_parts(name))
+        tensor = entry.tensor(codes, self._read_parts(name))
+        return tensor.on_base(partial(self.base.read, entry)) if entry.based else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -168,8 +180,9 @@ class Reader(Mapping[str, Tensor]):
             )
 
     def close(self) -> None:
-        """Close the source."""
+        """Close the source, and the base."""
         self._source.close()
+        self.base.close()
 
     def _read_codes(self, name: str) -> NDArray[np.int8]:
         """Read the codes of one seeded tensor, in its shape."""
@@ -195,8 +208,8 @@ class Reader(Mapping[str, Tensor]):
         found = []
         for place, at in self._parts.get(name, []):
             part = self._read_group(place)[at]
-            kept = self._last is not None and self._last[0] is place
-            found.append(replace(part, values=part.values.copy()) if kept else part)
+            shared = place.small or not part.values.flags.writeable
+            found.append(replace(part, values=part.values.copy()) if shared else part)
         return found
 
     def _decoder(self, name: str) -> Decoder:
@@ -215,7 +228,7 @@ class Reader(Mapping[str, Tensor]):
             return last[1]
         payload = read_section(self._source, place.section)
         tensors = decode_group(place.entries, place.group.encoding, payload, place.section.place)
-        if sum(entry.loaded_bytes for entry in place.entries) <= DENSE_SECTION_BYTES:
+        if place.small:
             self._last = (place, tensors)
         return tensors
 

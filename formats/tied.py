@@ -56,6 +56,11 @@ class TiedEntry(EntryKind):
         """The element type of both."""
         return self.original.dtype
 
+    @property
+    def expanded_bytes(self) -> int:
+        """Those of the target."""
+        return self.original.expanded_bytes
+
     def check(self, place: str, earlier: Mapping[str, Entry]) -> None:
         """Check that the target stands before the tensor, and may be its target."""
         if _target(self.name, self.target, earlier) != self.original:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import struct
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,14 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pabzip.errors import FormatError, PackError
+from pabzip.errors import BaseFileError, FormatError, PackError
 from pabzip.formats.ahead import Progress, one_ahead
 from pabzip.formats.atomic import IN_MEMORY_BYTES, open_atomic, open_scratch
 from pabzip.formats.coder import AUTO, OnTensor, check_coder, encode_codes
 from pabzip.formats.container import checksum, encode_header
-from pabzip.formats.contents import Contents, Gathering, Header, StoredTensor, Tensor
+from pabzip.formats.contents import Contents, Gathering, Header, Tensor
+from pabzip.formats.delta import Base, BaseOfDeltas
 from pabzip.formats.dense import DenseTensor, check_dense_dtype, rounded
 from pabzip.formats.dense_sections import DenseGroup, encode_group
+from pabzip.formats.digest import StateDigest
 from pabzip.formats.kind import Coding
 from pabzip.formats.limits import DENSE_SECTION_BYTES, MAX_INTEGER, tensor_place
 from pabzip.formats.reader import Reader
@@ -35,72 +35,6 @@ _PIECE = 8 << 20  # bytes that are hashed or copied at a time
 _SECTIONS_AT_ONCE = 4  # encoded on threads, before the first of them must be written
 
 
-class StateDigest:
-    """The SHA-256 of a state, which takes its tensors one at a time.
-
-    For each tensor in order the hash takes: the name's length in UTF-8 bytes (uint32), the name,
-    the length of the dtype's name (uint8), the dtype's name, the number of dimensions (uint8),
-    each dimension (uint64), and the elements in row-major order. Integers and elements are
-    little-endian; a boolean is one byte; a seeded tensor has dtype ``float32``.
-
-    Args:
-        seed: the ticket's seed.
-        backend: of `pabzip.seeds.regenerate`; every backend gives the same digest.
-        threads: likewise.
-        on_bytes: called with the number of bytes of each piece once it is hashed.
-
-    Source: formats/SPEC.md, section "The digest".
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        *,
-        backend: str = "numba",
-        threads: int | None = None,
-        on_bytes: Callable[[int], object] | None = None,
-    ):
-        self._seed, self._backend, self._threads = seed, backend, threads
-        self._on_bytes = on_bytes
-        self._hash = hashlib.sha256()
-
-    def add(self, tensor: StoredTensor) -> None:
-        """Take the next tensor; a tied one resolved (`pabzip.formats.resolve`)."""
-        name, dtype = tensor.name.encode("utf-8"), tensor.dtype.encode("ascii")
-        self._hash.update(struct.pack("<I", len(name)) + name)
-        self._hash.update(struct.pack("<B", len(dtype)) + dtype)
-        self._hash.update(struct.pack(f"<B{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
-        for part in tensor.elements(self._seed, backend=self._backend, threads=self._threads):
-            data = part.view("u1").data
-            for start in range(0, len(data), _PIECE):
-                piece = data[start : start + _PIECE]
-                self._hash.update(piece)
-                if self._on_bytes is not None:
-                    self._on_bytes(len(piece))
-
-    def hexdigest(self) -> str:
-        """Return the digest of the tensors so far, as 64 hexadecimal digits."""
-        return self._hash.hexdigest()
-
-
-def state_sha256(
-    seed: int,
-    tensors: Iterable[StoredTensor],
-    *,
-    backend: str = "numba",
-    threads: int | None = None,
-) -> str:
-    """Return the `StateDigest` of tensors in the order of the ticket, read one at a time.
-
-    Ties are resolved (`pabzip.formats.resolved`); the other arguments are those of `StateDigest`.
-    """
-    state = StateDigest(seed, backend=backend, threads=threads)
-    for tensor in tensors:
-        state.add(tensor)
-        del tensor  # before the next is read
-    return state.hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class EncodedFile:
     """A file, compressed: its header and codes in memory, its dense sections in a scratch file.
@@ -110,12 +44,14 @@ class EncodedFile:
         start: its bytes before the first section.
         payloads: of the side stream and the codes, in order.
         dense: the dense sections with their checksums, as `open_scratch` gives it.
+        base: what its deltas change; reading back needs it.
     """
 
     header: Header
     start: bytes
     payloads: tuple[bytes, ...]
     dense: BinaryIO
+    base: Base
 
     def write(self, stream: BinaryIO) -> None:
         """Write the file to a binary stream, which may take it in pieces (a pipe, say)."""
@@ -193,11 +129,13 @@ def encode_ticket(
         gathering = Gathering(contents.seed, contents.arch, contents.options, contents.metadata)
         digest = StateDigest(contents.seed, on_bytes=lambda count: tell("packing", count))
         seeded: list[SeededTensor] = []
+        base = BaseOfDeltas()
         with ThreadPoolExecutor(1, "pabzip-hash") as hashing, _DenseSections(scratch) as sections:
             for tensor in one_ahead(tensors, made, lambda name: (sizes or {}).get(name, 0)):
                 tensor = gathering.add(tensor)
                 hashed = hashing.submit(digest.add, tensor.resolve(_Again(made)))
                 sections.add(tensor.parts)
+                base.add(tensor)
                 if isinstance(tensor, SeededTensor):
                     seeded.append(tensor)
                 hashed.result()
@@ -207,9 +145,11 @@ def encode_ticket(
             found.seed, seeded, coder, _counted(seeded, on_tensor, tell)
         )
         codings = tuple(map(Coding, names, map(len, codes)))
-        header = Header(found, digest.hexdigest(), codings, tuple(sections.groups), len(side))
+        header = Header(
+            found, digest.hexdigest(), codings, tuple(sections.groups), len(side), base.sha256
+        )
         sides = (side,) if side else ()
-        return EncodedFile(header, encode_header(header), (*sides, *codes), scratch)
+        return EncodedFile(header, encode_header(header), (*sides, *codes), scratch, base)
     except FormatError as error:
         raise PackError(str(error)) from None
     except _UnreadableError as error:
@@ -376,13 +316,13 @@ def save(
         OSError: the target cannot be written.
     """
     if isinstance(target, str | os.PathLike):
-        check = partial(_read_back, on_progress=on_progress)
+        check = partial(_read_back, base=encoded.base, on_progress=on_progress)
         with open_atomic(target, check=check) as stream:
             encoded.write(stream)
     else:
         with open_scratch() as whole:
             encoded.write(whole)
-            _read_back(whole, on_progress=on_progress)
+            _read_back(whole, base=encoded.base, on_progress=on_progress)
             copy_all(whole, target)
         target.flush()
     return report(encoded.header, len(encoded.start))
@@ -434,13 +374,13 @@ def reader_sha256(
     return state.hexdigest()
 
 
-def _read_back(written: Path | BinaryIO, *, on_progress: Progress | None) -> None:
+def _read_back(written: Path | BinaryIO, *, base: Base, on_progress: Progress | None) -> None:
     """Open a file that was just written, and verify it."""
     source = open_source(written) if isinstance(written, Path) else SeekableSource(written)
     try:
         # No limit: what is written is at hand.
-        verify(Reader(source, max_bytes=MAX_INTEGER), on_progress=on_progress)
-    except FormatError as error:
+        verify(Reader(source, max_bytes=MAX_INTEGER, base=base), on_progress=on_progress)
+    except (FormatError, BaseFileError) as error:
         raise PackError(
             f"expected what was written to read back, found a fault ({error}); nothing was kept: "
             "check the disk and memory of this machine"

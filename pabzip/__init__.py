@@ -8,9 +8,8 @@ The public names are declared once, in ``__init__.pyi``. Each is imported on fir
 ``import pabzip`` loads neither torch nor onnx, and reading a file needs neither.
 """
 
-import lazy_loader
-
+from pabzip._optional import lazy_names
 from pabzip._version import __version__ as __version__
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__, extra="torch")
 __all__ = [*__all__, "__version__"]

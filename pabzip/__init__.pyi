@@ -13,20 +13,33 @@ from . import (
 )
 from ._version import __version__ as __version__
 from .checkpoint import load_checkpoint, save_checkpoint
-from .errors import FormatError, PabzError
+from .coverage import InitReport
+from .errors import BaseFileError, FormatError, PabzError
 from .export.onnx import export_onnx, load_session
-from .formats import DenseTensor, SeededTensor, TiedTensor
-from .init import Seeding, attach_seeding, init_, seeded_parameters, seeding
+from .formats import DeltaTensor, DenseTensor, SeededTensor, TiedTensor
+from .init import (
+    Seeding,
+    attach_seeding,
+    dense_parameters,
+    init_,
+    init_report,
+    seeded_parameters,
+    seeding,
+)
 from .packing.pack import pack, save_file
+from .random import rand, randn, signs
 from .runtime.loaders import load, load_arrays, load_file, load_into, open  # noqa: A004
 from .seeds.spec import InitSpec
 from .ticket import Ticket, TicketReport
 from .train.evaluation import Evaluation, evaluate
 
 __all__ = [
+    "BaseFileError",
+    "DeltaTensor",
     "DenseTensor",
     "Evaluation",
     "FormatError",
+    "InitReport",
     "InitSpec",
     "PabzError",
     "SeededTensor",
@@ -37,11 +50,13 @@ __all__ = [
     "__version__",
     "attach_seeding",
     "data",
+    "dense_parameters",
     "evaluate",
     "export",
     "export_onnx",
     "formats",
     "init_",
+    "init_report",
     "load",
     "load_arrays",
     "load_checkpoint",
@@ -52,6 +67,8 @@ __all__ = [
     "open",
     "pack",
     "packing",
+    "rand",
+    "randn",
     "runtime",
     "save_checkpoint",
     "save_file",
@@ -59,6 +76,7 @@ __all__ = [
     "seeded_parameters",
     "seeding",
     "seeds",
+    "signs",
     "supermask",
     "train",
     "unmask",

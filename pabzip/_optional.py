@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+import lazy_loader
 
 from pabzip.errors import MissingDependencyError
 
@@ -21,10 +25,38 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         MissingDependencyError: it is not installed. An import that fails for another reason (a
             broken installation) raises its own error unchanged.
     """
-    try:
+    with _needing(module.partition(".")[0], extra, purpose):
         return importlib.import_module(module)
+
+
+def lazy_names(
+    package: str, file: str, *, extra: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package, by its ``.pyi`` file.
+
+    Each name is imported with its first use, which raises `MissingDependencyError` where it needs
+    torch and there is none.
+
+    Args:
+        package: ``__name__`` of the package.
+        file: its ``__file__``, beside which the ``.pyi`` lies.
+        extra: pabzip's extra that installs torch and what else the package needs.
+    """
+    find, names, public = lazy_loader.attach_stub(package, file)
+
+    def __getattr__(name: str) -> Any:  # noqa: N807
+        with _needing("torch", extra, f"{package}.{name}"):
+            return find(name)
+
+    return __getattr__, names, public
+
+
+@contextmanager
+def _needing(package: str, extra: str, purpose: str) -> Iterator[None]:
+    """Say in our own words that ``package`` is missing, where the block fails because of it."""
+    try:
+        yield
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise MissingDependencyError(

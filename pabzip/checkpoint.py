@@ -22,9 +22,10 @@ from pabzip.errors import ArchitectureError, CheckpointError, SeedError
 from pabzip.formats.atomic import open_atomic
 from pabzip.formats.container import MAGIC
 from pabzip.formats.limits import ARCHITECTURES
-from pabzip.init import Seeding, attach_seeding, seeding, unwrap
+from pabzip.init import Seeding, attach_seeding, seeding
 from pabzip.models import build
 from pabzip.seeds import Frozen, InitSpec, check_seed, weights
+from pabzip.wrappers import bare, full_state, inner_names, load_full_state
 
 FORMAT = "pabzip-checkpoint"
 VERSION = 1
@@ -34,7 +35,6 @@ _KEYS = (
 )  # fmt: skip
 _IN_METADATA = ("data", "method", "keep_ratio", "epochs", "test_accuracy", "validation")
 _HOW = "save the network with pabzip.save_checkpoint(net, path), or train one with `pabzip train`"
-_PREFIX = "module."
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
 
 _Value = TypeVar("_Value")
@@ -140,8 +140,8 @@ def save_checkpoint(
     """Write ``net`` as a checkpoint; an existing file is replaced only by a complete one.
 
     Args:
-        net: a network drawn by `pabzip.init_`, on any device; wrappers (``DataParallel``,
-            ``DistributedDataParallel``, ``torch.compile``) are understood.
+        net: a network drawn by `pabzip.init_`, on any device, wrapped or not (`pabzip.wrappers`);
+            under FSDP every rank has to call this.
         file: path of the file, usually ``model.pt``, or a binary stream.
         settings: how it was trained, as plain values.
         results: how well, as plain values.
@@ -155,10 +155,8 @@ def save_checkpoint(
             something that is no plain value.
         OSError: the file cannot be written.
     """
-    net = unwrap(net)
-    record = seeding(net)
-    arch, options = getattr(net, "pabzip_arch", ("custom", {}))
-    state = net.state_dict()
+    record, state = seeding(net), full_state(net)
+    arch, options = getattr(bare(net), "pabzip_arch", ("custom", {}))
     extra = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if extra:
         raise CheckpointError(
@@ -227,10 +225,7 @@ def load_state(source: File) -> Checkpoint | dict[str, torch.Tensor]:
         if not found:
             return _checked(content, name)
         content = content[found[0]]
-    state = _tensors(name, "state_dict", content)
-    if all(key.startswith(_PREFIX) for key in state):  # as DataParallel names them
-        return {key.removeprefix(_PREFIX): value for key, value in state.items()}
-    return state
+    return inner_names(_tensors(name, "state_dict", content))
 
 
 def _holds_tensors(content: object) -> bool:
@@ -258,15 +253,15 @@ def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None
                 "network yourself and pass it as net= (on the command line: --arch module:callable)"
             )
         net = build(checkpoint.arch, checkpoint.arch_options)
-    inner = unwrap(net)
     try:
-        inner.load_state_dict(dict(checkpoint.state_dict), strict=True)
+        load_full_state(net, checkpoint.state_dict)
     except RuntimeError as error:
         raise ArchitectureError(
-            f"the checkpoint does not fit {type(inner).__name__}: {' '.join(str(error).split())}; "
+            f"the checkpoint does not fit {type(bare(net)).__name__}: "
+            f"{' '.join(str(error).split())}; "
             "build the network with the options it was trained with"
         ) from error
-    attach_seeding(inner, checkpoint.seeding)
+    attach_seeding(net, checkpoint.seeding)
     return net.eval()
 
 
@@ -416,15 +411,12 @@ def _seed(place: str, seed: object) -> int:
 
 
 def _without_prefix(arch: str, values: dict[str, Any], specs: dict[str, Any]) -> dict[str, Any]:
-    """Drop DataParallel's prefix, but keep the names of a network that has a child ``module``.
+    """Drop the prefixes of wrappers, but keep the names of a network that has a child ``module``.
 
     Registered architectures have none. A custom one may, and then its init specs say so too.
     """
-    prefixed = all(name.startswith(_PREFIX) for name in values)
-    genuine = arch == "custom" and all(name.startswith(_PREFIX) for name in specs)
-    if not prefixed or genuine:
-        return values
-    return {name.removeprefix(_PREFIX): value for name, value in values.items()}
+    genuine = arch == "custom" and all(name.startswith("module.") for name in specs)
+    return values if genuine else inner_names(values)
 
 
 def _table(place: str, what: str, value: object) -> Mapping[str, Any]:

@@ -44,6 +44,10 @@ class LimitError(FormatError):
     """A file declares more than the caller's ``max_bytes`` allows; nothing was allocated for it."""
 
 
+class BaseFileError(PabzError):
+    """A file of changes was read without its base, or on another base than it was packed on."""
+
+
 class SeedError(PabzError):
     """A seed, init spec or scheme is out of range, or a network has none where one is needed."""
 

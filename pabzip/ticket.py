@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from pabzip.errors import FormatError, PackError
 from pabzip.formats import (
     AUTO,
+    Base,
     Contents,
+    DeltaTensor,
     DenseTensor,
     Reader,
     Scalar,
@@ -23,6 +25,8 @@ from pabzip.formats import (
     SeededTensor,
     StoredTensor,
     Tensor,
+    TernaryEntry,
+    TernaryTensor,
     TiedTensor,
     bfloat16_to_float32,
     encode_ticket,
@@ -35,12 +39,24 @@ from pabzip.formats.ahead import Progress
 from pabzip.formats.coder import Coded, Task, run_tasks
 from pabzip.formats.huffman import encode
 from pabzip.formats.report import TicketReport, breakdown, report
+from pabzip.formats.ternary import SCALE_SUFFIX
 from pabzip.formats.writer import reader_sha256, write_ticket
 from pabzip.seeds import Frozen, InitSpec
 
-__all__ = ["DenseTensor", "SeededTensor", "Ticket", "TicketReport", "TiedTensor"]
+__all__ = [
+    "DeltaTensor",
+    "DenseTensor",
+    "SeededTensor",
+    "TernaryTensor",
+    "Ticket",
+    "TicketReport",
+    "TiedTensor",
+]
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+
+GGUF_HEADER = "gguf.header"
+"""Name of the dense tensor that keeps what a ``.gguf`` file holds beside its tensors."""
 
 FUSED_BACKEND = "numba"
 """The backend that decodes and regenerates in one pass; others regenerate from decoded codes."""
@@ -131,7 +147,9 @@ class Ticket:
         self._entries = {entry.name: entry for entry in contents.entries}
 
     @classmethod
-    def open(cls, source: Source, *, max_bytes: int | None = None) -> Ticket:
+    def open(
+        cls, source: Source, *, max_bytes: int | None = None, base: Base | None = None
+    ) -> Ticket:
         """Open a ``.pabz`` file; only its header is read.
 
         Args:
@@ -139,6 +157,8 @@ class Ticket:
                 stream, which is read from where it stands, to the end of the ticket, and kept.
             max_bytes: most bytes of the loaded state that the file may declare (`info`'s
                 ``float32_bytes``); None takes 65,536 times the file, or 256 MiB if more.
+            base: the tensors that the deltas of the file change (`pabzip.packing.base.open_base`
+                opens them); closed with the ticket. Without it they cannot be read, all else can.
 
         Raises:
             FormatError: not a .pabz file, a newer version, or damaged.
@@ -149,7 +169,7 @@ class Ticket:
         opened = open_source(source)
         try:
             with naming(file):
-                reader = Reader(opened, max_bytes=max_bytes)
+                reader = Reader(opened, max_bytes=max_bytes, base=base)
         except BaseException:
             opened.close()
             raise
@@ -187,7 +207,7 @@ class Ticket:
         return tuple(self._entries)
 
     def kind(self, name: str) -> str:
-        """Return ``"seeded"`` or ``"dense"``; of a tied tensor the kind of its target."""
+        """Return ``"seeded"``, ``"ternary"``, ``"delta"`` or ``"dense"``; its target's if tied."""
         return self._entries[name].original.kind
 
     def tied(self, name: str) -> str | None:
@@ -195,11 +215,14 @@ class Ticket:
         return self._entries[name].target
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape."""
+        """Return a tensor's shape; of a ternary one as it was stored."""
         return self._entries[name].shape
 
     def dtype(self, name: str) -> str:
-        """Return torch's name of a tensor's element type; seeded tensors are ``"float32"``."""
+        """Return torch's name of a tensor's element type; seeded tensors are ``"float32"``.
+
+        Of a ternary tensor it is the type as it was stored: `plain` tells that of its weights.
+        """
         return self._entries[name].dtype
 
     def spec(self, name: str) -> InitSpec:
@@ -235,18 +258,27 @@ class Ticket:
         return dict(self._contents.metadata)
 
     def codes(self, name: str) -> NDArray[np.int8]:
-        """Return the codes of a seeded tensor.
+        """Return the codes of a seeded or ternary tensor.
 
         Returns:
-            int8, the weight's shape: 0 pruned, +1 the seed's sign kept, -1 flipped.
+            int8, the weight's shape: 0 pruned, +1 the seed's sign kept, -1 flipped; of a ternary
+            tensor the sign of each weight.
         """
+        if self.kind(name) == TernaryEntry.kind:
+            return self._ternary(name).codes()
         self.spec(name)  # refuses a dense tensor
         tensor = self.tensor(name)
         assert isinstance(tensor, SeededTensor)
         return tensor.codes
 
+    def _ternary(self, name: str) -> TernaryTensor:
+        """Return a ternary tensor."""
+        tensor = self.tensor(name)
+        assert isinstance(tensor, TernaryTensor)
+        return tensor
+
     def mask(self, name: str) -> bitarray:
-        """Return which weights of a seeded tensor survive, one bit a weight.
+        """Return which weights of a seeded or ternary tensor survive, one bit a weight.
 
         Returns:
             N bits, big-endian, in the weight's row-major order: 1 survives, 0 is pruned.
@@ -258,13 +290,13 @@ class Ticket:
 
         Returns:
             K bits, big-endian, in the weight's row-major order: 1 is flipped relative to the sign
-            that the seed gave, 0 is as the seed gave it.
+            that the seed gave, 0 is as the seed gave it. Of a ternary tensor 1 is negative.
         """
         codes = self.codes(name).reshape(-1)
         return _bits(codes[codes != 0] < 0)
 
     def bitstream(self, name: str) -> bitarray:
-        """Return the codes of a seeded tensor as the paper writes them, whatever the file's coder.
+        """Return the codes of a tensor as the paper writes them, whatever the file's coder.
 
         Returns:
             N + K bits for N weights with K survivors, big-endian, in the weight's row-major order:
@@ -298,17 +330,80 @@ class Ticket:
     def weight(
         self, name: str, *, backend: str = "numba", threads: int | None = None
     ) -> NDArray[Any]:
-        """Return any tensor as an ordinary array; bfloat16 as float32 of exactly the same values.
+        """Return any tensor as plain weights; bfloat16 as float32 of exactly the same values.
 
-        Arguments are as for `exact`, and so is what it returns otherwise.
+        Arguments are as for `exact`, and what it returns is as of `plain` otherwise.
         """
-        values = self.exact(name, backend=backend, threads=threads)
-        return bfloat16_to_float32(values) if self.dtype(name) == "bfloat16" else values
+        found = self.plain(name, backend=backend, threads=threads)
+        return bfloat16_to_float32(found.values) if found.dtype == "bfloat16" else found.values
+
+    def plain(
+        self,
+        name: str,
+        *,
+        bitnet_scale: str | None = None,
+        backend: str = "numba",
+        threads: int | None = None,
+    ) -> DenseTensor:
+        """Return any tensor as plain weights, in memory: a dense tensor.
+
+        Args:
+            name: of a tensor of any kind.
+            bitnet_scale: ``"divide"`` or ``"multiply"``: what transformers does with the scale of a
+                ternary tensor in its layout (BitLinear divides, AutoBitLinear multiplies), where
+                the file does not say.
+            backend: as for `exact`.
+            threads: as for `exact`.
+
+        Returns:
+            What `exact` gives and its element type. A ternary tensor in a layout of its own
+            (several weights a byte) comes as its weights, in the type of its scale.
+
+        Raises:
+            ArchitectureError: neither the file nor ``bitnet_scale`` says what to do with a scale,
+                or there is no such scale.
+        """
+        if self.kind(name) != TernaryEntry.kind:
+            values = self.exact(name, backend=backend, threads=threads)
+            return DenseTensor(name, values, self.dtype(name), self.dtype(name))
+        found, scale = self._ternary(name), None
+        for owner in (name, self.tied(name)):
+            if scale is None and f"{owner}{SCALE_SUFFIX}" in self._entries:
+                held = self.tensor(f"{owner}{SCALE_SUFFIX}")
+                scale = held if isinstance(held, DenseTensor) else None
+        return found.plain(scale, scaling=bitnet_scale, threads=threads)
+
+    def plain_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of what `plain` returns."""
+        entry = self._entries[name].original
+        return entry.weights_shape if isinstance(entry, TernaryEntry) else entry.shape
+
+    def plain_dtype(self, name: str) -> str:
+        """Return the element type of what `plain` returns, which needs no tensor to be read."""
+        entry = self._entries[name].original
+        if not isinstance(entry, TernaryEntry) or entry.layout == "plain":
+            return entry.dtype
+        scales = [f"{owner}{SCALE_SUFFIX}" for owner in (name, self.tied(name))]
+        held = next((self._entries[one] for one in scales if one in self._entries), None)
+        return held.dtype if held is not None and entry.layout == "bitnet" else "float16"
+
+    @property
+    def plain_names(self) -> tuple[str, ...]:
+        """Names of what is left once all tensors are plain weights.
+
+        All but the scales that are then part of the weights, and the start of a ``.gguf`` file.
+        """
+        applied = {
+            name + SCALE_SUFFIX
+            for name, entry in self._entries.items()
+            if isinstance(entry.original, TernaryEntry) and entry.original.layout == "bitnet"
+        }
+        return tuple(name for name in self.names if name not in {GGUF_HEADER, *applied})
 
     def exact(
         self, name: str, *, backend: str = "numba", threads: int | None = None
     ) -> NDArray[Any]:
-        """Return any tensor as an array of its own type.
+        """Return any tensor as it was stored: an array of its own type.
 
         Args:
             name: of a tensor of any kind.
@@ -316,30 +411,66 @@ class Ticket:
             threads: likewise; None takes every CPU that the process may use.
 
         Returns:
-            A seeded tensor regenerated, float32; a dense one as it is, bfloat16 as uint16 bit
-            patterns. It may be the ticket's own memory.
+            A seeded tensor regenerated, float32; a dense or ternary one as it was, bfloat16 as
+            uint16 bit patterns. It may be the ticket's own memory.
         """
         if backend == FUSED_BACKEND and self.kind(name) == "seeded":
             return self.weights([name], threads=threads)[name]
         return self.tensor(name).array(self.seed, backend=backend, threads=threads)
 
     def arrays(
-        self, *, backend: str = "numba", threads: int | None = None
+        self,
+        *,
+        as_stored: bool = False,
+        bitnet_scale: str | None = None,
+        backend: str = "numba",
+        threads: int | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Return every tensor by name, each as `weight` gives it."""
+        """Return every tensor of `plain_names` by name, each as `weight` gives it.
+
+        Args:
+            as_stored: return every tensor as `exact` gives it instead, bfloat16 as float32.
+            bitnet_scale: as for `plain`.
+            backend: as for `exact`.
+            threads: as for `exact`.
+        """
         together = backend == FUSED_BACKEND
-        fused = [name for name in self.names if together and self.kind(name) == "seeded"]
+        names = self.names if as_stored else self.plain_names
+        fused = [name for name in names if together and self.kind(name) == "seeded"]
         found: dict[str, NDArray[Any]] = {}
 
         def read_rest() -> None:
             """Read the other tensors while other threads decode."""
-            for name in self.names:
+            for name in names:
                 if name not in fused:
-                    found[name] = self.weight(name, backend=backend, threads=threads)
+                    one = self.state_tensor(
+                        name,
+                        as_stored=as_stored,
+                        bitnet_scale=bitnet_scale,
+                        backend=backend,
+                        threads=threads,
+                    )
+                    bits = one.dtype == "bfloat16"
+                    found[name] = bfloat16_to_float32(one.values) if bits else one.values
 
         with naming(self._file):
             found.update(self._tensors.weights(fused, threads=threads, beside=[read_rest]))
-        return {name: found[name] for name in self.names}
+        return {name: found[name] for name in names}
+
+    def state_tensor(
+        self,
+        name: str,
+        *,
+        as_stored: bool = False,
+        bitnet_scale: str | None = None,
+        backend: str = "numba",
+        threads: int | None = None,
+    ) -> DenseTensor:
+        """Return a tensor as `plain` does, or with ``as_stored`` what `exact` gives, as one."""
+        if not as_stored:
+            return self.plain(name, bitnet_scale=bitnet_scale, backend=backend, threads=threads)
+        values = self.exact(name, backend=backend, threads=threads)
+        return DenseTensor(name, values, self.dtype(name), self.dtype(name))
 
     def sha256(
         self,
@@ -407,6 +538,17 @@ class Ticket:
         with naming(self._file):
             self._tensors.check_sha256(found)
         return found
+
+    def check_base(self) -> None:
+        """Read the base of a file of changes, and compare its digest with the file's.
+
+        Reading the first delta does so, too; a file without deltas has no base.
+
+        Raises:
+            BaseFileError: there is none, or it is another than the file was packed on.
+        """
+        if isinstance(self._tensors, Reader):
+            self._tensors.base.check()
 
     def info(self) -> TicketReport:
         """Return the sizes of the file and its tensors, from the header alone.

@@ -126,6 +126,22 @@ def test_the_table_of_codes_is_what_was_measured():
     found = json.loads((ROOT / "benchmarks/results/codec_size.json").read_text("utf-8"))["cases"]
     sizes = {round(case["coders"]["auto"] / 1024, 1) for case in found}
     text = (ROOT / "docs/format-and-size.md").read_text("utf-8")
-    told = {float(size) for size in re.findall(r"\*\*([\d.]+)\*\*", text)}
+    told = {float(size) for size in re.findall(r"\*\*(\d+\.\d)\*\*", text)}
     assert len(told) == 8
     assert told <= sizes
+
+
+def test_the_table_of_dense_tensors_is_what_was_measured():
+    found = json.loads((ROOT / "benchmarks/results/dense_coding.json").read_text("utf-8"))["cases"]
+    text = (ROOT / "docs/format-and-size.md").read_text("utf-8")
+    lines = [line for line in text.splitlines() if re.search(r"\*\*0\.\d{4}\*\*", line)]
+    for line, row in zip(lines, found, strict=True):
+        cells = [cell.strip(" *") for cell in line.strip("|").split("|")]
+        coders = ("planes", "zstd -3", "zstd -19", "deflate -9")
+        shares = [f"{row['sizes'][name] / row['bytes']:.4f}" for name in coders]
+        assert [cells[1], *cells[3:6]] == shares
+        if cells[2]:
+            assert cells[2] == f"{row['entropy'] / row['bytes']:.4f}"
+        speeds = [row["speeds"][name] / 1e6 for name in ("planes, encode 1", "planes, decode 1")]
+        assert cells[6:8] == [f"{speed:.0f}" for speed in speeds]
+        assert float(cells[8]) == pytest.approx(row["speeds"]["deflate -9, encode"] / 1e6, rel=0.04)

@@ -245,6 +245,7 @@ def test_info(ticket: Ticket, path: Path) -> None:
         "seed",
         "arch",
         "sha256",
+        "base",
         "tensors",
     ]
     assert info["bytes"] == path.stat().st_size
@@ -279,7 +280,7 @@ def test_info_is_a_report_and_a_mapping(ticket: Ticket, path: Path) -> None:
     assert dict(found) == json.loads(json.dumps(dict(found)))
     assert list(found) == [
         *("bytes", "codes_bytes", "dense_bytes", "header_bytes", "weights", "survivors"),
-        *("huffman_bytes", "float32_bytes", "seed", "arch", "sha256", "tensors"),
+        *("huffman_bytes", "float32_bytes", "seed", "arch", "sha256", "base", "tensors"),
     ]
     assert all(getattr(found, key) == value for key, value in found.items())
     with pytest.raises(KeyError, match="keys"):
@@ -401,7 +402,7 @@ def test_every_ticket_round_trips(data: Any) -> None:
         ([dense(values=np.zeros(2, np.float64))], "'b': expected a numpy array of float32"),
         ([dense(values=np.zeros(2, np.complex64), dtype="complex64")], "expected a known dtype"),
         ([DenseTensor("b", VALUES, "float32", "int8")], "expected a known stored dtype"),
-        (["w"], "expected SeededTensor, DenseTensor or TiedTensor, found str"),
+        (["w"], "expected SeededTensor, TernaryTensor, DenseTensor, DeltaTensor or TiedTensor, "),
     ],
 )
 def test_tensors_that_make_no_ticket(tensors: Any, message: str) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pabzip._optional import require
 from pabzip.errors import DataError
 from pabzip.registry import DATASETS
 
@@ -88,9 +89,10 @@ def load(
 
     Raises:
         DataError: no such dataset, or its files are missing, damaged or could not be fetched.
-        MissingDependencyError: scikit-learn, scipy or torchvision is missing, or torchvision does
-            not match torch.
+        MissingDependencyError: torch, scikit-learn, scipy or torchvision is missing, or torchvision
+            does not match torch.
     """
+    require("torch", extra="train", purpose="pabzip.data.load")
     registered = name
     if name not in DATASETS:
         if not Path(name).expanduser().is_dir():

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from pabzip.export.onnx import (
-    BuiltModel,
-    ExportReport,
-    OnnxOptions,
-    build_onnx,
-    export_onnx,
-    export_ticket,
-)
+from pabzip.export.build import BuiltModel, ExportReport, OnnxOptions, build_onnx
+from pabzip.export.onnx import export_onnx, export_ticket
 
 __all__ = [
     "BuiltModel",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from pabzip._optional import require
 from pabzip._version import __version__
@@ -12,7 +14,7 @@ from pabzip.errors import ExportError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from torch import nn
+    from torch import Tensor, nn
 
 INPUT = "images"
 OUTPUT = "logits"
@@ -46,8 +48,32 @@ def checked_opset(opset: int | None) -> int:
     return opset
 
 
-def trace(
+def trace_images(
     net: nn.Module, input_shape: Sequence[int], *, opset: int, dynamic_batch: bool
+) -> ir.Model:
+    """Trace a network of images and logits, as `trace` does."""
+    import torch
+
+    count = _TRACED_BATCH if dynamic_batch else 1
+    images = torch.zeros((count, *input_shape), dtype=torch.float32, device="cpu")
+    return trace(
+        net, (images,), inputs=[INPUT], outputs=[OUTPUT], opset=opset,
+        axes=[{0: BATCH} if dynamic_batch else {}],
+        dynamic_shapes=({0: torch.export.Dim(BATCH)},) if dynamic_batch else None,
+        name=type(net).__name__,
+    )  # fmt: skip
+
+
+def trace(
+    net: nn.Module,
+    tensors: tuple[Tensor, ...],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: Sequence[Mapping[int, str]],
+    dynamic_shapes: tuple[Any, ...] | None,
+    opset: int,
+    name: str,
 ) -> ir.Model:
     """Trace a network in evaluation mode into an ONNX graph.
 
@@ -55,37 +81,43 @@ def trace(
     exporter notes of the source (stack traces, file names) is removed, so that the same network
     gives the same bytes everywhere.
 
-    Arguments, input, output and errors are those of `pabzip.export.build_onnx`; ``net`` is float32
-    and on the CPU.
+    Args:
+        net: float32 and on the CPU; takes ``tensors`` as positional arguments, and returns tensors.
+        tensors: an example, with open axes of size 2 or more.
+        inputs: names of the tensors.
+        outputs: names of what the network returns.
+        axes: the open axes of each tensor, named.
+        dynamic_shapes: the same, as torch.export takes them.
+        opset: one of `OPSETS`.
+        name: of the network, for messages.
+
+    Errors are those of `pabzip.export.build_onnx`.
     """
     for module in ("onnx", "onnx_ir", "onnxscript"):
         require(module, extra="onnx", purpose="exporting to ONNX")
     import torch
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    images = torch.zeros(
-        (_TRACED_BATCH if dynamic_batch else 1, *input_shape), dtype=torch.float32, device="cpu"
-    )
     try:
         # The exporter warns of its own internals; nothing in it is for the caller to act on.
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), _quiet("onnxscript", "onnx_ir"), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 net,
-                (images,),
+                tensors,
                 dynamo=True,
                 verbose=False,
                 external_data=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=inputs,
+                output_names=outputs,
                 opset_version=opset,
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},) if dynamic_batch else None,
+                dynamic_shapes=dynamic_shapes,
             )
     except torch.onnx.OnnxExporterError as error:
-        way_out = "; a network that fixes its batch needs dynamic_batch=False" * dynamic_batch
-        raise ExportError(
-            f"{type(net).__name__}: torch.onnx.export failed: {_cause(error)}{way_out}"
-        ) from error
+        way_out = "; a network that fixes its batch needs dynamic_batch=False" * any(axes)
+        if {BATCH} != {label for named in axes for label in named.values()} != set():
+            way_out += ", and one that fixes another axis fewer dynamic_axes"
+        raise ExportError(f"{name}: torch.onnx.export failed: {_cause(error)}{way_out}") from error
     assert program is not None  # None only for the exporter that dynamo=True replaces
     model = program.model
     found = model.opset_imports[""]
@@ -94,17 +126,19 @@ def trace(
             f"opset: expected {opset}, found that torch {torch.__version__} wrote {found}; "
             f"choose {found} or upgrade torch"
         )
-    batch = model.graph.inputs[0].shape
-    if dynamic_batch and (batch is None or isinstance(batch[0], int)):
-        raise ExportError(
-            f"{type(net).__name__}: expected an open batch, found that the network fixes it (as "
-            "len(images) in its forward does; images.shape[0] does not); export with "
-            "dynamic_batch=False"
-        )
+    for value, named in zip(model.graph.inputs, axes, strict=True):
+        for axis, label in named.items():
+            if value.shape is None or isinstance(value.shape[axis], int):
+                raise ExportError(
+                    f"{name}: expected an open {label}, axis {axis} of {value.name!r}, found that "
+                    "the network fixes it (as len(images) in its forward does; images.shape[0] "
+                    "does not); export with dynamic_batch=False, or fewer dynamic_axes"
+                )
     ClearMetadataAndDocStringPass()(model)
-    graph = model.graph
-    results = [value for node in graph for value in node.outputs]
-    for value in (*graph.inputs, *graph.initializers.values(), *results):
+    results = [value for node in model.graph.all_nodes() for value in node.outputs]
+    for graph in (model.graph, *model.graph.subgraphs()):
+        results += [*graph.inputs, *graph.initializers.values()]
+    for value in results:
         value.metadata_props.clear()
     return model
 
@@ -135,9 +169,25 @@ def serialize(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
     )
 
 
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Let some loggers tell of errors alone; put their levels back after it."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _cause(error: BaseException) -> str:
-    """Return the first line of the error that started a chain, without the exporter's banners."""
+    """Return the first line, or what it announces too, of the error that started a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -7,7 +7,7 @@ not underflow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -15,13 +15,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from pabzip.errors import ExportError
-from pabzip.export.graph import INPUT
 from pabzip.runtime.onnx_session import session_maker
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
-def check_range(model: bytes, batches: Sequence[np.ndarray]) -> None:
+def check_range(model: bytes, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
     """Refuse a float16 model in which a value between two operators overflows.
 
     ONNX Runtime computes much of a float16 graph in float32 on the CPU, and so gets right logits
@@ -41,12 +40,12 @@ def check_range(model: bytes, batches: Sequence[np.ndarray]) -> None:
     names = [value.name for value in halves]
     session = session_maker()(proto.SerializeToString())
     for batch in batches:
-        for name, found in zip(names, session.run(names, {INPUT: batch}), strict=True):
+        for name, found in zip(names, session.run(names, batch), strict=True):
             beyond = found.size - int(np.count_nonzero(np.isfinite(found)))
             if beyond:
                 raise ExportError(
                     f"{name}: expected values within float16's +-65504, found {beyond} of "
-                    f"{found.size} beyond it on the images of the check; export with float16=False"
+                    f"{found.size} beyond it on the inputs of the check; export with float16=False"
                 )
 
 
@@ -95,9 +94,14 @@ def _takes_half(node: ir.Node, index: int, opset: int) -> bool:
 
 
 def _round_constant(value: ir.Value) -> None:
-    """Round one float32 constant to float16; a finite number must stay finite."""
+    """Round one float32 constant to float16; a finite number must stay finite.
+
+    The largest float32 numbers stand for infinity, in masks; they become float16's largest.
+    """
     assert value.const_value is not None
     exact = value.const_value.numpy()
+    ends = np.abs(exact) == np.finfo(np.float32).max
+    exact = np.where(ends, np.copysign(np.float32(np.finfo(np.float16).max), exact), exact)
     with np.errstate(over="ignore"):
         rounded = exact.astype(np.float16)
     overflowed = int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(rounded)))

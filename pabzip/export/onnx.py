@@ -1,4 +1,4 @@
-"""Export a network or a ticket to ONNX: build a checked model in memory, then write or open it."""
+"""Export a network or a ticket to ONNX: write a checked model, or open it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
+from typing import TYPE_CHECKING, BinaryIO
 
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, ExportError
-from pabzip.export.graph import checked_opset, serialize, trace
-from pabzip.export.parity import (
-    FLOAT16_TOLERANCE,
-    TOLERANCE,
-    check_batches,
-    check_parity,
-    reference_logits,
-)
+from pabzip.export.build import BuiltModel, ExportReport, OnnxOptions, build_onnx
 from pabzip.formats.atomic import open_atomic
-from pabzip.init import unwrap
-from pabzip.runtime.onnx_session import Provider, session_logits, session_maker
+from pabzip.runtime.onnx_session import Provider, session_maker
 from pabzip.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -29,162 +20,6 @@ if TYPE_CHECKING:
 
     from onnxruntime import InferenceSession
     from torch import nn
-
-
-class OnnxOptions(TypedDict, total=False):
-    """The options that every way to an ONNX model takes; see `build_onnx` for each."""
-
-    opset: int | None
-    float16: bool
-    dynamic_batch: bool
-    tolerance: float | None
-    samples: Any
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What an export made, and how well it agrees with torch.
-
-    Attributes:
-        bytes: size of the model.
-        opset: version of the ONNX operator set.
-        precision: ``"float32"`` or ``"float16"``; inputs and outputs are float32 in both.
-        dynamic_batch: the batch is open; otherwise it is 1.
-        input_shape: ``(C, H, W)`` of one image.
-        samples: images that torch and ONNX Runtime were compared on.
-        difference: largest difference of a logit, relative to the largest logit.
-        tolerance: largest difference that was allowed.
-    """
-
-    bytes: int
-    opset: int
-    precision: str
-    dynamic_batch: bool
-    input_shape: tuple[int, ...]
-    samples: int
-    difference: float
-    tolerance: float
-
-
-@dataclass(frozen=True)
-class BuiltModel:
-    """A serialized ONNX model and its report.
-
-    Attributes:
-        data: the bytes of an ``.onnx`` file.
-        report: how it was made and checked.
-    """
-
-    data: bytes
-    report: ExportReport
-
-
-def build_onnx(
-    net: nn.Module,
-    *,
-    input_shape: Sequence[int],
-    opset: int | None = None,
-    float16: bool = False,
-    dynamic_batch: bool = True,
-    tolerance: float | None = None,
-    samples: Any = None,
-    metadata: Mapping[str, str] | None = None,
-) -> BuiltModel:
-    """Build the dense ONNX model of a network, and compare it with torch in ONNX Runtime.
-
-    The work is done on a copy in float32, on the CPU, in evaluation mode: the network itself, its
-    device, dtype and modes, the random state and the warning filters are left as they are.
-
-    Args:
-        net: takes images ``(N, C, H, W)``, normalized as in training, and returns logits
-            ``(N, classes)``.
-        input_shape: ``(C, H, W)`` of one image.
-        opset: 18 to 23; None takes 18, which the most runtimes read.
-        float16: store and compute in float16, half the size. The input and the output stay
-            float32, so a caller need not know.
-        dynamic_batch: leave the batch open, as the dimension ``"batch"``; False fixes it at 1.
-        tolerance: largest difference of a logit between ONNX Runtime (CPU) and torch, relative to
-            the largest logit; None takes 1e-4, or 1e-2 for float16. Classes must be the same
-            except for ties, see `pabzip.export.parity.check_parity`.
-        samples: images ``(N, C, H, W)`` to compare on; None draws eight from a fixed seed.
-        metadata: properties to write into the model.
-
-    Returns:
-        The model, whose input is ``"images"`` and output ``"logits"``, and a report.
-
-    Raises:
-        ExportError: an option is out of range, the network cannot be copied, traced or
-            translated, the model is too large for one file, or it disagrees with torch.
-        MissingDependencyError: torch or a package of the extra ``onnx`` is not installed.
-    """
-    require("torch", extra="torch", purpose="exporting to ONNX")
-    import torch
-
-    opset = checked_opset(opset)
-    shape = _checked_shape(input_shape)
-    allowed = _checked_tolerance(tolerance, float16=float16)
-    batches = check_batches(shape, samples, dynamic_batch=dynamic_batch)
-    # Autocast of the caller would leak into both the trace and the reference.
-    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
-        twin = _copy(net)
-        expected = reference_logits(twin, batches)
-        model = trace(twin, shape, opset=opset, dynamic_batch=dynamic_batch)
-    if float16:
-        from pabzip.export.half import check_range, to_float16
-
-        to_float16(model)
-        data = serialize(model, metadata or {})
-        check_range(data, batches)
-    else:
-        data = serialize(model, metadata or {})
-    difference = check_parity(
-        session_logits(session_maker()(data)), batches, expected, tolerance=allowed, float16=float16
-    )
-    report = ExportReport(
-        bytes=len(data),
-        opset=opset,
-        precision="float16" if float16 else "float32",
-        dynamic_batch=dynamic_batch,
-        input_shape=shape,
-        samples=len(expected),
-        difference=difference,
-        tolerance=allowed,
-    )
-    return BuiltModel(data, report)
-
-
-def _copy(net: nn.Module) -> nn.Module:
-    """Return a float32 copy of a network on the CPU, in evaluation mode."""
-    import torch
-
-    try:
-        twin = copy.deepcopy(unwrap(net))
-    except (RuntimeError, TypeError) as error:
-        raise ExportError(
-            f"{type(net).__name__}: expected a network that can be copied, found: {error}; remove "
-            "tensors that are part of a running graph"
-        ) from error
-    return twin.to("cpu", torch.float32).eval()
-
-
-def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
-    """Refuse a shape that is not that of one image."""
-    shape = tuple(input_shape)
-    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ExportError(
-            f"input_shape: expected three positive integers (C, H, W), found {shape}; leave the "
-            "batch out"
-        )
-    return shape
-
-
-def _checked_tolerance(tolerance: float | None, *, float16: bool) -> float:
-    """Return the tolerance, or the default of the precision for None."""
-    if tolerance is None:
-        return FLOAT16_TOLERANCE if float16 else TOLERANCE
-    if not 0 < tolerance < 1:
-        raise ExportError(f"tolerance: expected a number between 0 and 1, found {tolerance!r}")
-    return float(tolerance)
 
 
 Target = str | os.PathLike[str] | BinaryIO
@@ -195,7 +30,7 @@ def export_onnx(
     net: nn.Module,
     target: Target,
     *,
-    input_shape: Sequence[int],
+    input_shape: Sequence[int] | None = None,
     metadata: Mapping[str, str] | None = None,
     **options: Unpack[OnnxOptions],
 ) -> ExportReport:
@@ -205,12 +40,14 @@ def export_onnx(
     the same bytes.
 
     Args:
-        net: takes images ``(N, C, H, W)`` and returns logits ``(N, classes)``; left as it is.
+        net: takes images ``(N, C, H, W)`` and returns logits ``(N, classes)``, or is any network
+            with ``example_inputs``; left as it is.
         target: a path, replaced only when all is well, or an open binary stream.
-        input_shape: ``(C, H, W)`` of one image.
+        input_shape: ``(C, H, W)`` of one image; this or ``example_inputs``.
         metadata: properties to write into the model.
-        options: ``opset``, ``float16``, ``dynamic_batch``, ``tolerance`` and ``samples`` of
-            `build_onnx`.
+        options: ``opset``, ``float16``, ``dynamic_batch``, ``tolerance``, ``samples``,
+            ``example_inputs``, ``input_names``, ``output_names``, ``output`` and ``dynamic_axes``
+            of `build_onnx`.
 
     Returns:
         The size, and how well the model agrees with torch.
@@ -243,7 +80,8 @@ def export_ticket(
         target: as for `export_onnx`; not the source itself.
         net: a network to load the ticket into, for a custom architecture; a copy is used. None
             builds the registered architecture that the file names.
-        input_shape: ``(C, H, W)`` of one image; None takes it from the registry.
+        input_shape: ``(C, H, W)`` of one image; None takes it from the registry. A custom
+            architecture needs it, or ``example_inputs`` among the options.
         max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
         options: as for `export_onnx`.
 
@@ -254,7 +92,7 @@ def export_ticket(
         FormatError: the file is damaged or not a ticket.
         ArchitectureError: a custom architecture without ``net``, or a ``net`` that does not fit.
         ExportError: as for `export_onnx`; also a target that is the source, or a custom
-            architecture without ``input_shape``.
+            architecture without ``input_shape`` and ``example_inputs``.
         MissingDependencyError: torch or a package of the extra ``onnx`` is not installed.
         OSError: a file cannot be read or written.
     """
@@ -296,7 +134,7 @@ def load_session(
 
     Returns:
         A session with the float32 input ``"images"`` (batch, C, H, W) and the float32 output
-        ``"logits"`` (batch, classes).
+        ``"logits"`` (batch, classes); by ``example_inputs``, with those of `build_onnx`.
 
     Raises:
         FormatError, ArchitectureError, ExportError: as for `export_ticket`.
@@ -322,23 +160,25 @@ def _build_ticket(
     with Ticket.open(source, max_bytes=max_bytes) as ticket:
         arch, arch_options = ticket.arch, ticket.arch_options
         metadata = _metadata(ticket)
+    by_example = options.get("example_inputs") is not None
     if arch == "custom":
         if net is None:
             raise ArchitectureError(
                 f"{name}: expected a registered architecture, found a custom one; pass net= with "
                 "the network that was packed"
             )
-        if input_shape is None:
+        if input_shape is None and not by_example:
             raise ExportError(
                 f"{name}: expected input_shape=(C, H, W) for a custom architecture, found none; "
-                "pass the shape of one image"
+                "pass the shape of one image, or example_inputs="
             )
     if net is None:
         loaded = load(source, max_bytes=max_bytes)
     else:
         loaded = load_into(copy.deepcopy(net), source, max_bytes=max_bytes)
-    shape = registered_shape(arch, arch_options) if input_shape is None else tuple(input_shape)
-    return build_onnx(loaded, input_shape=shape, metadata=metadata, **options)
+    if input_shape is None and not by_example:
+        input_shape = registered_shape(arch, arch_options)
+    return build_onnx(loaded, input_shape=input_shape, metadata=metadata, **options)
 
 
 def _metadata(ticket: Ticket) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pabzip.errors import ExportError
 from pabzip.seeds import InitSpec, weights
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
     from torch import nn
 
 TOLERANCE = 1e-4
@@ -153,3 +155,64 @@ def _way_out(float16: bool) -> str:
     if float16:
         return "; export with float16=False"
     return "; a network that branches on its batch needs dynamic_batch=False"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: inputs, and what torch makes of them, arrays by name."""
+
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+def check_outputs(
+    session: InferenceSession, cases: Sequence[Case], *, tolerance: float, float16: bool = False
+) -> float:
+    """Compare a model with what torch gave.
+
+    Floating outputs may differ by ``tolerance`` times the largest absolute value of the output in
+    all cases, infinities must be the same; all others must be equal. ``session`` is one of ONNX
+    Runtime. Returns the largest difference, relative to the largest value of its output.
+
+    Raises:
+        ExportError: they differ by more; the message names output and shapes.
+    """
+    worst = 0.0
+    for name in [value.name for value in session.get_outputs()]:
+        pairs = []
+        for case in cases:
+            found = session.run([name], case.inputs)[0]
+            pairs.append((case, case.outputs[name], np.asarray(found)))
+        finite = [np.abs(expected[np.isfinite(expected)]) for _, expected, _ in pairs]
+        largest = max((float(part.max()) for part in finite if part.size), default=0.0) or 1.0
+        for case, expected, found in pairs:
+            shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in case.inputs.items())
+            if expected.shape != found.shape:
+                raise ExportError(
+                    f"parity: expected the output {name!r} of shape {list(expected.shape)} for "
+                    f"{shapes}, found {list(found.shape)} from ONNX Runtime; nothing was written"
+                )
+            relative = _difference(expected, found) / largest
+            exact = expected.dtype.kind != "f"
+            if not relative <= (0.0 if exact else tolerance):
+                allowed = "equal to" if exact else f"within {tolerance:g} of"
+                hint = "float16=False" if float16 else "fewer open axes, or an output= without it"
+                raise ExportError(
+                    f"parity: expected the output {name!r} {allowed} torch's, "
+                    f"relative to the largest ({largest:.6g}), found a difference of "
+                    f"{relative:.3g} for {shapes}; nothing was written, export with {hint}"
+                )
+            worst = max(worst, relative)
+    return worst
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """Return the largest difference; infinite where one of two is not finite."""
+    if expected.size == 0:
+        return 0.0
+    if expected.dtype.kind != "f":
+        return 0.0 if np.array_equal(expected, found) else np.inf
+    with np.errstate(invalid="ignore"):
+        differences = np.abs(found.astype(np.float64) - expected)
+    differences = np.where(found == expected, 0.0, differences)
+    return float(np.where(np.isnan(differences), np.inf, differences).max())

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pabzip._optional import require
 from pabzip.errors import ArchitectureError
 from pabzip.formats.limits import ARCHITECTURES
 from pabzip.registry import NETWORKS
@@ -131,6 +132,7 @@ def build(
         SeedError: ``dense_seed`` out of range.
         MissingDependencyError: an ImageNet form, and no torchvision that matches torch.
     """
+    require("torch", extra="torch", purpose="pabzip.models.build")
     import torch
 
     resolved = _resolved(name, {**(options or {}), **more})

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 File = str | os.PathLike[str] | BinaryIO
 Opened = Union[Source, "Checkpoint"]
 
-FORMS = "safetensors, .npz, a torch state dict, an index of shards, or a checkpoint of pabzip"
+FORMS = (
+    "safetensors, .npz, .gguf, a torch state dict, an index of shards, or a checkpoint of pabzip"
+)
 INDEX_SUFFIX = ".index.json"
 _MAX_INDEX_BYTES = 64 << 20
 _MODEL_FILES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
@@ -158,7 +160,18 @@ def _stays_within(path: Any) -> bool:
     return all(part not in ("", ".", "..") for part in path.split("/"))
 
 
+def _open_gguf(file: FileBytes, source: File) -> Source:
+    """Open llama.cpp's form, which is mapped into memory."""
+    from pabzip.packing.gguf import GgufSource
+
+    if not isinstance(source, str | os.PathLike):
+        file.refuse("expected the path of a .gguf file, found a stream; save it first")
+    file.close()
+    return GgufSource(source)
+
+
 _FORMS: list[tuple[Callable[[FileBytes, bytes], bool], Callable[[FileBytes, File], Opened]]] = [
+    (lambda _file, head: head.startswith(b"GGUF"), _open_gguf),
     (
         lambda _file, head: head[5:9] == b"\0\0\0{",  # after a length below 2**40
         lambda file, _source: SafetensorsSource(file),

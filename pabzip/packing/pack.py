@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Union, cast
 
 from pabzip.errors import PackError, SeedError
-from pabzip.formats import AUTO, Contents, Scalar, Tensor
+from pabzip.formats import AUTO, Base, Contents, Scalar, Tensor
 from pabzip.formats.ahead import Progress
 from pabzip.formats.writer import write_ticket
-from pabzip.init import Seeding, seeding, unwrap
+from pabzip.init import Seeding, seeding
+from pabzip.packing.base import BaseSource, open_base
 from pabzip.packing.checkpoint_files import File, is_source, open_checkpoint
 from pabzip.packing.sources import MemorySource, Value
 from pabzip.packing.sources import Source as CheckpointSource
 from pabzip.packing.tensors import StateTensors
+from pabzip.packing.ternary import TernaryPacker, bitnet_scale_of
 from pabzip.ticket import DenseTensor, Ticket, TicketReport
+from pabzip.wrappers import bare, full_state, unwrap
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +51,9 @@ def pack(
     metadata: Metadata | None = None,
     ternary: bool = False,
     ticket: bool = False,
+    base: BaseSource | None = None,
+    negative_zero: str = "keep",
+    bitnet_scale: str | None = None,
     on_progress: Progress | None = None,
 ) -> TicketReport:
     """Write a network as a ``.pabz`` file; an existing file is replaced, as by ``torch.save``.
@@ -57,9 +63,10 @@ def pack(
     tensor by tensor: memory holds the largest, what encoding it takes, and codes of seeded weights.
 
     Args:
-        source: a network drawn by `pabzip.init_`, a `Checkpoint`, or tensors by name (torch's, or
-            numpy arrays). Or the path of a file, whose form is told by its content: a ``model.pt``
-            of pabzip, safetensors, ``.npz``, what ``torch.save`` made of a state dict (also under
+        source: a network drawn by `pabzip.init_`, wrapped or not (under FSDP every rank has to call
+            this), a `Checkpoint`, or tensors by name (torch's, or numpy arrays). Or the path of a
+            file, whose form is told by its content: a ``model.pt`` of pabzip, safetensors,
+            ``.npz``, ``.gguf``, what ``torch.save`` made of a state dict (also under
             ``"state_dict"``, ``"model_state_dict"``, ``"model"`` or ``"module"``), the index of
             one in shards (``model.safetensors.index.json``), or a folder that holds one of these.
             Tensors without a seed are stored as codes where they are ternary, see ``ternary``, and
@@ -73,14 +80,25 @@ def pack(
             half the bytes (`pabzip.packing.batchnorm`). The file loads as ever and is for
             inference: training on needs the original. Its metadata says ``"folded": true``.
         metadata: flat JSON values that travel in the header, on top of the checkpoint's own.
-        ternary: also write as codes every other float32 tensor of two or more dimensions whose
-            values are 0 and plus or minus one scale, of the tensor or of each row along the first
-            dimension (`pabzip.packing.tensors`), and refuse a ``source`` without any. A network
-            then needs no seed. Sources without one, other than networks, have their ternary
-            tensors written so in any case.
+        ternary: also write as codes every other tensor whose values are 0 and plus or minus one
+            scale, of the tensor or of each row, group or column: float32, float16, bfloat16, int8,
+            or uint8 in transformers' layout of BitNet (`pabzip.packing.ternary`), and refuse a
+            ``source`` without any. A network then needs no seed. Sources without one, other than
+            networks, have their ternary tensors written so in any case.
         ticket: of a checkpoint whose magnitudes were trained, pack the ticket at initialization in
             their place: the seed and the mask (`Checkpoint.at_initialization`). Not of iterative
             magnitude pruning that went back to trained weights, of which no seed tells.
+        base: pack ``source`` as changes of these tensors, where that takes fewer bytes
+            (`pabzip.packing.delta`): a path of any form that ``source`` may have or of a .pabz
+            file, tensors by name, a network, or an open `Ticket`. The file then needs the same
+            ``base`` to be read. A network then needs no seed. Tensors that the base has not, or has
+            of another shape or type, are packed as without it.
+        negative_zero: ``"keep"`` stores -0.0 in ternary tensors as it is; ``"drop"`` as 0, which
+            takes fewer bytes, and the report counts them.
+        bitnet_scale: what the network does with ``weight_scale`` of packed BitNet weights:
+            ``"divide"`` (BitLinear) or ``"multiply"`` (AutoBitLinear). None goes by the
+            ``config.json`` beside ``source``; where that says nothing, whoever asks for plain
+            weights must say it.
         on_progress: as for `Ticket.save`.
 
     A tensor of two or more dimensions that equals an earlier one to the bit is stored as a second
@@ -101,6 +119,7 @@ def pack(
             checkpoint that does not say how its weights were drawn.
         CheckpointError: ``source`` is a path that holds no checkpoint, a damaged one, or one that
             asks to run code, which is never run.
+        BaseFileError: ``base`` cannot be read.
 
     Source: Peek-a-Boo, Appendix D (what is stored); DESIGN, "Exactness".
     """
@@ -111,6 +130,9 @@ def pack(
         dense_dtype=dense_dtype,
         ternary=ternary,
         ticket=ticket,
+        base=base,
+        negative_zero=negative_zero,
+        bitnet_scale=bitnet_scale,
     ) as ready:
         return ready.save(target, coder=coder, dense_dtype=dense_dtype, on_progress=on_progress)
 
@@ -157,6 +179,7 @@ class Prepared:
         ternary: whether one of them must be ternary.
         has_seed: whether the source said how it was drawn, were it that no weight was.
         drawn: whether weights were drawn from the seed that have been trained since.
+        packer: what recognizes ternary tensors, and counts their -0.0; None where none are to be.
     """
 
     contents: Contents
@@ -164,6 +187,7 @@ class Prepared:
     ternary: bool
     has_seed: bool
     drawn: bool
+    packer: TernaryPacker | None
 
     def save(
         self,
@@ -174,7 +198,7 @@ class Prepared:
         on_progress: Progress | None = None,
     ) -> TicketReport:
         """Write the file; arguments and errors as for `pack`."""
-        return write_ticket(
+        found = write_ticket(
             self.contents,
             self.tensors,
             target,
@@ -184,6 +208,7 @@ class Prepared:
             sizes=self.tensors.sizes,
             before_saving=self.tensors.require_ternary if self.ternary else None,
         )
+        return replace(found, negative_zeros_dropped=self.packer.dropped if self.packer else 0)
 
 
 def to_ticket(source: Source, **options: Any) -> Ticket:
@@ -218,20 +243,29 @@ def prepared(
     dense_dtype: str | None = None,
     ternary: bool = False,
     ticket: bool = False,
+    base: BaseSource | None = None,
+    negative_zero: str = "keep",
+    bitnet_scale: str | None = None,
 ) -> Iterator[Prepared]:
     """Check what can be checked at once, and get ready to pack; arguments as for `pack`.
 
     ``dense_dtype`` rounds nothing here: it is what `Prepared.save` is going to be given, so that a
-    folded network is checked as it will load. A file stays open until the ``with`` block ends.
+    folded network is checked as it will load. Files stay open until the ``with`` block ends.
     """
-    opened: Any = source
-    if isinstance(source, str | os.PathLike) or hasattr(source, "readinto"):
-        opened = open_checkpoint(cast(File, source))
-    try:
-        yield _ready(opened, metadata or {}, fold_bn, dense_dtype, ternary, ticket)
-    finally:
-        if opened is not source and hasattr(opened, "close"):
-            opened.close()
+    if bitnet_scale is None and isinstance(source, str | os.PathLike):
+        bitnet_scale = bitnet_scale_of(source)
+    packer = TernaryPacker(negative_zero=negative_zero, bitnet_scale=bitnet_scale)
+    with ExitStack() as stack:
+        opened: Any = source
+        if isinstance(source, str | os.PathLike) or hasattr(source, "readinto"):
+            opened = open_checkpoint(cast(File, source))
+            if hasattr(opened, "close"):
+                stack.callback(opened.close)
+        changed = None
+        if base is not None:
+            changed = open_base(base)
+            stack.callback(changed.close)
+        yield _ready(opened, metadata or {}, fold_bn, dense_dtype, ternary, ticket, changed, packer)
 
 
 def _ready(
@@ -241,8 +275,10 @@ def _ready(
     dense_dtype: str | None,
     ternary: bool,
     ticket: bool,
+    base: Base | None,
+    packer: TernaryPacker,
 ) -> Prepared:
-    """Return what `prepared` does, of a source that is open."""
+    """Return what `prepared` does, of a source and a base that are open."""
     net: nn.Module | None = None
     own: Metadata = {}
     arch: str
@@ -262,9 +298,9 @@ def _ready(
         _check_rewound(source)
         source = source.at_initialization()
     if is_network:
-        net, record = _seeded_network(source, ternary)
-        state: Mapping[str, Any] = net.state_dict()
-        arch, options = getattr(net, "pabzip_arch", ("custom", {}))
+        net, record = unwrap(source), _record(source, ternary or base is not None)
+        state: Mapping[str, Any] = full_state(source)
+        arch, options = getattr(bare(source), "pabzip_arch", ("custom", {}))
     elif is_checkpoint:
         state, record, own = source.state_dict, source.seeding, source.metadata()
         arch, options, drawn = source.arch, source.arch_options, bool(source.drawn)
@@ -287,12 +323,16 @@ def _ready(
         metadata = {**metadata, "folded": True}
     tensors: CheckpointSource = source if is_source(source) else MemorySource(state)
     has_seed = is_network or is_checkpoint
+    packer.seed = record.seed
+    packer.taken = {spec.stream for spec in record.specs.values()}
+    wanted = packer if ternary or not has_seed else None
     return Prepared(
         Contents(record.seed, arch, options, {**tensors.metadata, **own, **metadata}, ()),
-        StateTensors(tensors, record, ternary=ternary or not has_seed),
+        StateTensors(tensors, record, wanted, base),
         ternary,
         has_seed,
         drawn,
+        wanted,
     )
 
 
@@ -323,18 +363,11 @@ def _check_rewound(checkpoint: Checkpoint) -> None:
             )
 
 
-def _seeded_network(net: nn.Module, ternary: bool) -> tuple[nn.Module, Seeding]:
-    """Return the network inside any wrappers, and its record; with ``ternary`` it may have none."""
-    net = unwrap(net)
+def _record(net: nn.Module, ternary: bool) -> Seeding:
+    """Return how a network was drawn; with ``ternary`` it need not have been."""
     try:
-        record = seeding(net)
+        return seeding(net)
     except SeedError:
         if not ternary:
             raise
-        return net, Seeding(0, {})
-    # The record of a wrapper of another kind, which holds the network as ``.module``.
-    if record.specs and all(name.startswith("module.") for name in record.specs):
-        inner = getattr(net, "module", None)
-        if inner is not None:
-            return _seeded_network(inner, ternary)
-    return net, record
+        return Seeding(0, {})

@@ -113,26 +113,22 @@ def _describe(name: str, value: object) -> Described:
     """Return what a tensor in memory is; refuse what has no values that could be read."""
     if isinstance(value, np.ndarray):
         return Described(value.dtype.name, value.shape)
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor):
+    if "torch" not in sys.modules:
         raise PackError(
-            f"{name}: expected a tensor, found {type(value).__name__}; extra state cannot be "
-            "stored in a .pabz file, keep it outside the network's state_dict"
+            f"{name}: expected an array or a tensor, found {type(value).__name__}; keep it outside "
+            "the network's state_dict"
         )
-    found = None
-    if value.is_quantized:
-        found = "a quantized one"
-    elif value.layout is not torch.strided:
-        found = f"one of layout {str(value.layout).removeprefix('torch.')}"
-    elif value.device.type == "meta":
-        found = "one on the meta device, without values"
-    elif value.numel() * value.element_size() > max(
-        _EXPANDED_BYTES, value.untyped_storage().nbytes()
-    ):
-        found = f"one of {value.numel()} elements in a storage that holds fewer"
-    if found is not None:
-        raise PackError(f"{name}: expected a dense tensor with values of its own, found {found}")
-    return Described(str(value.dtype).removeprefix("torch."), tuple(value.shape))
+    from pabzip.storable import check_tensor
+
+    check_tensor(name, value, seeded=False)
+    torch_value: Any = value
+    held = max(_EXPANDED_BYTES, torch_value.untyped_storage().nbytes())
+    if torch_value.numel() * torch_value.element_size() > held:
+        raise PackError(
+            f"{name}: expected a tensor with values of its own, found one of "
+            f"{torch_value.numel()} elements in a storage that holds fewer; call contiguous()"
+        )
+    return Described(str(torch_value.dtype).removeprefix("torch."), tuple(torch_value.shape))
 
 
 def _to_numpy(value: Value) -> NDArray[Any]:

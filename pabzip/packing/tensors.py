@@ -4,16 +4,11 @@ Packing is where exactness is enforced: each surviving weight must be plus or mi
 that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
 weights themselves, so any loop that prunes and flips signs in place will do.
 
-Ternary weights are 0 and plus or minus one scale, that of the tensor or of each output channel, and
-are packed as codes without having had a seed: so they take the coders, the file and the loaders of
-any ticket.
+Ternary weights are packed as codes without having had a seed (`pabzip.packing.ternary`).
 
 Tied weights have several names and are stored once. A state dict lists a shared weight under each
 of its names. Tensors are compared by their bits, not by their place in memory, so ties are found
 after checkpoints and moves between devices, too.
-
-Source: for ternary weights, Ternary Weight Networks (Li, Zhang, Liu 2016), Section 2.1 (a scale a
-filter); BitNet b1.58 (Ma et al. 2024), Section 2 (a scale a matrix).
 """
 
 from __future__ import annotations
@@ -21,23 +16,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.errors import PackError
-from pabzip.formats import Tensor
+from pabzip.formats import Base, Tensor
 from pabzip.init import Seeding
+from pabzip.packing.delta import change_of
 from pabzip.packing.sources import Source, check_described
+from pabzip.packing.ternary import NO_TERNARY, TernaryPacker
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.frozen import KEPT, PRUNED
-from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
+from pabzip.storable import check_seeded_dtype
 from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
-
-LEAST_ROW = 16
-"""Fewer weights a row than this do not pay for a scale of their own."""
 
 _HEAD_BYTES = 4096
 
@@ -48,18 +41,24 @@ class StateTensors(Mapping[str, Tensor]):
     Args:
         source: where they come from.
         record: how seeded weights were drawn.
-        ternary: whether other tensors that are ternary are packed as codes.
+        packer: packs other tensors as codes where they are ternary; None packs none so.
+        base: packs tensors that are not seeded as changes of its own, where that is small.
 
     Attributes:
         sizes: bytes of each tensor as it is read.
-        recognized: names of ternary tensors so far.
 
     Raises:
         PackError: a seeded weight is missing, or a tensor cannot be stored. Each tensor that is
             asked for may raise it, too.
     """
 
-    def __init__(self, source: Source, record: Seeding, *, ternary: bool):
+    def __init__(
+        self,
+        source: Source,
+        record: Seeding,
+        packer: TernaryPacker | None = None,
+        base: Base | None = None,
+    ):
         missing = [name for name in record.specs if name not in source.tensors]
         if missing:
             raise PackError(
@@ -67,13 +66,10 @@ class StateTensors(Mapping[str, Tensor]):
                 f"{', '.join(list(source.tensors)[:4])}, ...; was the network changed after init_?"
             )
         check_described(source)
-        self._source, self._record, self._ternary = source, record, ternary
+        self._source, self._record, self._packer, self._base = source, record, packer, base
         self._ties, self._specs = find_ties(source, record.specs)
         self._frozen = {self._ties.get(name, name): found for name, found in record.frozen.items()}
-        taken = {spec.stream for spec in record.specs.values()}
-        self._streams = (stream for stream in count() if stream not in taken)
-        self._stream = next(self._streams)
-        self.recognized: dict[str, int] = {}
+        self._layouts = getattr(source, "layouts", {})
         self.sizes = {name: described.nbytes for name, described in source.tensors.items()}
 
     def __iter__(self) -> Iterator[str]:
@@ -96,28 +92,24 @@ class StateTensors(Mapping[str, Tensor]):
         return SeededTensor(name, spec, codes, frozen=frozen)
 
     def _unseeded(self, name: str, values: NDArray[Any], dtype: str) -> Tensor:
-        """Return the kind of tensor that holds these values best: of a ternary one its codes."""
-        if self._ternary:
-            stream = self.recognized.get(name, self._stream)
-            tensor = ternary_tensor(name, values, self._record.seed, stream)
-            if tensor is not None:
-                if name not in self.recognized:
-                    self.recognized[name] = stream
-                    self._stream = next(self._streams)
-                return tensor
-        return DenseTensor(name, values, dtype, dtype)
+        """Return the kind of tensor that holds these values best."""
+        dense = DenseTensor(name, values, dtype, dtype)
+        found: Tensor | None = None if self._base is None else change_of(dense, self._base)
+        if found is None and self._packer is not None:
+            layout = self._layouts.get(name)
+            found = self._packer.recognize(
+                name, values, dtype, siblings=self._source.tensors, layout=layout
+            )
+        return found or dense
 
     def require_ternary(self) -> None:
         """Refuse a checkpoint in which nothing ternary was recognized, once all of it was read."""
         # What was packed so before has a spec of its own on record by now.
         specs = self._record.specs.values()
         known = any(spec.distribution == "signed_constant" for spec in specs)
-        if not self.recognized and not known:
-            raise PackError(
-                f"expected a ternary tensor, found none among {len(self)}: float32, of two or more "
-                "dimensions, each value 0 or plus or minus one scale, of the tensor or of each "
-                "row; pack the quantized weights, not those that training keeps beside them"
-            )
+        packer = self._packer
+        if packer and not packer.recognized and not known and self._base is None:
+            raise PackError(NO_TERNARY.format(len(self)))
 
 
 def read_codes(
@@ -129,11 +121,7 @@ def read_codes(
         PackError: ``dtype`` is not float32, or a survivor's magnitude is not the seed's, bit for
             bit.
     """
-    if dtype != "float32":
-        raise PackError(
-            f"{name}: expected a float32 seeded weight, found torch.{dtype}; half precision "
-            "loses the magnitudes' bits: pack the float32 network and convert when loading"
-        )
+    check_seeded_dtype(name, dtype)
     found = weight.reshape(-1)
     drawn = weights(seed, spec, 0, found.size)
     survivors = found != 0  # not-a-number counts as a survivor, and is then refused
@@ -176,43 +164,6 @@ def check_frozen(
             f"{found} instead of {expected}); train it by a score method with the same freezing, "
             "or attach a Seeding without frozen masks (pabzip.attach_seeding)"
         )
-
-
-def ternary_scales(values: NDArray[Any]) -> NDArray[np.float32] | None:
-    """Return the scales of a tensor (rows, ...) whose values are all 0 or plus or minus its scale.
-
-    They are float32: of no dimension if one is enough; (rows,) if each row has its own, 1 for a row
-    of zeros, which needs rows of at least `LEAST_ROW` weights; None if the tensor is not ternary,
-    not float32, all zeros, or a scale is out of an init spec's range.
-    """
-    if values.dtype != np.float32 or values.ndim < 2 or values.size == 0:
-        return None
-    sizes = np.abs(values.reshape(len(values), -1))
-    rows = sizes.max(axis=1)  # not-a-number spreads, and is then refused
-    active = rows[rows != 0]
-    if not active.size or not np.all((active >= MIN_SCALE) & (active <= MAX_SCALE)):
-        return None
-    if not np.all((sizes == 0) | (sizes == rows[:, None])):
-        return None
-    if np.all(active == active[0]):
-        return np.asarray(active[0], dtype=np.float32)
-    if sizes.shape[1] < LEAST_ROW:
-        return None
-    return np.where(rows == 0, np.float32(1), rows).astype(np.float32)
-
-
-def ternary_tensor(name: str, values: NDArray[Any], seed: int, stream: int) -> SeededTensor | None:
-    """Return a ternary tensor with the codes that give it; None if it is not ternary.
-
-    ``values`` are as for `ternary_scales`; -0.0 counts as 0, and loads as +0.0.
-    """
-    scales = ternary_scales(values)
-    if scales is None:
-        return None
-    spec = InitSpec("signed_constant", float(scales) if scales.ndim == 0 else 1.0, stream)
-    drawn = weights(seed, spec, 0, values.size).reshape(values.shape)
-    codes = (np.sign(values) * np.sign(drawn)).astype(np.int8)
-    return SeededTensor(name, spec, codes, scales if scales.ndim else None)
 
 
 def find_ties(

@@ -49,17 +49,43 @@ def write_pt(
     torch.save(state, file)
 
 
-FORMATS: Mapping[str, Callable[..., None]] = {
+def write_gguf(
+    tensors: Mapping[str, Described],
+    values: Iterable[NDArray[Any]],
+    file: BinaryIO,
+    *,
+    metadata: Mapping[str, Scalar] | None = None,
+) -> None:
+    """Write the ``.gguf`` file that was packed, as it was; arguments as for `write_safetensors`."""
+    from pabzip.packing import gguf
+
+    taken = iter(values)
+    gguf.write_gguf(((name, tensors[name].dtype, next(taken)) for name in tensors), file)
+    next(taken, None)  # lets the values end
+
+
+FORMATS: dict[str, Callable[..., None]] = {
     "safetensors": write_safetensors,
     "npz": write_npz,
     "pt": write_pt,
+    "gguf": write_gguf,
 }
 """The writers by the suffix that stands for them; the first for stdout."""
 
 
-def described(ticket: Ticket) -> dict[str, Described]:
-    """Return what a ticket's tensors are once they are plain weights, by name, in its order."""
-    return {name: Described(ticket.dtype(name), ticket.shape(name)) for name in ticket.names}
+def described(ticket: Ticket, *, as_stored: bool = False) -> dict[str, Described]:
+    """Return what a ticket's tensors are once written, by name, in its order.
+
+    Args:
+        ticket: an open one.
+        as_stored: as they were packed; otherwise as plain weights, see `Ticket.plain`.
+    """
+    if as_stored:
+        return {name: Described(ticket.dtype(name), ticket.shape(name)) for name in ticket.names}
+    return {
+        name: Described(ticket.plain_dtype(name), ticket.plain_shape(name))
+        for name in ticket.plain_names
+    }
 
 
 def plain_values(
@@ -67,6 +93,8 @@ def plain_values(
     tensors: Mapping[str, Described],
     names: Iterable[str],
     *,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
     threads: int | None = None,
     on_tensor: Callable[[str], object] | None = None,
     on_progress: Progress | None = None,
@@ -77,6 +105,8 @@ def plain_values(
         ticket: an open one.
         tensors: what they are: `described`.
         names: of those to yield, in this order.
+        as_stored: as for `described`.
+        bitnet_scale: as for `Ticket.plain`.
         threads: to regenerate with.
         on_tensor: called with the name of each tensor once it is done with.
         on_progress: told of ``"unpacking"``.
@@ -87,7 +117,11 @@ def plain_values(
     names = list(names)
 
     def made(name: str) -> NDArray[Any]:
-        return ticket.exact(name, threads=threads)
+        found = ticket.state_tensor(
+            name, as_stored=as_stored, bitnet_scale=bitnet_scale, threads=threads
+        )
+        assert (found.dtype, found.shape) == tensors[name]
+        return found.values
 
     arrays = one_ahead(names, made, lambda name: tensors[name].nbytes)
     for name in names:

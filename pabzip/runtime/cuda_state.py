@@ -12,7 +12,7 @@ they compile for sm_90. They have not been run or timed on a GPU yet, so no spee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -32,7 +32,7 @@ from pabzip.runtime.triton_decode_kernels import decode_kernel, predict_kernel, 
 from pabzip.seeds import cuda, pack_codes
 from pabzip.seeds.cuda import as_int32, table_on
 from pabzip.seeds.philox import split_seed
-from pabzip.ticket import Ticket, naming
+from pabzip.ticket import DenseTensor, Ticket, naming
 
 State = dict[str, torch.Tensor]
 
@@ -50,6 +50,8 @@ def read_tensors(
     *,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> State:
     """Make tensors of a ticket on the GPU.
 
@@ -67,7 +69,13 @@ def read_tensors(
     made = dtype if dtype in cuda.DTYPES else torch.float32  # float64 takes a second step
     state: State = {}
     check = _start_coded(ticket, names, state, target, made)
-    _make_rest(ticket, [name for name in names if name not in state], state, target, made)
+    rest = [name for name in names if name not in state]
+    held = {
+        name: ticket.state_tensor(name, as_stored=as_stored, bitnet_scale=bitnet_scale)
+        for name in rest
+        if ticket.kind(name) != "seeded"
+    }
+    _make_rest(ticket, rest, held, state, target, made)
     if check is not None:
         with naming(ticket.file):
             check()
@@ -103,12 +111,16 @@ def _start_coded(
 
 
 def _make_rest(
-    ticket: Ticket, names: Sequence[str], state: State, device: torch.device, made: torch.dtype
+    ticket: Ticket,
+    names: Sequence[str],
+    held: Mapping[str, DenseTensor],
+    state: State,
+    device: torch.device,
+    made: torch.dtype,
 ) -> None:
-    """Add the tensors to ``state`` that the host decodes."""
+    """Add the tensors to ``state`` that the host decodes; of ``held`` those without a seed."""
     arrays = [
-        pack_codes(ticket.codes(name)) if ticket.kind(name) == "seeded" else _values(ticket, name)
-        for name in names
+        _values(held[name]) if name in held else pack_codes(ticket.codes(name)) for name in names
     ]
     scaled = {name: ticket.scales(name) for name in names if ticket.kind(name) == "seeded"}
     scales = {name: values for name, values in scaled.items() if values is not None}
@@ -116,8 +128,8 @@ def _make_rest(
     sent_arrays = [next(received) for _ in names]
     sent_scales = dict(zip(scales, received, strict=True))
     for name, sent in zip(names, sent_arrays, strict=True):
-        shape = ticket.shape(name)
-        if ticket.kind(name) == "seeded":
+        shape = held[name].shape if name in held else ticket.shape(name)
+        if name not in held:
             spec = ticket.spec(name)
             exact = torch.float32 if name in sent_scales else made
             drawn = cuda.regenerate(ticket.seed, spec, sent, shape, dtype=exact, device=device)
@@ -126,14 +138,14 @@ def _make_rest(
                 drawn = (drawn * rows).to(made)
             state[name] = drawn
         else:
-            values = sent.view(torch.bfloat16) if ticket.dtype(name) == "bfloat16" else sent
+            values = sent.view(torch.bfloat16) if held[name].dtype == "bfloat16" else sent
             state[name] = values.view(shape).clone()
 
 
-def _values(ticket: Ticket, name: str) -> NDArray[Any]:
+def _values(tensor: DenseTensor) -> NDArray[Any]:
     """Return the values of a tensor, in a dtype that torch knows: bfloat16 as int16."""
-    values = np.ascontiguousarray(ticket.exact(name))
-    return values.view(np.int16) if ticket.dtype(name) == "bfloat16" else values
+    values = np.ascontiguousarray(tensor.values)
+    return values.view(np.int16) if tensor.dtype == "bfloat16" else values
 
 
 def send(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, FormatError
-from pabzip.init import Seeding, attach_seeding, unwrap
+from pabzip.init import Seeding, attach_seeding
+from pabzip.packing.base import BaseSource, open_base
 from pabzip.ticket import Ticket
+from pabzip.wrappers import bare, full_state, load_full_state
 
 if TYPE_CHECKING:
     import torch
@@ -25,12 +27,17 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 Network = TypeVar("Network", bound="nn.Module")
 
 
-def open(source: Source, *, max_bytes: int | None = None) -> Ticket:  # noqa: A001
+def open(  # noqa: A001
+    source: Source, *, max_bytes: int | None = None, base: BaseSource | None = None
+) -> Ticket:
     """Open a ``.pabz`` file lazily: the header is read and checked, tensors on access.
 
     Args:
         source: a path, the bytes of a file, or a seekable binary stream.
         max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
+        base: for a file of changes (``pack --base``), what it was packed on: the path of a file
+            (.safetensors, an index of shards, .npz, .pabz, .pt), tensors by name, a network, or an
+            open `Ticket`. Its digest is compared with the file's before a tensor is made of it.
 
     Returns:
         A `Ticket`; ``ticket.names``, ``ticket.info()``, ``ticket.codes(name)``,
@@ -38,9 +45,17 @@ def open(source: Source, *, max_bytes: int | None = None) -> Ticket:  # noqa: A0
 
     Raises:
         FormatError: the file is damaged or not a ticket; `LimitError` past ``max_bytes``.
+        BaseFileError: ``base`` cannot be read. Reading a tensor raises it where the base is
+            missing, or is not the one that the file was packed on.
         OSError: the file cannot be opened.
     """
-    return Ticket.open(source, max_bytes=max_bytes)
+    opened = None if base is None else open_base(base)
+    try:
+        return Ticket.open(source, max_bytes=max_bytes, base=opened)
+    except BaseException:
+        if opened is not None:
+            opened.close()
+        raise
 
 
 def load_arrays(
@@ -48,7 +63,10 @@ def load_arrays(
     *,
     verify: bool = False,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
     threads: int | None = None,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Regenerate every tensor of a ticket as a numpy array.
 
@@ -56,19 +74,26 @@ def load_arrays(
         source: as for `open`.
         verify: recompute the SHA-256 of the regenerated state and compare it with the file's.
         max_bytes: as for `open`.
+        base: as for `open`.
         threads: threads to regenerate with; None takes the processors this process may use.
+        as_stored: return ternary tensors in the layout that they were packed from (several
+            weights a byte), bit for bit, in place of plain weights.
+        bitnet_scale: ``"divide"`` or ``"multiply"``: what to do with the scales of ternary tensors
+            in transformers' layout where the file does not say (`pabzip.Ticket.plain`).
 
     Returns:
         Arrays by name, in the file's order: float32 for seeded weights, their own dtype for dense
-        tensors (bfloat16 as float32, exactly).
+        and ternary tensors (bfloat16 as float32, exactly). Scales that are part of plain weights
+        are left out.
 
     Raises:
         FormatError: the file is damaged, or its SHA-256 does not match.
+        BaseFileError: as for `open`.
     """
-    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+    with open(source, max_bytes=max_bytes, base=base) as ticket:
         if verify:
             ticket.verify(threads=threads)
-        return ticket.arrays(threads=threads)
+        return ticket.arrays(as_stored=as_stored, bitnet_scale=bitnet_scale, threads=threads)
 
 
 def load(
@@ -78,6 +103,7 @@ def load(
     dtype: torch.dtype | None = None,
     verify: bool = False,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
 ) -> nn.Module:
     """Rebuild the network of a ticket whose architecture is registered.
 
@@ -88,6 +114,7 @@ def load(
         dtype: floating dtype of all floating tensors; None keeps each tensor's own.
         verify: recompute the SHA-256 of the regenerated state and compare it with the file's.
         max_bytes: as for `open`.
+        base: as for `open`.
 
     Returns:
         The network in evaluation mode, with its seed on record (`pabzip.seeding`), so that it can
@@ -97,11 +124,12 @@ def load(
         FormatError: the file is damaged, or its tensors do not fit the architecture it names.
         ArchitectureError: the file names no registered architecture ("custom"); build the network
             and use `load_into`.
+        BaseFileError: as for `open`.
     """
     require("torch", extra="torch", purpose="pabzip.load")
     from pabzip.models import build
 
-    with Ticket.open(source, max_bytes=max_bytes) as ticket:
+    with open(source, max_bytes=max_bytes, base=base) as ticket:
         if ticket.arch == "custom":
             raise ArchitectureError(
                 "this ticket is of a custom architecture, expected a registered one; build your "
@@ -128,10 +156,14 @@ def load_file(
     dtype: torch.dtype | None = None,
     verify: bool = False,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return every tensor of a ``.pabz`` file, as ``safetensors.torch.load_file`` does of its own.
 
-    Arguments are as for `load`; the network may be of any architecture.
+    Arguments are as for `load`, and ``as_stored`` and ``bitnet_scale`` as for `load_arrays`; the
+    network may be of any architecture.
 
     Returns:
         torch tensors by name, in the file's order, on ``device``: what a network's
@@ -139,14 +171,29 @@ def load_file(
 
     Raises:
         FormatError: the file is damaged, or its SHA-256 does not match.
+        BaseFileError: as for `open`.
     """
     require("torch", extra="torch", purpose="pabzip.load_file")
-    with Ticket.open(source, max_bytes=max_bytes) as ticket:
-        return _read_state(ticket, device=device, dtype=dtype, verify=verify)
+    with open(source, max_bytes=max_bytes, base=base) as ticket:
+        return _read_state(
+            ticket,
+            device=device,
+            dtype=dtype,
+            verify=verify,
+            as_stored=as_stored,
+            bitnet_scale=bitnet_scale,
+        )
 
 
 def load_into(
-    net: Network, source: Source, *, verify: bool = False, max_bytes: int | None = None
+    net: Network,
+    source: Source,
+    *,
+    verify: bool = False,
+    max_bytes: int | None = None,
+    base: BaseSource | None = None,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> Network:
     """Load a ticket into a network that is already built, in place.
 
@@ -155,11 +202,14 @@ def load_into(
     not fit.
 
     Args:
-        net: a network with exactly the ticket's tensor names and shapes; a ``DataParallel``,
-            ``DistributedDataParallel`` or ``torch.compile`` wrapper is understood.
+        net: a network with exactly the ticket's tensor names and shapes, wrapped or not
+            (`pabzip.wrappers`); under FSDP every rank has to call this.
         source: as for `load`.
         verify: as for `load`.
         max_bytes: as for `load`.
+        base: as for `open`.
+        as_stored: as for `load_arrays`; for a network whose layers hold packed weights themselves.
+        bitnet_scale: as for `load_arrays`.
 
     Returns:
         ``net`` itself, in the training or evaluation mode that it was in.
@@ -167,14 +217,21 @@ def load_into(
     Raises:
         ArchitectureError: names or shapes differ; the message shows which.
         FormatError: the file is damaged, or its SHA-256 does not match.
+        BaseFileError: as for `open`.
     """
     require("torch", extra="torch", purpose="pabzip.load_into")
-    with Ticket.open(source, max_bytes=max_bytes) as ticket:
-        inner = unwrap(net)
-        _check_fit(inner, ticket)
-        state = _read_state(ticket, device="cpu", dtype=None, verify=verify)
-        inner.load_state_dict(state, strict=True)
-        attach_seeding(inner, _seeding(ticket))
+    with open(source, max_bytes=max_bytes, base=base) as ticket:
+        _check_fit(net, ticket, as_stored=as_stored)
+        state = _read_state(
+            ticket,
+            device="cpu",
+            dtype=None,
+            verify=verify,
+            as_stored=as_stored,
+            bitnet_scale=bitnet_scale,
+        )
+        load_full_state(net, state)
+        attach_seeding(net, _seeding(ticket))
     return net
 
 
@@ -184,6 +241,8 @@ def tensors(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Regenerate tensors of an open ticket on ``device``, all of them together.
 
@@ -192,6 +251,8 @@ def tensors(
         names: of its tensors.
         device: as for `load`.
         dtype: as for `load`.
+        as_stored: as for `load_arrays`.
+        bitnet_scale: as for `load_arrays`.
 
     Returns:
         torch tensors by name, in the order of ``names``.
@@ -206,12 +267,23 @@ def tensors(
     if device.type == "cuda":
         from pabzip.runtime.cuda_state import read_tensors
 
-        return read_tensors(ticket, names, device=device, dtype=dtype)
+        return read_tensors(
+            ticket,
+            names,
+            device=device,
+            dtype=dtype,
+            as_stored=as_stored,
+            bitnet_scale=bitnet_scale,
+        )
     weights = ticket.weights(name for name in names if ticket.kind(name) == "seeded")
     found = {}
     for name in names:
-        values = weights[name] if name in weights else ticket.exact(name).copy()
-        value = to_torch(values, ticket.dtype(name))
+        if name in weights:
+            value = to_torch(weights[name], "float32")
+        else:
+            held = ticket.state_tensor(name, as_stored=as_stored, bitnet_scale=bitnet_scale)
+            fresh = ticket.kind(name) == "ternary"  # others may be the ticket's own memory
+            value = to_torch(held.values if fresh else held.values.copy(), held.dtype)
         found[name] = value.to(device, dtype if value.is_floating_point() else None)
     return found
 
@@ -226,12 +298,21 @@ def to_torch(values: NDArray[Any], dtype: str) -> torch.Tensor:
 
 
 def _read_state(
-    ticket: Ticket, *, device: str | torch.device, dtype: torch.dtype | None, verify: bool
+    ticket: Ticket,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    verify: bool,
+    as_stored: bool = False,
+    bitnet_scale: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Regenerate all tensors, checking the file's digest first where it is asked for."""
     if verify:
         ticket.verify()
-    return tensors(ticket, ticket.names, device=device, dtype=dtype)
+    names = ticket.names if as_stored else ticket.plain_names
+    return tensors(
+        ticket, names, device=device, dtype=dtype, as_stored=as_stored, bitnet_scale=bitnet_scale
+    )
 
 
 def _seeding(ticket: Ticket) -> Seeding:
@@ -247,6 +328,7 @@ def _seeding(ticket: Ticket) -> Seeding:
         and ticket.tied(name) is None
         and ticket.scales(name) is None
     ]
+    seeded.sort(key=lambda name: ticket.spec(name).stream)  # as `init_` has them
     frozen = {name: ticket.frozen(name) for name in seeded}
     return Seeding(
         ticket.seed,
@@ -255,10 +337,12 @@ def _seeding(ticket: Ticket) -> Seeding:
     )
 
 
-def _check_fit(net: nn.Module, ticket: Ticket) -> None:
+def _check_fit(net: nn.Module, ticket: Ticket, *, as_stored: bool = False) -> None:
     """Refuse a ticket whose names or shapes are not the network's."""
-    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    found = {name: tuple(ticket.shape(name)) for name in ticket.names}
+    expected = {name: tuple(value.shape) for name, value in full_state(net).items()}
+    names = ticket.names if as_stored else ticket.plain_names
+    shape_of = ticket.shape if as_stored else ticket.plain_shape
+    found = {name: tuple(shape_of(name)) for name in names}
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     if missing or extra:
@@ -273,13 +357,13 @@ def _check_fit(net: nn.Module, ticket: Ticket) -> None:
                 f"{len(extra)} tensors of the file are not in the network ({', '.join(extra[:3])})"
             )
         raise ArchitectureError(
-            f"{type(net).__name__}: expected the same tensor names, found that "
+            f"{type(bare(net)).__name__}: expected the same tensor names, found that "
             f"{' and '.join(parts)}; build the network that was packed"
         )
     for name, shape in expected.items():
         if found[name] != shape:
             raise ArchitectureError(
-                f"{type(net).__name__}: {name}: expected shape {list(shape)}, found "
+                f"{type(bare(net)).__name__}: {name}: expected shape {list(shape)}, found "
                 f"{list(found[name])} in the file; build the network with the options it was "
                 "packed with"
             )

@@ -62,9 +62,18 @@ def session_logits(session: InferenceSession) -> Callable[[np.ndarray], np.ndarr
         A function of one array ``(N, C, H, W)``, converted to float32, that returns float32
         logits ``(N, classes)``. A model with a fixed batch is run as often as needed; ``N`` must
         then be a multiple of it. The function raises ExportError for images of another shape.
+
+    Raises:
+        ExportError: the model takes more than one input, or no float32; run it by ``session.run``.
     """
-    image = session.get_inputs()[0]
+    image, *others = session.get_inputs()
     name, shape = image.name, list(image.shape)
+    if others or image.type != "tensor(float)":
+        found = ", ".join(f"{value.name} {value.type}" for value in session.get_inputs())
+        raise ExportError(
+            f"expected a model of images, with one float32 input, found {found}; call session.run "
+            "with arrays by these names"
+        )
 
     def logits(images: np.ndarray) -> np.ndarray:
         batch = np.ascontiguousarray(images, dtype=np.float32)

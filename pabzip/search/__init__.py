@@ -8,6 +8,10 @@ A search of your own is a scorer (`Scorer`), which `iterative_search` runs by a 
 function around it with ``@pabzip.registry.register_search("name", needs_data=False, rounds=1)``.
 """
 
+from pabzip._optional import require
+
+require("torch", extra="torch", purpose="pabzip.search")
+
 from pabzip.search.baselines import (
     MagnitudeScorer,
     RandomScorer,

@@ -91,7 +91,7 @@ def magnitude(
     Source: Janowsky 1989; Frankle et al. 2021, Section 3, as a baseline at initialization.
     """
     call = SearchCall(net, keep_ratio, **options)
-    return call.run(MagnitudeScorer(call.chosen), call.shape)
+    return call.run(MagnitudeScorer(call.chosen), call.inputs)
 
 
 @register_search("random", needs_data=False, rounds=1, at_random=True)
@@ -109,7 +109,7 @@ def random(
     - In ``weights`` the order matters, since each weight has its own random stream by its place.
     """
     call = SearchCall(net, keep_ratio, **options)
-    return call.run(_at_random(call), call.shape)
+    return call.run(_at_random(call), call.inputs)
 
 
 @register_search("layerwise-random", needs_data=False, rounds=1, at_random=True, takes=("ratios",))
@@ -240,7 +240,7 @@ def smart_counts(
 def _layer_by_layer(call: SearchCall, ratios: Mapping[str, float]) -> dict[str, Tensor]:
     """Keep weights at random, with a fraction for each tensor."""
     groups = [PruneGroup((name,), ratio) for name, ratio in ratios.items()]
-    return call.run(_at_random(call), call.shape, groups=groups)
+    return call.run(_at_random(call), call.inputs, groups=groups)
 
 
 def _at_random(call: SearchCall) -> RandomScorer:

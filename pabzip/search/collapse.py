@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pabzip.calls import Call, Output
 from pabzip.errors import SearchError
 from pabzip.search.linearized import LinearizedNetwork
 from pabzip.search.masks import Exact, Masks
@@ -16,29 +18,37 @@ def refuse_collapse(
     net: nn.Module,
     weights: Mapping[str, nn.Parameter],
     masks: Masks,
-    input_shape: tuple[int, ...] | None,
+    inputs: Call | Sequence[int] | None,
+    output: Output | None = None,
 ) -> None:
-    """Raise if tensors are empty and the network is cut by it; a bypassed empty one is harmless.
+    """Raise if tensors are empty and the network is cut by it; warn of those with a bypass.
 
     A path counts if it leads from an input of ones to the outputs of the linearized network.
-    Without an ``input_shape`` no empty tensor is known to be harmless.
+    Without ``inputs`` no empty tensor is known to be harmless.
     """
     empty = [name for name, mask in masks.items() if not bool(torch.any(mask))]
     if not empty:
         return
-    if input_shape is None:
+    if inputs is None:
         raise SearchError(
             f"layer collapse: nothing is left of {_shown(empty)}; expected survivors in every "
-            "layer. Raise keep_ratio, or pass input_shape= if the network has a way around them"
+            "layer. Raise keep_ratio, or, if the network has a way around them, pass input_shape= "
+            "or example_inputs="
         )
-    network = LinearizedNetwork(net, weights, input_shape)
+    network = LinearizedNetwork(net, weights, inputs, output)
     network.prune(masks)
-    if not bool(torch.any(network.flow().from_input != 0)):
+    if not network.flow().connected:
         raise SearchError(
             f"layer collapse: nothing is left of {_shown(empty)}, and no path leads from the input "
             "to the output. Raise keep_ratio, use more iterations, or give every layer a threshold "
             "of its own (scope='layer')"
         )
+    warnings.warn(
+        f"nothing is left of {_shown(empty)}; the network has a way around them, such as the "
+        "shortcut of a residual block, and goes on without them. To keep some of their weights, "
+        "raise keep_ratio or give every layer a threshold of its own (scope='layer')",
+        stacklevel=5,
+    )
 
 
 def refuse_unscored(
@@ -65,33 +75,43 @@ def refuse_unscored(
 
 
 def refuse_ties_at_zero(
-    scores: Mapping[str, Tensor], before: Masks, after: Masks, exact: Exact | None
+    scores: Mapping[str, Tensor], before: Masks, after: Masks, exact: Exact | None, *, dense: bool
 ) -> None:
-    """Raise if position alone decided what the last round left of a layer without any path.
+    """Raise if position alone decided what the last round left: its threshold is a score of zero.
 
-    Zero scores are settled by position, as all ties are. In a layer that has a path that is
-    harmless: its weights without one do nothing, kept or pruned. ``before`` and ``after`` are the
-    masks around the round.
+    Zero scores are settled by position, as all ties are, and a weight with one has no path. After
+    an earlier search that is harmless in a layer that has a path: weights that lost theirs do
+    nothing, kept or pruned. ``before`` and ``after`` are the masks around the round; ``dense``
+    says that nothing was pruned before the search.
     """
     if all(torch.equal(before[name], after[name]) for name in after):
         return  # nothing was pruned, so nothing was chosen
     if not any(bool((after[name] & (scores[name] == 0)).any()) for name in after):
         return
     without = _without_path(scores, before, exact)
-    if not any(bool((without[name] & after[name]).any()) for name in after):
+    tied = [name for name in after if bool((without[name] & after[name]).any())]
+    if not tied:
         return
+    asked = sum(int(mask.sum()) for mask in after.values())
+    paths = sum(int((before[name] & ~without[name]).sum()) for name in after)
+    found = (
+        f"keep_ratio: asks for {asked} survivors, found only {paths} weights with a path from the "
+        "input to the output"
+    )
     lost = [
         name
         for name, mask in before.items()
         if bool(mask.any()) and torch.equal(mask, without[name])
     ]
     if lost:
-        asked = sum(int(mask.sum()) for mask in after.values())
-        paths = sum(int((before[name] & ~without[name]).sum()) for name in after)
         raise SearchError(
-            f"keep_ratio: asks for {asked} survivors, found only {paths} weights with a path from "
-            f"the input to the output; no weight of {_shown(lost)} has one. Lower keep_ratio, or "
-            "leave such layers out with skip="
+            f"{found}; no weight of {_shown(lost)} has one. Lower keep_ratio, or leave such layers "
+            "out with skip="
+        )
+    if dense:
+        raise SearchError(
+            f"{found}, so the threshold falls among the zero scores of {_shown(tied)}. Lower "
+            "keep_ratio, use more iterations or a larger input, or leave such layers out with skip="
         )
 
 

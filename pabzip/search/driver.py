@@ -11,14 +11,22 @@ from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pabzip.calls import EXAMPLE, Call, Output, shown
 from pabzip.errors import SearchError
-from pabzip.init import Selection, selected
+from pabzip.init import selected
 from pabzip.search.collapse import refuse_collapse, refuse_ties_at_zero, refuse_unscored
 from pabzip.search.masks import apply_masks, keep_largest
 from pabzip.search.schedule import PruneGroup, prune_groups
+from pabzip.search.starts import call_of_shape
+from pabzip.selection import Selection
+from pabzip.wrappers import check_whole, unwrap
 
 OnIteration = Callable[[int, int], None]
 """Called as ``on_iteration(i, iterations)`` after each round, i from 1."""
+
+ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | Iterable[Any]
+"""A batch: a tensor, a tuple of positional arguments, or a mapping of keyword arguments. `snip` and
+`grasp` also take an iterable of batches."""
 
 _Search = TypeVar("_Search", bound=Callable[..., dict[str, Tensor]])
 
@@ -27,8 +35,10 @@ class SearchOptions(TypedDict, total=False):
     """Keyword arguments of every search; `pabzip.search.synflow` says what they are."""
 
     input_shape: Sequence[int] | None
-    example_inputs: Tensor | Iterable[Any] | None
-    targets: Tensor | Iterable[Tensor] | None
+    example_inputs: ExampleInputs | None
+    targets: Any
+    loss: Callable[..., Tensor] | None
+    output: Output | None
     only: Selection | None
     skip: Selection | None
     weights: Mapping[str, nn.Parameter] | None
@@ -47,8 +57,10 @@ class SearchCall:
     keep_ratio: float
     _: KW_ONLY
     input_shape: Sequence[int] | None = None
-    example_inputs: Tensor | Iterable[Any] | None = None
-    targets: Tensor | Iterable[Tensor] | None = None
+    example_inputs: ExampleInputs | None = None
+    targets: Any = None
+    loss: Callable[..., Tensor] | None = None
+    output: Output | None = None
     only: Selection | None = None
     skip: Selection | None = None
     weights: Mapping[str, nn.Parameter] | None = None
@@ -57,6 +69,11 @@ class SearchCall:
     scope: str = "global"
     seed: int | None = None
     on_iteration: OnIteration | None = None
+
+    def __post_init__(self) -> None:
+        way = "search before fully_shard (or FSDP)"
+        check_whole(self.net, "the search", way, SearchError)
+        self.net = unwrap(self.net)
 
     @cached_property
     def chosen(self) -> dict[str, nn.Parameter]:
@@ -85,7 +102,8 @@ class SearchCall:
             if known.get(name) is not parameter:
                 raise SearchError(
                     f"weights[{name!r}]: expected a parameter of {type(net).__name__} under its "
-                    "own name, found another tensor; take them from net.named_parameters()"
+                    "own name, found another tensor; take them from net.named_parameters(), of a "
+                    "wrapped network from that of the network inside"
                 )
             if first_name.setdefault(id(parameter), name) != name:
                 raise SearchError(
@@ -100,45 +118,43 @@ class SearchCall:
                 )
         return chosen
 
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape of one input, from itself or from a batch; None where neither is given.
+    @cached_property
+    def inputs(self) -> Call | None:
+        """What to call the network with, from a batch or a shape; None where neither is given.
 
         Raises:
-            SearchError: it is not a sequence of positive integers, or the two do not agree.
+            SearchError: the batch or the shape is none, or the two do not agree.
         """
-        input_shape, example_inputs = self.input_shape, self.example_inputs
-        if example_inputs is not None and not (
-            isinstance(example_inputs, Tensor)
-            and example_inputs.dim() >= 2
-            and example_inputs.is_floating_point()
-        ):
-            found = getattr(example_inputs, "dtype", type(example_inputs).__name__)
-            raise SearchError(
-                "example_inputs: expected one floating tensor [B, ...], of which the shape counts, "
-                f"found {found}; a network whose inputs are no floats can be searched by magnitude "
-                "or at random"
-            )
-        batch = tuple(example_inputs.shape[1:]) if isinstance(example_inputs, Tensor) else None
+        input_shape, call = self.input_shape, None
+        if self.example_inputs is not None:
+            call = Call.of(self.example_inputs, self.net)
+            if call is None:
+                raise SearchError(
+                    f"example_inputs: expected {EXAMPLE}, with a tensor in it, found "
+                    f"{shown(self.example_inputs)}; iterables of batches are for snip and grasp"
+                )
         if input_shape is None:
-            return batch
+            return call
         sizes = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
         if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise SearchError(
                 "input_shape: expected the sizes of one input without the batch dimension, such "
                 f"as (3, 32, 32), found {input_shape!r}"
             )
-        if batch not in (None, sizes):
+        if call is None:
+            return call_of_shape(sizes)
+        found = [tuple(tensor.shape[1:]) for _, tensor in call.tensors()]
+        if found != [sizes]:
             raise SearchError(
-                f"input_shape: expected {batch}, the shape of the example_inputs, found {sizes}; "
-                "give one of the two"
+                f"input_shape: expected {', '.join(map(str, found))}, the shape of the "
+                f"example_inputs, found {sizes}; give one of the two"
             )
-        return sizes
+        return call
 
     def run(
         self,
         scorer: Scorer,
-        input_shape: tuple[int, ...] | None,
+        inputs: Call | None,
         *,
         rounds: int | None = None,
         groups: Sequence[PruneGroup] | None = None,
@@ -151,11 +167,13 @@ class SearchCall:
         if groups is None:
             groups = prune_groups(self.chosen, self.keep_ratio, self.scope)
         if rounds is None:
-            return iterative_search(self.net, self.chosen, scorer, groups, input_shape)
+            return iterative_search(
+                self.net, self.chosen, scorer, groups, inputs, output=self.output
+            )
         return iterative_search(
-            self.net, self.chosen, scorer, groups, input_shape,
+            self.net, self.chosen, scorer, groups, inputs,
             rounds if self.iterations is None else self.iterations,
-            schedule=self.schedule, on_iteration=self.on_iteration,
+            schedule=self.schedule, on_iteration=self.on_iteration, output=self.output,
         )  # fmt: skip
 
 
@@ -215,11 +233,12 @@ def iterative_search(
     weights: Mapping[str, nn.Parameter],
     scorer: Scorer,
     groups: Sequence[PruneGroup],
-    input_shape: tuple[int, ...] | None = None,
+    inputs: Call | Sequence[int] | None = None,
     iterations: int = 1,
     *,
     schedule: str = "exponential",
     on_iteration: OnIteration | None = None,
+    output: Output | None = None,
 ) -> dict[str, Tensor]:
     """Prune ``net`` to its groups in ``iterations`` rounds of scoring and masking.
 
@@ -233,11 +252,13 @@ def iterative_search(
         scorer: gives the scores of each round.
         groups: which weights compete, and which fraction of them survives; each weight belongs
             to exactly one.
-        input_shape: shape of one input, without the batch dimension; tells whether an empty layer
-            cuts the network. Without it every empty layer is an error.
+        inputs: a call of the network, or the shape of one input without the batch dimension;
+            tells whether an empty layer cuts the network. Without it every empty layer is an
+            error.
         iterations: rounds; scores that depend on the mask need many.
         schedule: one of `pabzip.search.SCHEDULES`.
         on_iteration: called as ``on_iteration(i, iterations)`` after round i, from 1.
+        output: from what the network returns to a tensor, as for `pabzip.search.synflow`.
 
     Returns:
         The masks, bool tensors by name, with exactly ``N - int((1 - keep_ratio) * N)`` True in
@@ -248,7 +269,7 @@ def iterative_search(
             have a path, scores that are not finite, or layer collapse: a tensor with nothing
             left, and no path left from the input to the output. ``net`` is then as it was.
     """
-    masks = {name: parameter.detach() != 0 for name, parameter in weights.items()}
+    start = masks = {name: parameter.detach() != 0 for name, parameter in weights.items()}
     exact = scorer.exact if isinstance(scorer, ExactScorer) else None
     plans = [(group.names, group.counts(masks, iterations, schedule)) for group in groups]
     for iteration in range(iterations):
@@ -259,16 +280,18 @@ def iterative_search(
                 if iteration == 0:
                     refuse_unscored(scores, before, scorer.reached, exact)
                 if not scorer.connected:  # what is pruned from here on would hide where it broke
-                    refuse_collapse(net, weights, before, input_shape)
+                    refuse_collapse(net, weights, before, inputs, output)
             for names, counts in plans:
                 own = {name: before[name] for name in names}
                 masks |= keep_largest(
                     {name: scores[name] for name in names}, own, counts[iteration], exact=exact
                 )
                 if isinstance(scorer, PathScorer) and iteration == iterations - 1:
-                    refuse_ties_at_zero(scores, own, {name: masks[name] for name in names}, exact)
+                    left = {name: masks[name] for name in names}
+                    dense = all(bool(start[name].all()) for name in names)
+                    refuse_ties_at_zero(scores, own, left, exact, dense=dense)
         if on_iteration is not None:
             on_iteration(iteration + 1, iterations)
-    refuse_collapse(net, weights, masks, input_shape)
+    refuse_collapse(net, weights, masks, inputs, output)
     apply_masks(net, masks)
     return masks

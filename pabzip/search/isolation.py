@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pabzip.calls import Call, Output, main_output, shown
 from pabzip.errors import SearchError
+from pabzip.wrappers import uncompiled, unwrap
 
 
 @contextmanager
@@ -45,14 +47,22 @@ class NetworkCopy:
     so its own weights, signs, buffers, gradients and dtypes are never written.
 
     Floating tensors are copied to ``dtype``, and the copies of ``weights`` require gradients.
+    ``output`` finds the tensor in what the network returns; None takes `main_output`.
 
     Attributes:
         weights: the copies of ``weights``, by the same names.
         device: of the weights.
     """
 
-    def __init__(self, net: nn.Module, weights: Mapping[str, nn.Parameter], dtype: torch.dtype):
-        self._net = net
+    def __init__(
+        self,
+        net: nn.Module,
+        weights: Mapping[str, nn.Parameter],
+        dtype: torch.dtype,
+        output: Output | None = None,
+    ):
+        net = unwrap(net)
+        self._net, self._output = net, output
         self.device = next(iter(weights.values())).device
         names = {id(parameter): name for name, parameter in net.named_parameters()}
         self._state = {
@@ -97,34 +107,55 @@ class NetworkCopy:
             for module, mode in modes:
                 module.training = mode
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the output for ``inputs``; to be called within `isolated`.
+    def __call__(self, call: Call) -> Tensor:
+        """Return the output tensor of a call; to be made within `isolated`.
 
         Raises:
-            SearchError: the network refuses the inputs, or does not give one floating tensor that
+            SearchError: the network refuses the inputs, or does not give a floating tensor that
                 has a gradient.
         """
-        where = f"{type(self._net).__name__} on inputs of shape {tuple(inputs.shape)}"
+        returned = self.returned(call)
+        output = (main_output if self._output is None else self._output)(returned)
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            found = output if self._output else returned
+            by = "from output=" if self._output else "as output, or one within it"
+            raise SearchError(
+                f"{self._where(call)}: expected one floating tensor {by}, found {shown(found)}; "
+                "output= is called with what the network returns, and says which tensor counts"
+            )
+        return self.derivable(output, call)
+
+    def returned(self, call: Call) -> Any:
+        """Return what the network returns for a call; to be made within `isolated`.
+
+        Raises:
+            SearchError: the network refuses the inputs.
+        """
         try:
-            with self._recurrent_copies():
-                output = torch.func.functional_call(self._net, self._state, (inputs,))
+            with uncompiled(), self._recurrent_copies():
+                return torch.func.functional_call(
+                    self._net, self._state, call.args, dict(call.kwargs)
+                )
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise SearchError(
-                f"{where}: the forward pass failed ({error}). Expected inputs that the network "
-                "takes, an input_shape without the batch dimension or batches as in training; a "
-                "network whose inputs are no floats can be searched by magnitude or at random"
+                f"{self._where(call)}: the forward pass failed ({error}). Expected inputs that the "
+                "network takes, an input_shape without the batch dimension or batches as in "
+                "training; example_inputs= takes token ids, tuples and mappings too"
             ) from error
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-            raise SearchError(f"{where}: expected one floating tensor as output, found {kind}")
+
+    def derivable(self, output: Tensor, call: Call) -> Tensor:
+        """Return an output of a call; refuse one that has no gradient."""
         if not output.requires_grad:
             raise SearchError(
-                f"{where}: expected an output that depends on the weights, found one without a "
-                "gradient; does the network detach it, or run under no_grad?"
+                f"{self._where(call)}: expected an output that depends on the weights, found one "
+                "without a gradient; does the network detach it, or run under no_grad?"
             )
         return output
+
+    def _where(self, call: Call) -> str:
+        return f"{type(self._net).__name__} on {call.shown}"
 
     @contextmanager
     def _recurrent_copies(self) -> Iterator[None]:

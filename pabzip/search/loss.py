@@ -1,16 +1,18 @@
-"""SNIP and GraSP: searches by derivatives of the loss on training images."""
+"""SNIP and GraSP: searches by derivatives of the loss on training data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
+from pabzip.calls import EXAMPLE, Call, Output, entry, map_tensors, shown
 from pabzip.errors import SearchError
 from pabzip.registry import register_search
 from pabzip.search.driver import SearchCall, SearchOptions, shares_options
@@ -24,12 +26,16 @@ BATCH_NORMS = ("batch", "running")
 training, or the running ones, as in evaluation; at initialization these are those it was made with,
 and change nothing."""
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs ``float[B, ...]`` and labels ``int64[B]``."""
+Batch = tuple[Any, Any]
+"""Inputs and targets: inputs as `pabzip.calls.Call.of` reads them; targets None where there are
+none, ``int64[B]`` where no loss is given, and else what the loss takes."""
+
+Loss = Callable[..., Tensor]
+"""Called as ``loss(outputs, targets)``, or without targets as ``loss(outputs)``."""
 
 
 class LossNetwork(NetworkCopy):
-    """The mean cross-entropy of a network over fixed batches, as a function of its weights.
+    """The mean loss of a network over fixed batches, as a function of its weights.
 
     All but batch norm (dropout, predictive gradients) runs as in evaluation, so that derivatives
     are exact and nothing is drawn at random. Parameters and buffers are detached copies: the
@@ -37,15 +43,20 @@ class LossNetwork(NetworkCopy):
     on an exception.
 
     Args:
-        net: a network that maps inputs to logits.
+        net: a network that maps inputs to logits, or to whatever ``loss`` takes.
         weights: the parameters that get derivatives; pruned entries can be zeroed with `prune`.
-        batches: inputs and labels, at least one batch; each counts by its number of samples.
+        batches: inputs and targets, at least one batch; each counts by its number of samples.
+            Floating tensors are computed with in ``dtype``, all others as they are.
         dtype: floating dtype of the computation.
-        temperature: the logits are divided by it.
+        temperature: the logits are divided by it; not used with a loss that is not ours.
         batch_norm: one of `BATCH_NORMS`.
+        loss: the mean loss of a batch from what the network returns, or from what ``output`` makes
+            of it. None is the cross-entropy of the logits; for batches without targets, the
+            network's own ``loss``.
+        output: from what the network returns to a tensor, for cross-entropy the logits.
 
     Attributes:
-        input_shape: shape of one input, without the batch dimension.
+        inputs: the first batch's, as the network is called with them.
 
     Raises:
         SearchError: batches, a dtype or a batch norm of another kind, or a temperature out of
@@ -60,6 +71,9 @@ class LossNetwork(NetworkCopy):
         dtype: torch.dtype,
         temperature: float = 1.0,
         batch_norm: str = "batch",
+        *,
+        loss: Loss | None = None,
+        output: Output | None = None,
     ):
         if not dtype.is_floating_point:
             raise SearchError(f"dtype: expected a floating dtype, found {dtype}")
@@ -69,14 +83,19 @@ class LossNetwork(NetworkCopy):
             raise SearchError(
                 f"batch_norm: expected one of {', '.join(BATCH_NORMS)}, found {batch_norm!r}"
             )
-        super().__init__(net, weights, dtype)
+        super().__init__(net, weights, dtype, output)
         self._temperature, self._by_batch = temperature, batch_norm == "batch"
+        self._loss = loss
+
+        def moved(_: str, tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, dtype if tensor.is_floating_point() else None)
+
         self._batches = [
-            (inputs.to(self.device, dtype), labels.to(self.device))
-            for inputs, labels in _checked(batches)
+            (call.map(moved), map_tensors(targets, moved))
+            for call, targets in _checked(batches, net, own_loss=loss is not None)
         ]
-        self.input_shape = tuple(self._batches[0][0].shape[1:])
-        self._samples = sum(len(labels) for _, labels in self._batches)
+        self.inputs = self._batches[0][0]
+        self._samples = sum(_size(call) for call, _ in self._batches)
 
     def gradients(self) -> dict[str, Tensor]:
         """Return g, the gradient of the loss by each searched weight, by name.
@@ -97,6 +116,11 @@ class LossNetwork(NetworkCopy):
         Raises:
             SearchError: as `gradients`, or an operation that has no second derivative.
         """
+        # Of torch's attentions, only the one in plain steps can be derived twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            return self._hessian_gradients()
+
+    def _hessian_gradients(self) -> dict[str, Tensor]:
         wanted = list(self.weights.values())
         direction = self.gradients()
         with torch.no_grad():
@@ -117,7 +141,8 @@ class LossNetwork(NetworkCopy):
                     f"found one that cannot ({error}); search by another method"
                 ) from error
 
-        return self._summed(product)
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fast kernels have no second derivative
+            return self._summed(product)
 
     def _summed(self, derivative: Callable[[Tensor], Sequence[Tensor]]) -> dict[str, Tensor]:
         """Return the sum over the batches of what ``derivative`` gives for each one's loss."""
@@ -129,34 +154,79 @@ class LossNetwork(NetworkCopy):
 
     def _losses(self) -> Iterator[Tensor]:
         """Yield the losses of the batches; they add up to the mean over all samples."""
-        for inputs, labels in self._batches:
-            logits = self(inputs) / self._temperature
-            if logits.dim() != 2 or len(logits) != len(labels):
-                raise SearchError(
-                    f"{type(self._net).__name__}: expected logits [{len(labels)}, classes] for "
-                    f"{len(labels)} labels, found {list(logits.shape)}"
-                )
-            if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-                raise SearchError(
-                    f"batches: expected labels from 0 to {logits.shape[1] - 1} for this network, "
-                    f"found {int(labels.min())} to {int(labels.max())}"
-                )
-            yield F.cross_entropy(logits, labels) * (len(labels) / self._samples)
+        for call, targets in self._batches:
+            if self._loss is None and targets is not None:
+                loss = self._cross_entropy(call, targets)
+            else:
+                loss = self._own_loss(call, targets)
+            yield loss * (_size(call) / self._samples)
+
+    def _cross_entropy(self, call: Call, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of a batch's logits, over the temperature."""
+        logits = self(call) / self._temperature
+        if logits.dim() != 2 or len(logits) != len(labels):
+            raise SearchError(
+                f"{type(self._net).__name__}: expected logits [{len(labels)}, classes] for "
+                f"{len(labels)} labels, found {list(logits.shape)}; pass output= to find them in "
+                "what the network returns, or loss= for outputs of another kind"
+            )
+        if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+            raise SearchError(
+                f"batches: expected labels from 0 to {logits.shape[1] - 1} for this network, "
+                f"found {int(labels.min())} to {int(labels.max())}"
+            )
+        return F.cross_entropy(logits, labels)
+
+    def _own_loss(self, call: Call, targets: Any) -> Tensor:
+        """Return the loss that the caller has given, or that the network returns itself."""
+        name, returned = type(self._net).__name__, self.returned(call)
+        if self._loss is None:
+            loss, where = entry(returned, "loss"), "the network's own loss"
+        else:
+            outputs = returned if self._output is None else self._output(returned)
+            loss = self._loss(outputs) if targets is None else self._loss(outputs, targets)
+            where = "loss="
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            found = f"{loss.dtype} {list(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
+            raise SearchError(
+                f"{name}: expected a floating scalar from {where}, found {found}; pass targets= "
+                "with the labels, or a loss= that returns the mean over a batch"
+            )
+        return self.derivable(loss, call).reshape(())
 
 
-def _batches_of(call: SearchCall) -> list[Batch]:
-    """Return the images and labels of a call, in any form that `snip` takes, as pairs."""
-    example_inputs, targets = call.example_inputs, call.targets
-    if example_inputs is None:
+def _size(call: Call) -> int:
+    """Return the number of samples in a batch: the first dimension of its first tensor."""
+    first = next(tensor for _, tensor in call.tensors())
+    return len(first) if first.dim() else 1
+
+
+def loss_network(
+    call: SearchCall, dtype: torch.dtype, batch_norm: str, temperature: float = 1.0
+) -> LossNetwork:
+    """Return the loss that a call of a search speaks of."""
+    return LossNetwork(
+        call.net, call.chosen, _batches_of(call), dtype, temperature, batch_norm,
+        loss=call.loss, output=call.output,
+    )  # fmt: skip
+
+
+def _batches_of(call: SearchCall) -> list[Any]:
+    """Return the batches of a call, in any form that `snip` takes: pairs, or inputs alone."""
+    examples, targets = call.example_inputs, call.targets
+    if examples is None:
         raise SearchError(
             "example_inputs: expected training images and targets= with their labels, found none; "
             "pass those of pabzip.data.batches, or search by a method without data"
         )
-    if isinstance(example_inputs, Tensor) or isinstance(targets, Tensor):
-        return [(example_inputs, targets)]  # type: ignore[list-item]
+    single = isinstance(examples, Tensor | Mapping) or isinstance(targets, Tensor | Mapping)
+    if isinstance(examples, tuple) and call.loss is not None and targets is None:
+        single = any(isinstance(argument, Tensor) for argument in examples)
+    if single:
+        return [(examples, targets)]
     if targets is None:
-        return list(example_inputs)
-    inputs, labels = list(example_inputs), list(targets)
+        return list(examples)
+    inputs, labels = list(examples), list(targets)
     if len(inputs) != len(labels):
         raise SearchError(
             f"targets: expected labels for {len(inputs)} batches of example_inputs, found "
@@ -165,37 +235,44 @@ def _batches_of(call: SearchCall) -> list[Batch]:
     return list(zip(inputs, labels, strict=True))
 
 
-def _checked(batches: Iterable[Batch]) -> list[Batch]:
-    """Return the batches as a list; refuse what is none, and no batch at all."""
+def _checked(batches: Iterable[Batch], net: nn.Module, *, own_loss: bool) -> list[tuple[Call, Any]]:
+    """Return the calls and targets of all batches; refuse what is none, and no batch at all."""
     found = list(batches)
+    checked = []
     for number, batch in enumerate(found):
-        parts = batch if isinstance(batch, Sequence) and not isinstance(batch, str) else (batch,)
-        fits = (
-            len(parts) == 2
-            and all(isinstance(part, Tensor) for part in parts)
-            and parts[0].is_floating_point()
-            and parts[1].dtype == torch.int64
-            and parts[1].dim() == 1
-            and parts[0].dim() >= 2
-            and len(parts[0]) == len(parts[1]) > 0
-        )
-        if not fits:
-            shown = ", ".join(
-                f"{part.dtype} {list(part.shape)}"
-                if isinstance(part, Tensor)
-                else type(part).__name__
+        pair = isinstance(batch, tuple | list) and len(batch) == 2
+        inputs, targets = batch if pair else (batch, None)
+        call = Call.of(inputs, net)
+        if own_loss:
+            fits = True
+        elif targets is None:  # the network's own loss, of labels among its inputs
+            fits = isinstance(inputs, Mapping)
+        else:
+            fits = (
+                isinstance(targets, Tensor)
+                and targets.dtype == torch.int64
+                and targets.dim() == 1
+                and len(targets) > 0
+                and not (isinstance(inputs, Tensor) and inputs.shape[:1] != targets.shape)
+            )
+        if call is None or not fits:
+            parts = batch if pair else (batch,)
+            described = ", ".join(
+                f"{part.dtype} {list(part.shape)}" if isinstance(part, Tensor) else shown(part)
                 for part in parts
+                if part is not None
             )
             raise SearchError(
-                f"batches[{number}]: expected a pair of floating inputs [B, ...] and int64 labels "
-                f"[B], found {shown}"
+                f"batches[{number}]: expected a pair of inputs [B, ...] and int64 labels [B], "
+                f"found {described}; inputs are {EXAMPLE}, and other targets, or none, need loss="
             )
+        checked.append((call, targets))
     if not found:
         raise SearchError(
             "batches: expected at least one pair of inputs and labels, found none; pass training "
             "images, such as those of pabzip.data.batches"
         )
-    return found
+    return checked
 
 
 class SnipScorer:
@@ -239,12 +316,19 @@ def snip(
 
     Arguments, result and errors are those of `pabzip.search.synflow`, with these differences:
 
-    - ``example_inputs`` are training images: a batch ``float[B, ...]``; several in an iterable; or,
-      if ``targets`` is not given, an iterable of pairs of images and labels, such as a
-      ``DataLoader``. On any device; about ten a class are usual. Batches that do not fit the
-      network raise ``SearchError``.
-    - ``targets`` are the labels, ``int64[B]`` for each batch.
-    - ``input_shape`` is not used; the images have one.
+    - ``example_inputs`` are training data: a batch (a tensor ``[B, ...]``, a tuple or a mapping);
+      several batches in an iterable; or, if ``targets`` is not given, an iterable of pairs of
+      inputs and targets, such as a ``DataLoader``. On any device; about ten samples a class are
+      usual. Batches that do not fit the network raise ``SearchError``. A tuple is one batch's
+      arguments where ``targets`` is a tensor or a mapping, and, without ``targets``, where
+      ``loss`` is given and a tensor is in it; else it is an iterable.
+    - ``targets`` are the labels, ``int64[B]`` for each batch; with ``loss``, whatever it takes.
+    - ``loss`` returns the mean loss of a batch, a floating scalar: it is called as
+      ``loss(outputs, targets)``, or without targets as ``loss(outputs)``, where outputs are what
+      the network returns, or what ``output`` makes of that. None is the cross-entropy of the
+      logits, ``[B, classes]``; where batches are mappings and there are no targets, it is the
+      ``loss`` that the network returns itself, as those of transformers do, given labels.
+    - ``input_shape`` is not used; the data have one.
     - ``iterations`` is one where it is None, as published. One round prunes by the dense network's
       scores and can empty a layer at small keep ratios.
     - ``dtype`` is any floating one, that of the computation.
@@ -257,8 +341,8 @@ def snip(
     settled by position.
     """
     call = SearchCall(net, keep_ratio, **options)
-    network = LossNetwork(net, call.chosen, _batches_of(call), dtype, batch_norm=batch_norm)
-    return call.run(SnipScorer(network), network.input_shape, rounds=1)
+    network = loss_network(call, dtype, batch_norm)
+    return call.run(SnipScorer(network), network.inputs, rounds=1)
 
 
 class GraspScorer:
@@ -307,7 +391,8 @@ def grasp(
     - ``net`` needs operations with second derivatives; others raise ``SearchError``.
     - ``example_inputs``: the authors use 10 to 25 images a class.
     - ``temperature``, above 0, is what the logits are divided by. High makes the predictions nearly
-      uniform, so that the labels matter less than the network's features; 200 is published.
+      uniform, so that the labels matter less than the network's features; 200 is published. A
+      loss that is given, or the network's own, is taken as it is.
     - ``batch_norm`` is ``"batch"`` where it is not given: the authors' code scores the network in
       training mode, that of Peek-a-Boo in evaluation mode, which is ``"running"``.
 
@@ -317,6 +402,5 @@ def grasp(
     threshold are settled by position.
     """
     call = SearchCall(net, keep_ratio, **options)
-    batches = _batches_of(call)
-    network = LossNetwork(net, call.chosen, batches, dtype, temperature, batch_norm)
-    return call.run(GraspScorer(network), network.input_shape, rounds=1)
+    network = loss_network(call, dtype, batch_norm, temperature)
+    return call.run(GraspScorer(network), network.inputs, rounds=1)

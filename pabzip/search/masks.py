@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.errors import SearchError
+from pabzip.wrappers import unwrap
 
 Masks = Mapping[str, Tensor]
 """Bool tensors by name of the weight, True for one that is not pruned."""
@@ -158,6 +159,7 @@ def apply_masks(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
     Source: Peek-a-Boo, Section 3.2 and Algorithm 1, line 1.
     """
+    net = unwrap(net)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         if name not in parameters:

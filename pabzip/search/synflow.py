@@ -8,6 +8,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from pabzip.calls import Call, Output
 from pabzip.errors import SearchError
 from pabzip.registry import register_search
 from pabzip.search.driver import Scorer, SearchCall, SearchOptions, shares_options
@@ -25,9 +26,10 @@ class SynFlowScorer:
     a layer that thins out gains score, and collapse is put off.
 
     Args:
-        net: any module that maps one floating tensor to one floating tensor.
+        net: any module that returns a floating tensor, or something with one in it.
         weights: the weights to score, by name.
-        input_shape: shape of one input, without the batch dimension.
+        inputs: a call of the network, or the shape of one input without the batch dimension.
+        output: from what the network returns to a tensor; None takes `pabzip.calls.main_output`.
 
     Attributes:
         reached: names of the weights that the input reached in the last round.
@@ -39,9 +41,13 @@ class SynFlowScorer:
     _dtype = torch.float64
 
     def __init__(
-        self, net: nn.Module, weights: Mapping[str, nn.Parameter], input_shape: tuple[int, ...]
+        self,
+        net: nn.Module,
+        weights: Mapping[str, nn.Parameter],
+        inputs: Call | Sequence[int],
+        output: Output | None = None,
     ):
-        self._network = LinearizedNetwork(net, weights, input_shape)
+        self._network = LinearizedNetwork(net, weights, inputs, output)
         # Kept from round to round: new memory of this size costs more than the arithmetic.
         self._scores = {
             name: torch.empty(weight.shape, dtype=self._dtype, device=weight.device)
@@ -62,13 +68,13 @@ class SynFlowScorer:
         The tensors are written anew by the next call.
 
         Raises:
-            SearchError: ``input_shape`` does not fit the network.
+            SearchError: ``inputs`` do not fit the network.
         """
         self._network.prune(masks)
         self._flow = None  # frees the last round's memory first
         self._flow = flow = self._network.flow()
         self.reached = flow.reached
-        self.connected = bool(torch.any(flow.from_input != 0))
+        self.connected = flow.connected
         with full_float32():
             for name, score in self._scores.items():
                 products, rest = self._parts(flow, name)
@@ -156,9 +162,17 @@ def synflow(
             pruning. Exactly ``N - int((1 - keep_ratio) * N)`` of N weights survive, as published.
         input_shape: shape of one input, without the batch dimension, such as ``(3, 32, 32)``. A
             short sequence will do for a recurrent network, whose flow grows with each step.
-        example_inputs: in place of ``input_shape``, a batch ``float[B, ...]``; its shape alone
-            counts.
+        example_inputs: in place of ``input_shape``, what the network is called with: a tensor, a
+            tuple of positional arguments, or a mapping of keyword arguments, where tensors may be
+            nested in tuples, lists and mappings, and other values are passed on. One sample will
+            do. Floating tensors count by their shape alone; integers, such as token ids, start the
+            flow at what they look up (`pabzip.search.starts`); masks and positions stay as they
+            are.
         targets: not used; every search takes the same arguments.
+        loss: not used.
+        output: from what the network returns to the floating tensor that R is the sum of. By
+            default a tensor itself, else its ``logits``, else the first floating tensor in the
+            mapping, dataclass or tuple.
         only: the seeded weights to decide on: names of weights or of modules, or a predicate
             ``(module, name) -> bool``. All by default.
         skip: the same, for seeded weights that stay as they are.
@@ -179,7 +193,7 @@ def synflow(
         A mask may be all False where a path leads around the layer, such as a residual block's.
 
     Raises:
-        SearchError: an argument out of range, a network that does not take ``input_shape``, scores
+        SearchError: an argument out of range, a network that does not take the inputs, scores
             that are not finite, a layer that cannot be scored, fewer weights with a path than are
             to survive, or layer collapse; the message names the layers.
         SeedError: ``weights`` is not given and ``net`` was not drawn from a seed, or ``only`` or
@@ -192,11 +206,11 @@ def synflow(
     so it needs no linear forms.
     """
     call = SearchCall(net, keep_ratio, **options)
-    chosen, shape = call.chosen, call.shape
-    if shape is None:
+    chosen, inputs = call.chosen, call.inputs
+    if inputs is None:
         raise SearchError(
             "synflow: expected input_shape=, such as (3, 32, 32), or example_inputs=, found neither"
         )
     if dtype not in _SCORERS:
         raise SearchError(f"dtype: expected torch.float64 or torch.float32, found {dtype}")
-    return call.run(_SCORERS[dtype](net, chosen, shape), shape, rounds=100)
+    return call.run(_SCORERS[dtype](net, chosen, inputs, call.output), inputs, rounds=100)

@@ -147,6 +147,22 @@ def rounded(weight: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:  # noqa: N803
         return weight.to(DTYPE)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _drawn(
+    word: tl.tensor,
+    table: tl.tensor,
+    factor: tl.tensor,
+    KIND: tl.constexpr,  # noqa: N803
+    FRACTION: tl.constexpr,  # noqa: N803
+) -> tl.tensor:
+    """Return one lane of `draw`, float32."""
+    if FRACTION:
+        # The lower 31 bits but the last 7 of them: 24, which float32 holds.
+        return ((word & 0x7FFFFFFF) >> 7).to(tl.int32).to(tl.float32) * (2.0**-24)
+    else:  # noqa: RET505 (Triton wants both ends of the choice)
+        return _weights(word, tl.zeros_like(word) + 1, table, factor, KIND)
+
+
 @triton.jit(do_not_specialize=["stream", "key_0", "key_1"])  # type: ignore[untyped-decorator]
 def regenerate_kernel(
     packed: tl.tensor,
@@ -178,6 +194,79 @@ def regenerate_kernel(
         x3 = rounded(_weights(w3, four >> 6, table, factor, KIND), out.dtype.element_ty)
         weights = tl.interleave(tl.interleave(x0, x2), tl.interleave(x1, x3))
         tl.store(out + place, weights, mask=inside)
+
+
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["count", "skip", "first_block", "stream", "key_0", "key_1"]
+)
+def draw_kernel(
+    table: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    skip: tl.tensor,
+    first_block: tl.tensor,
+    stream: tl.tensor,
+    key_0: tl.tensor,
+    key_1: tl.tensor,
+    factor: tl.tensor,
+    KIND: tl.constexpr,  # noqa: N803
+    FRACTION: tl.constexpr,  # noqa: N803
+    BLOCKS: tl.constexpr,  # noqa: N803
+) -> None:
+    """Write ``count`` elements from number ``skip`` of the block ``first_block`` on."""
+    begin = tl.program_id(0).to(tl.int64) * BLOCKS
+    block = first_block.to(tl.int64) + begin + tl.arange(0, BLOCKS)
+    place = begin * 4 + tl.arange(0, BLOCKS * 4) - skip
+    w0, w1, w2, w3 = philox(block, stream.to(tl.uint32), key_0.to(tl.uint32), key_1.to(tl.uint32))
+    x0 = rounded(_drawn(w0, table, factor, KIND, FRACTION), out.dtype.element_ty)
+    x1 = rounded(_drawn(w1, table, factor, KIND, FRACTION), out.dtype.element_ty)
+    x2 = rounded(_drawn(w2, table, factor, KIND, FRACTION), out.dtype.element_ty)
+    x3 = rounded(_drawn(w3, table, factor, KIND, FRACTION), out.dtype.element_ty)
+    drawn = tl.interleave(tl.interleave(x0, x2), tl.interleave(x1, x3))
+    tl.store(out + place, drawn, mask=(place >= 0) & (place < count))
+
+
+def draw(
+    seed: int, spec: InitSpec, start: int, out: torch.Tensor, *, fraction: bool = False
+) -> None:
+    """Write weights from element ``start`` on, every code +1, or numbers uniform on [0, 1).
+
+    The work is queued on the device's current stream; nothing is waited for.
+
+    Args:
+        seed: ``0 <= seed < 2**64``.
+        spec: what the tensor is drawn from.
+        start: index of the first element, ``0 <= start``, and ``start + out.numel() < 2**63``.
+        out: a contiguous tensor on a CUDA device (the CPU under Triton's interpreter), of float32,
+            float64, float16, bfloat16 or, for signs, int8.
+        fraction: draw floor(t / 2**7) / 2**24 instead, t the lower 31 bits of an element's word
+            (`pabzip.rand`); ``spec`` then gives its stream alone.
+
+    Raises:
+        SeedError: a device that this backend does not serve.
+    """
+    key_low, key_high = split_seed(check_seed(seed))
+    kernel_device(out.device)
+    count, (first_block, skip) = out.numel(), divmod(start, CODES_PER_BYTE)
+    if count == 0:
+        return
+    programs = -(-(count + skip) // (CODES_PER_BYTE * _BLOCKS))
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+        draw_kernel[(programs,)](
+            table_on(out.device),
+            out,
+            count,
+            skip,
+            first_block,
+            as_int32(spec.stream),
+            as_int32(key_low),
+            as_int32(key_high),
+            float(spec.factor),
+            KIND=KINDS[spec.distribution],
+            FRACTION=fraction,
+            BLOCKS=_BLOCKS,
+            enable_fp_fusion=False,
+        )
 
 
 def regenerate(

@@ -123,7 +123,7 @@ def magnitudes(
     Raises:
         SeedError: an argument out of range, or an unknown backend.
     """
-    seed, (start, count) = check_seed(seed), _check_range(start, stop)
+    seed, (start, count) = check_seed(seed), check_range(start, stop)
     engine = select(backend)
     out = np.empty(count, dtype=np.uint32)
 
@@ -155,7 +155,7 @@ def weights(
     Raises:
         SeedError: an argument out of range, an unknown backend, or an ``out`` that does not fit.
     """
-    seed, (start, count) = check_seed(seed), _check_range(start, stop)
+    seed, (start, count) = check_seed(seed), check_range(start, stop)
     engine = select(backend)
     result = np.empty(count, dtype=np.float32) if out is None else _check_out(out, count)
     flat = result.reshape(-1)
@@ -197,7 +197,7 @@ def regenerate(
     """
     if not isinstance(codes, np.ndarray) or codes.dtype != np.int8:
         raise SeedError(f"codes: expected an int8 array, found {_kind(codes)}")
-    seed, (start, _) = check_seed(seed), _check_range(start, start + codes.size)
+    seed, (start, _) = check_seed(seed), check_range(start, start + codes.size)
     engine = select(backend)
     result = np.empty(codes.shape, np.float32) if out is None else _check_out(out, codes.size)
     flat, flat_codes = result.reshape(-1), np.ascontiguousarray(codes).reshape(-1)
@@ -213,7 +213,7 @@ def regenerate(
     return result
 
 
-def _check_range(start: SupportsIndex, stop: SupportsIndex) -> tuple[int, int]:
+def check_range(start: SupportsIndex, stop: SupportsIndex) -> tuple[int, int]:
     """Return ``start`` and ``stop - start`` as plain integers, after a check of the range."""
     try:
         first, last = operator.index(start), operator.index(stop)

@@ -1,5 +1,9 @@
 """Supermasks: learning which weights of a random network to keep, by a score for each weight."""
 
+from pabzip._optional import require
+
+require("torch", extra="torch", purpose="pabzip.supermask")
+
 from pabzip.supermask.biprop import Biprop
 from pabzip.supermask.connectivity import (
     FreeFlipping,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
-from pabzip.init import attach_seeding, seeding, unwrap
+from pabzip.init import attach_seeding, seeding
 from pabzip.seeds import Frozen, InitSpec
 from pabzip.supermask.edge_popup import EdgePopup
 from pabzip.supermask.scores import MakeOptimizer
@@ -81,7 +81,6 @@ class Biprop(EdgePopup):
             )
         self.gradient = gradient
         self.gains: dict[str, Tensor] = {}
-        net = unwrap(net)
         super().__init__(
             net, optimizer, keep_ratio, scope=scope, penalty=penalty, norm=norm, frozen=frozen
         )
@@ -111,17 +110,21 @@ class Biprop(EdgePopup):
 
 
 class _GainSpecs(Mapping[str, InitSpec]):
-    """Init specs by name: signed constants, whose scales are the gains at the time of reading."""
+    """Init specs by name: signed constants, whose scales are the gains at the time of reading.
+
+    Those without a gain, of buffers, stay as they are.
+    """
 
     def __init__(self, specs: Mapping[str, InitSpec], gains: Mapping[str, Tensor]):
-        self._streams = {name: spec.stream for name, spec in specs.items()}
+        self._specs = dict(specs)
         self._gains = gains
 
     def __getitem__(self, name: str) -> InitSpec:
-        return InitSpec("signed_constant", float(self._gains[name]), self._streams[name])
+        spec, gain = self._specs[name], self._gains.get(name)
+        return spec if gain is None else InitSpec("signed_constant", float(gain), spec.stream)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._streams)
+        return iter(self._specs)
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._specs)

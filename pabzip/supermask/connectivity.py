@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pabzip.errors import RecipeError
-from pabzip.init import attach_seeding, seeded_parameters, seeding, unwrap
+from pabzip.init import attach_seeding, dense_parameters, seeded_parameters, seeding
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.supermask.scores import MakeOptimizer, ScoreRule
 from pabzip.unmask.rule import check_start
@@ -173,10 +173,9 @@ def remove_weights(net: nn.Module, *, into_first: bool = False) -> float:
 
     Source: Ivan & Florian 2020, Section 2.3, equations 5 and 6.
     """
-    net = unwrap(net)
     record, parameters = seeding(net), seeded_parameters(net)
-    trained = {id(weight) for weight in parameters.values()}
-    others = [name for name, value in net.named_parameters() if id(value) not in trained]
+    others = [name for name in record.specs if name not in parameters]
+    others += dense_parameters(net)
     if others:
         raise RecipeError(
             "remove_weights: expected a network of weights that the seed drew, found "

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pabzip.errors import RecipeError
-from pabzip.init import attach_seeding, seeding, unwrap
+from pabzip.init import attach_seeding, seeded_parameters, seeding
 from pabzip.seeds import Frozen
 from pabzip.seeds.frozen import KEPT
 from pabzip.seeds.spec import fans
+from pabzip.selection import oriented
 from pabzip.unmask.rule import FlippingRule, check_not_negative, float32_weights, uniform_start
+from pabzip.wrappers import unwrap
 
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 """Builds the optimizer of the scores, such as ``lambda scores: torch.optim.SGD(scores, 0.1)``."""
@@ -115,6 +117,7 @@ class ScoreRule(FlippingRule):
         super().__init__(list(self.scores.values()), {})
         self._optimizer = optimizer(list(self.scores.values()))
         self.param_groups = self._optimizer.param_groups
+        self.defaults = self._optimizer.defaults  # schedulers that cycle the momentum look there
         self._write()
 
     @abstractmethod
@@ -135,11 +138,11 @@ class ScoreRule(FlippingRule):
     def _freeze(self, frozen: Frozen | Mapping[str, Frozen] | None) -> None:
         """Put a frozen part of all masks on record, and draw the one that is there."""
         if frozen is not None:
-            inner = unwrap(self.net)
-            record = seeding(inner)
-            each = dict.fromkeys(record.specs, frozen) if isinstance(frozen, Frozen) else frozen
+            record = seeding(self.net)
+            names = seeded_parameters(self.net)
+            each = dict.fromkeys(names, frozen) if isinstance(frozen, Frozen) else frozen
             masks = {name: part for name, part in each.items() if part != Frozen(0, 0)}
-            attach_seeding(inner, replace(record, frozen=masks))
+            attach_seeding(self.net, replace(record, frozen=masks))
         self.frozen: dict[str, Tensor] = {}
         self._kept_for_good: dict[str, Tensor] = {}
         self._count_kept: dict[str, int] = {}
@@ -254,7 +257,8 @@ class ScoreRule(FlippingRule):
 
     def kaiming_uniform(self, name: str) -> Tensor:
         """Return scores as published codes begin: evenly from -1/sqrt(fan_in) to 1/sqrt(fan_in)."""
-        fan_in, _ = fans(tuple(self.weights[name].shape))
+        module = unwrap(self.net).get_submodule(name.rpartition(".")[0])
+        fan_in, _ = fans(oriented(module, self.weights[name].shape))
         return self.uniform(name, fan_in**-0.5)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,6 @@ The public names are declared once, in ``__init__.pyi``, and imported on first u
 settings or a checkpoint does not load the whole of training.
 """
 
-import lazy_loader
+from pabzip._optional import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__, extra="train")

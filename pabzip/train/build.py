@@ -120,7 +120,7 @@ def seed_network(net: nn.Module, recipe: Recipe) -> nn.Module:
     """Draw the weights of ``net`` that the recipe seeds; returns ``net``.
 
     With ``classifier = "dense"`` the classifier of a network that has convolutions stays dense.
-    All other Conv and Linear weights are seeded.
+    All other weights that `init_` draws are seeded.
 
     Raises:
         SeedError: nothing is left to seed.

@@ -16,6 +16,7 @@ from pabzip.train.build import evaluation_mode
 from pabzip.train.config import Recipe, method_of
 from pabzip.train.methods import PsgRecipe
 from pabzip.train.results import LayerCost, StepCosts
+from pabzip.wrappers import uncompiled, unwrap
 
 _FULL = 32  # bits of a float32 operand
 
@@ -32,7 +33,7 @@ def count_macs(net: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
     Returns:
         The counts by name of the layer's weight, in the order in which the layers first run.
     """
-    macs: dict[str, int] = {}
+    net, macs = unwrap(net), dict[str, int]()
 
     def count(name: str, module: nn.Module, given: Any, named: Any, output: torch.Tensor) -> None:
         inputs = given[0] if given else named["input"]
@@ -47,7 +48,7 @@ def count_macs(net: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
     ]
     try:
         sample = next(net.parameters())
-        with evaluation_mode(net), torch.no_grad():
+        with evaluation_mode(net), torch.no_grad(), uncompiled():
             net(torch.zeros((1, *input_shape), device=sample.device, dtype=sample.dtype))
     finally:
         for handle in hooks:
@@ -166,6 +167,7 @@ def bit_operations(
 
 def _kept_fractions(net: nn.Module, masks: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Return which fraction of each masked weight survives, under every name that it has."""
+    net = unwrap(net)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     for name in masks:
         if name not in parameters:

@@ -24,6 +24,7 @@ from pabzip.errors import DataError
 from pabzip.train.build import evaluation_mode
 from pabzip.train.distributed import bounds
 from pabzip.train.results import Results
+from pabzip.wrappers import is_sharded, uncompiled, unwrap
 
 BATCH_SIZE = 256
 """Images in a batch of `evaluate`."""
@@ -59,6 +60,9 @@ def evaluate(
 
     A network is measured in evaluation mode, which is undone afterwards, and with its weights
     contiguous, as a loaded file has them, wherever they lie meanwhile. Nothing else of it changes.
+    Of a wrapped network the one inside is measured, uncompiled and on one device, as what is
+    compiled or split may differ in the last bits; only FSDP, which holds parts of the weights, runs
+    as it is, on all ranks.
 
     Args:
         model: a network; a path of a ticket (``.pabz``), a checkpoint (``.pt``, ``.pth``) or an
@@ -153,6 +157,8 @@ def _ready(
         if not isinstance(model, nn.Module):
             yield model, torch.device(device or "cpu")
             return
+        if not is_sharded(model):
+            model = unwrap(model)
         own = next((parameter.device for parameter in model.parameters()), "cpu")
         # A convolution adds in another order where its weights lie otherwise. Strides decide, not
         # is_contiguous, for which a kernel of one pixel lies both ways.
@@ -161,7 +167,7 @@ def _ready(
             for name, parameter in model.named_parameters()
             if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
         }
-        with evaluation_mode(model):
+        with evaluation_mode(model), uncompiled():
             forward = partial(functional_call, model, moved) if moved else model
             yield forward, torch.device(device or own)
 

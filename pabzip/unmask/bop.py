@@ -12,6 +12,7 @@ from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters
 from pabzip.unmask.bop_update import seed_signs, update
 from pabzip.unmask.rule import FlippingRule, check_not_negative
+from pabzip.wrappers import check_whole, is_split, local
 
 STARTS = ("first-gradient", "zero")
 """What the moving average is before the first step; see `Bop`."""
@@ -26,7 +27,11 @@ class Bop(FlippingRule):
         w <- -w   if |e| >= tau and e * w > 0, else w             (6)
 
     Magnitudes never change, to the bit; a weight of zero (pruned) stays +0.0. The groups hold
-    ``adaptivity_rate`` as ``"lr"``, where torch's schedulers find it as `AdaptivityDecay` does.
+    ``adaptivity_rate`` as ``"lr"``, where torch's schedulers find it as `AdaptivityDecay` does; a
+    scheduler may bring it down to 0, which keeps the averages as they are, and a value above 1 is
+    an error of the step. There is no momentum to cycle (``cycle_momentum=False``).
+
+    Under FSDP each rank flips its own part of a weight, and `flips` counts that part.
 
     What the parameters do: ``threshold`` (tau) too high and the signs stay as they were drawn, too
     low and weights flip to and fro on the noise of single batches. ``adaptivity_rate`` (gamma) too
@@ -79,6 +84,8 @@ class Bop(FlippingRule):
         flip_cost: float = 0.0,
     ):
         seeded = seeded_parameters(params) if isinstance(params, nn.Module) else {}
+        if flip_cost > 0 and isinstance(params, nn.Module):
+            check_whole(params, "Bop: flip_cost", "leave flip_cost at 0", RecipeError)
         defaults = {
             "lr": adaptivity_rate,
             "threshold": threshold,
@@ -123,6 +130,12 @@ class Bop(FlippingRule):
         """Update the moving averages and flip."""
         counts: list[Tensor] = []
         for group in self.param_groups:
+            rate = float(group["lr"])
+            if not 0.0 <= rate <= 1.0:
+                raise RecipeError(
+                    f"Bop: lr: expected an adaptivity rate from 0 to 1, found {rate!r}, as a "
+                    "scheduler has set it; give the scheduler smaller values"
+                )
             moved = [weight for weight in group["params"] if weight.grad is not None]
             fresh = [weight for weight in moved if "moving_average" not in self.state[weight]]
             known = [weight for weight in moved if "moving_average" in self.state[weight]]
@@ -130,19 +143,24 @@ class Bop(FlippingRule):
                 dtype = torch.promote_types(weight.dtype, torch.float32)
                 self.state[weight]["moving_average"] = torch.zeros_like(weight, dtype=dtype)
             priced = group["flip_cost"] > 0
+            if priced and any(map(is_split, moved)):
+                raise RecipeError(
+                    "Bop: flip_cost: expected whole weights, of which it counts the flips, found "
+                    "some that FSDP shards; leave flip_cost at 0"
+                )
             for weight in moved if priced else ():
                 if "initial_sign" not in self.state[weight]:
                     # Of a weight that did not come with its network only those of now are known.
                     self.state[weight]["initial_sign"] = weight.detach().sign().to(torch.int8)
             # An average that begins at the first gradient moves all the way to it.
-            begin = 1.0 if group["start"] == "first-gradient" else group["lr"]
-            for weights, rate in ((fresh, begin), (known, group["lr"])):
+            begin = 1.0 if group["start"] == "first-gradient" else rate
+            for weights, share in ((fresh, begin), (known, rate)):
                 counts += update(
-                    weights,
-                    [self.state[weight]["moving_average"] for weight in weights],
-                    [weight.grad for weight in weights if weight.grad is not None],
+                    [local(weight) for weight in weights],
+                    [local(self.state[weight]["moving_average"]) for weight in weights],
+                    [local(weight.grad) for weight in weights if weight.grad is not None],
                     [self.state[weight]["initial_sign"] for weight in weights] if priced else None,
-                    rate=rate,
+                    rate=share,
                     threshold=group["threshold"],
                     flip_cost=group["flip_cost"],
                 )

@@ -53,7 +53,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from pabzip.init import seeding
+from pabzip.init import seeded_parameters, seeding
 from pabzip.seeds import weights
 from pabzip.unmask.bop_kernels import bop_step, count_flipped
 from pabzip.unmask.rule import flip, laid_out_as
@@ -76,11 +76,10 @@ def seed_signs(net: nn.Module) -> dict[str, Tensor]:
     They are int8 tensors of -1 and +1 by name, of the weights' shapes, on the CPU.
     """
     record = seeding(net)
-    parameters = dict(net.named_parameters(remove_duplicate=False))
     signs = {}
-    for name, spec in record.specs.items():
-        drawn = torch.from_numpy(weights(record.seed, spec, 0, parameters[name].numel()))
-        signs[name] = drawn.sign().to(torch.int8).view(parameters[name].shape)
+    for name, parameter in seeded_parameters(net).items():
+        drawn = torch.from_numpy(weights(record.seed, record.specs[name], 0, parameter.numel()))
+        signs[name] = drawn.sign().to(torch.int8).view(parameter.shape)
     return signs
 
 

@@ -12,10 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from pabzip.errors import RecipeError
-from pabzip.init import seeding
+from pabzip.init import seeded_parameters
 from pabzip.unmask.psg_functions import PsgConfig, psg_conv, psg_conv_transpose, psg_linear
+from pabzip.wrappers import unwrap
 
 _CONFIG = "_pabzip_psg"
+_BASE = "_pabzip_psg_base"
 
 _ROUTES: dict[Any, Callable[..., Tensor]] = {
     F.linear: psg_linear,
@@ -71,15 +73,16 @@ def apply_psg(
         net: the network.
         config: bit-widths and thresholds; the paper's by default.
         weights: names of the weights whose layers to change (a mapping with these keys serves), all
-            layers of a weight that several share; the seeded ones by default, which leaves a dense
-            classifier alone as published.
+            layers of a weight that several share. By default the seeded ones of Conv and Linear
+            layers, which leaves a dense classifier alone as published; seeded weights of other
+            kinds (recurrent, attention, embeddings) keep exact gradients.
 
     Returns:
         A handle; its ``remove()`` undoes all this.
 
     Raises:
-        RecipeError: a name that is not the weight of a Conv or Linear layer, or a layer that
-            has PSG already.
+        RecipeError: a name that is not the weight of a Conv or Linear layer, no such seeded
+            weight, or a layer that has PSG already.
         SeedError: ``weights`` is not given and ``net`` was not drawn from a seed.
 
     Source: Peek-a-Boo, Sections 3.3 and 4.4; Wang et al. 2019 (E2-Train), who take the signs of the
@@ -88,13 +91,21 @@ def apply_psg(
     twice, exact and quantized; here there is one of each.
     """
     config = PsgConfig() if config is None else config
-    names = list(seeding(net).specs if weights is None else weights)
+    net = unwrap(net)
     layers: dict[str, nn.Module] = {}
     by_weight: dict[str, nn.Module] = {
         f"{prefix}.weight" if prefix else "weight": module
         for prefix, module in net.named_modules(remove_duplicate=False)
         if isinstance(module, nn.Linear | _ConvNd)
     }
+    seeded = {id(weight) for weight in (seeded_parameters(net).values() if weights is None else ())}
+    named = [name for name, module in by_weight.items() if id(module.weight) in seeded]
+    names = named if weights is None else list(weights)
+    if weights is None and not names:
+        raise RecipeError(
+            f"apply_psg: expected a seeded weight of a Conv or Linear layer in "
+            f"{type(net).__name__}, found none; gradients of other kinds of weights stay exact"
+        )
     for name in names:
         if name not in by_weight:
             raise RecipeError(
@@ -128,7 +139,13 @@ def remove_psg(net: nn.Module) -> None:
 def _detach(module: nn.Module) -> None:
     """Give one layer its own class back, if it has PSG."""
     if hasattr(module, _CONFIG):
-        module.__class__ = type(module).__mro__[1]
+        own: Any = vars(type(module)).get(_BASE)
+        if own is None:
+            raise RecipeError(
+                f"remove: expected a layer as apply_psg left it, found a {type(module).__name__} "
+                "made of one; take PSG off before fully_shard, or put it on after"
+            )
+        module.__class__ = own
         object.__delattr__(module, _CONFIG)
 
 
@@ -151,6 +168,7 @@ def _psg_class(base: Any) -> Any:
         "__module__": base.__module__,
         "forward": forward,
         "__reduce_ex__": reduce_ex,
+        _BASE: base,
     }
     return type(f"Psg{base.__name__}", (base,), members)
 

@@ -15,6 +15,7 @@ from pabzip.errors import RecipeError
 from pabzip.init import seeded_parameters, seeding
 from pabzip.seeds import InitSpec, weights
 from pabzip.seeds.spec import MAX_SCALE, MIN_SCALE
+from pabzip.wrappers import check_whole
 
 # A number that is learned for a weight begins as its weight's stream of the generator, with this
 # bit turned, draws it; weights take streams from 0 upwards.
@@ -146,6 +147,7 @@ def float32_weights(rule: str, net: nn.Module) -> dict[str, nn.Parameter]:
         RecipeError: one is not float32; names the rule and the weight.
         SeedError: the network was not drawn from a seed.
     """
+    check_whole(net, rule, "use Bop, which takes each weight alone", RecipeError)
     parameters = seeded_parameters(net)
     for name, weight in parameters.items():
         if weight.dtype != torch.float32:

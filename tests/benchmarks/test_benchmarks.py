@@ -135,6 +135,40 @@ def test_codec_size(bench, cache):
     assert again["cases"] == found["cases"]
 
 
+def test_delta_size(bench):
+    stdout, stderr, found = bench("delta_size")
+    assert "random, a hundredth" in stderr
+    rows = {row["case"].partition(", ")[2]: row for row in found["cases"]}
+    assert len(rows) == 12
+    for case, row in rows.items():
+        assert case in stdout
+        assert row["pabzip"] < row["whole"]
+        if "ternary" in case or case == "float32, 8 bits" or "4 bits" in case:
+            assert row["changes"]["steps"] >= 10  # the rest is smaller as differences
+        if "ternary" in case:
+            assert row["pabzip"] < row["xor"]
+        assert row["changes"]["equal"] > 10
+
+
+def test_dense_coding(bench):
+    stdout, stderr, found = bench("dense_coding", "--elements", 1 << 15)
+    assert "bfloat16, normal" in stderr
+    for word in ("planes", "zstd -3", "zstd -19", "deflate -9", "entropy", "encode 2"):
+        assert word in stdout
+    rows = {row["case"]: row for row in found["cases"]}
+    assert len(rows) == 9
+    for row in rows.values():
+        assert row["elements"] == 1 << 15
+        assert 0 < row["sizes"]["planes"] < 1.001 * row["bytes"]
+        assert set(row["sizes"]) == {"planes", "zstd -3", "zstd -19", "deflate -9"}
+        assert all(speed > 0 for speed in row["speeds"].values())
+    small = rows["ternary, 42 % zero, five a byte"]
+    assert 1 < small["sizes"]["planes"] / small["entropy"] < 1.03  # a table of 243 bytes
+    exact = 5 * entropy([0.42, 0.29, 0.29], base=2) / 8
+    assert small["entropy"] == pytest.approx(exact * small["bytes"], rel=0.01)
+    assert rows["bfloat16, normal"]["sizes"]["planes"] < 0.68 * 2 * (1 << 15)
+
+
 def test_bitops_table(bench, cache):
     stdout, stderr, found = bench("bitops_table", "--cache", cache)
     assert "resnet18" in stderr

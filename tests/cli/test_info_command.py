@@ -14,7 +14,8 @@ from pabzip.ticket import SeededTensor, Ticket
 
 KEYS = {
     "bytes", "codes_bytes", "dense_bytes", "header_bytes", "weights", "survivors",
-    "huffman_bytes", "float32_bytes", "seed", "arch", "sha256", "tensors",
+    "huffman_bytes", "float32_bytes", "seed", "arch", "sha256", "base",
+    "negative_zeros_dropped", "tensors",
 }  # fmt: skip
 
 

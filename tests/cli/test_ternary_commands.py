@@ -122,3 +122,49 @@ def test_info_draws_tied_and_scaled_tensors(project, run, state):
     result = run("info", "state.pabz", "--plot", "out.svg")
     assert result.exit_code == 0, result.stderr
     assert (project.folder / "out.svg").stat().st_size > 1000
+
+
+def test_bitnet_weights_are_plain_or_as_stored(project, run):
+    codes = torch.tensor([[1, -1], [0, 0], [0, 1], [-1, -1]] * 8, dtype=torch.int8)
+    pairs = (codes + 1).to(torch.uint8).reshape(4, 8, 2)
+    made = {
+        "l.weight": pairs[0] | pairs[1] << 2 | pairs[2] << 4 | pairs[3] << 6,
+        "l.weight_scale": torch.tensor([2.5], dtype=torch.bfloat16),
+    }
+    torch.save(made, project.folder / "bitnet.pt")
+    assert run("pack", "bitnet.pt", "--ternary").exit_code == 0
+    result = run("unpack", "bitnet.pabz", "-o", "plain.pt")
+    assert result.exit_code == 1
+    assert "l.weight: expected to know whether its codes are divided or multiplied" in result.stderr
+    assert not (project.folder / "plain.pt").exists()
+    for how, size in (("multiply", 2.5), ("divide", 1 / 2.5)):
+        result = run(
+            "unpack", "bitnet.pabz", "-o", "plain.pt", "-f", "--bitnet-scale", how, "--json"
+        )
+        assert json.loads(result.stdout)["tensors"] == 1
+        plain = torch.load(project.folder / "plain.pt", weights_only=True)
+        assert torch.equal(plain["l.weight"], (codes * torch.tensor(size)).to(torch.bfloat16))
+    assert run("unpack", "bitnet.pabz", "-o", "same.pt", "--as-stored").exit_code == 0
+    same = torch.load(project.folder / "same.pt", weights_only=True)
+    assert list(same) == list(made)
+    assert all(torch.equal(same[name], value) for name, value in made.items())
+    (project.folder / "config.json").write_text(
+        '{"quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear"}}'
+    )
+    assert run("pack", "bitnet.pt", "--ternary", "-f").exit_code == 0
+    assert run("unpack", "bitnet.pabz", "-o", "plain.pt", "-f").exit_code == 0
+    plain = torch.load(project.folder / "plain.pt", weights_only=True)
+    assert torch.equal(plain["l.weight"], (codes * torch.tensor(2.5)).to(torch.bfloat16))
+
+
+def test_negative_zeros_are_told(project, run):
+    signs = torch.from_numpy(np.random.default_rng(0).integers(-1, 2, (24, 32)).astype(np.float32))
+    signs[0, :5] = -0.0
+    torch.save({"w": signs}, project.folder / "zeros.pt")
+    result = run("pack", "zeros.pt", "--ternary")
+    assert "5 ternary weights of -0.0 kept (--drop-negative-zero takes fewer)" in result.stdout
+    kept = pabzip.load_file(project.folder / "zeros.pabz")["w"]
+    assert torch.signbit(kept[0, :5]).all()
+    result = run("pack", "zeros.pt", "--ternary", "-f", "--drop-negative-zero", "--json")
+    assert json.loads(result.stdout)["negative_zeros_dropped"] == 5
+    assert not torch.signbit(pabzip.load_file(project.folder / "zeros.pabz")["w"][0, :5]).any()

@@ -12,8 +12,8 @@ from torch import nn
 import pabzip
 from pabzip import models
 from pabzip.errors import ArchitectureError, ExportError, MissingDependencyError
+from pabzip.export import build as exporting
 from pabzip.export import export_onnx, export_ticket
-from pabzip.export import onnx as exporting
 from pabzip.runtime.onnx_session import open_onnx, session_logits
 
 ARCHITECTURES = {

@@ -147,17 +147,39 @@ def take_apart() -> Callable[[bytes], Parts]:
     return split
 
 
+PlainDecoder = Callable[[list[list[Any]], bytes], dict[str, bytes]]
+"""Returns the bytes of each tensor of a dense section, from its header rows and payload."""
+
+
 @pytest.fixture(scope="session")
-def plain_dense() -> Callable[[list[list[Any]], bytes], dict[str, bytes]]:
-    """The decoder of ``adaptive`` sections in plain Python: header rows, payload -> bytes."""
-    path = Path(__file__).with_name("plain_dense.py")
-    described = importlib.util.spec_from_file_location("pabzip_plain_dense", path)
+def plain_dense() -> PlainDecoder:
+    """The decoder of ``adaptive`` sections in plain Python."""
+    found: PlainDecoder = beside("plain_dense").decode
+    return found
+
+
+@pytest.fixture(scope="session")
+def plain_planes() -> PlainDecoder:
+    """The decoder of ``planes`` sections in plain Python."""
+    found: PlainDecoder = beside("plain_planes").decode
+    return found
+
+
+@pytest.fixture(scope="session")
+def plain_ternary() -> Any:
+    """The module ``plain_ternary``: a decoder of ternary tensors in plain Python."""
+    return beside("plain_ternary")
+
+
+def beside(name: str) -> Any:
+    """Import a module of this folder."""
+    path = Path(__file__).with_name(f"{name}.py")
+    described = importlib.util.spec_from_file_location(f"pabzip_{name}", path)
     assert described is not None
     assert described.loader is not None
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
-    found: Callable[[list[list[Any]], bytes], dict[str, bytes]] = module.decode
-    return found
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -322,7 +322,7 @@ def test_scales_and_frozen_places_exclude_each_other(
         )
     parts = take_apart(frozen_file)
     parts.fields["tensors"][0].append(1)
-    with pytest.raises(FormatError, match="tensor 0: expected a row of 2, 3, 4, 8 or 9 values"):
+    with pytest.raises(FormatError, match="tensor 0: expected a row of 2, 3, 4, 5, 8 or 9 values"):
         Ticket.open(parts.sign())
 
 

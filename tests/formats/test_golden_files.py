@@ -10,6 +10,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bitarray import bitarray, decodetree
 from pabzip.formats import DENSE_TYPES
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.philox import words
-from pabzip.ticket import DenseTensor, SeededTensor, Ticket, TiedTensor
+from pabzip.ticket import DenseTensor, SeededTensor, TernaryTensor, Ticket, TiedTensor
 
 EXPECTED = Path(__file__).parents[1] / "expected"
 TREE = decodetree({0: bitarray("0"), 1: bitarray("10"), -1: bitarray("11")})
@@ -99,6 +100,76 @@ def frozen_masks() -> Ticket:
     return Ticket(seed=9, tensors=tensors)
 
 
+def ternary_tensors() -> Ticket:
+    """Every element type and layout of ternary tensors, every scaling, and one with -0.0."""
+
+    def scaled(name: str, dtype: str, scales: list[int], columns: bool = False) -> TernaryTensor:
+        element = DENSE_TYPES[dtype].numpy
+        bits = np.array(scales, f"<u{element.itemsize}").view(element)
+        return TernaryTensor.of_codes(name, codes((6, 20), 2), bits, dtype=dtype, columns=columns)
+
+    def stored(name: str, layout: str, shape: tuple[int, ...], scaling: str, **more: Any) -> Any:
+        weights = {"bitnet": 4, "tq1_0": 256 / 54, "tq2_0": 256 / 66}[layout]
+        held = TernaryTensor.of_codes(name, codes((int(np.prod(shape) * weights),), 2))
+        changes = {"shape": shape, "dtype": "uint8", "layout": layout, "scaling": scaling}
+        return replace(held, **changes, **more)
+
+    of_blocks = np.array([0x3400, 0, 0x3C01], "<u2").view("<f2")
+    zeros = scaled("zeros", "float32", [0x3F800000])
+    pairs = np.arange(30, dtype=np.uint8) * 41 + 3  # some of which are those of -0.0
+    tensors = [
+        scaled("tensor", "float32", [0x3DCCCCCD]),
+        scaled("rows", "bfloat16", [0x3C12, 0x3C13, 1, 0x7F7F, 0x3C12, 0x8000 - 0x4000]),
+        scaled("columns", "float16", list(range(1, 21)), columns=True),
+        scaled("groups", "float16", list(range(0x3000, 0x3000 + 24))),
+        replace(zeros, packed=pairs, per_byte=4),
+        TernaryTensor.of_codes("integers", codes((7,), 2)),
+        stored("divided", "bitnet", (3, 5), "divide"),
+        dense("divided_scale", [0x3FE0], "bfloat16"),
+        stored("multiplied", "bitnet", (2,), "multiply"),
+        dense("multiplied_scale", [0.3]),
+        stored("unknown", "bitnet", (1, 2, 2), "none"),
+        stored("tq1_0", "tq1_0", (1, 162), "runs", run=256, scales=of_blocks),
+        stored("tq2_0", "tq2_0", (3, 66), "runs", run=256, scales=of_blocks),
+        TiedTensor("tied", "rows"),
+        SeededTensor("seeded", InitSpec("signed_constant", 0.5, 0), codes((4, 4), 2)),
+    ]
+    return Ticket(seed=3, tensors=tensors)
+
+
+def mixed(count: int, seed: int) -> np.ndarray:
+    """uint32 by arithmetic that no library can change."""
+    value = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    value ^= np.uint64(seed << 40)
+    value = (value ^ (value >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((value ^ (value >> np.uint64(32))) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+def planes() -> Ticket:
+    """Dense sections of `planes`: one of every type, one of equal bytes in chunks of 2**16."""
+
+    def skewed(name: str, count: int) -> DenseTensor:
+        bits = mixed(count, len(name))
+        small = np.minimum.reduce([bits >> np.uint32(8 * k) & np.uint32(255) for k in range(4)])
+        sign = 1 - 2 * (bits & np.uint32(1)).astype(np.int64)
+        kind = DENSE_TYPES[name].numpy
+        if name == "bool":
+            return dense(name, bits % 5 == 0, name)
+        if name == "uint8":
+            return dense(name, small, name)
+        if kind.kind == "i":
+            return dense(name, small.astype(np.int64) // 8 * sign, name)
+        values = (small / 64.0 + bits / 2.0**40) * sign
+        if name == "bfloat16":
+            return dense(name, values.astype("<f4").view("<u4") >> 16, name)
+        return dense(name, values, name)
+
+    counts = {"bool": 9000, "int8": 8000, "uint8": 5000, "int16": 4000, "int32": 2500}
+    floats = {"int64": 2500, "bfloat16": 8000, "float16": 1500, "float32": 800, "float64": 500}
+    tensors = [skewed(name, count) for name, count in (counts | floats).items()]
+    return Ticket(seed=1, tensors=[*tensors, dense("equal", np.full(150_001, -2), "int64")])
+
+
 def frozen_code(seed: int, stream: int, place: int, pruned: int, kept: int) -> int | None:
     """Return the code of a frozen place, or None of a learned one, as SPEC.md says it."""
     drawn = int(words(seed, stream ^ 2**28, place, place + 1)[0])
@@ -110,13 +181,15 @@ GOLDEN: dict[str, tuple[Callable[[], Ticket], dict[str, Any]]] = {
     "v1-every-kind": (every_kind, {}),
     "v1-lenet-huffman": (lenet, {}),
     "v1-lenet-huffman-bfloat16": (lenet, {"dense_dtype": "bfloat16"}),
+    "v1-planes": (planes, {}),
     "v2-frozen": (frozen_masks, {}),
+    "v3-ternary": (ternary_tensors, {}),
 }
 
 
 def describe(ticket: Ticket) -> dict[str, Any]:
     """What a golden file must decode to."""
-    seeded = [name for name in ticket.names if ticket.kind(name) == "seeded"]
+    seeded = [name for name in ticket.names if ticket.kind(name) in ("seeded", "ternary")]
     return {
         "seed": str(ticket.seed),
         "arch": ticket.arch,
@@ -177,6 +250,8 @@ def test_a_second_reader_reads_the_same(
     name: str,
     take_apart: Callable[[bytes], Any],
     plain_dense: Callable[[list[list[Any]], bytes], dict[str, bytes]],
+    plain_ternary: Any,
+    plain_planes: Callable[[list[list[Any]], bytes], dict[str, bytes]],
 ) -> None:
     """Codes by bitarray and dense values by plain Python, from SPEC.md alone."""
     file = (EXPECTED / f"{name}.pabz").read_bytes()
@@ -202,26 +277,41 @@ def test_a_second_reader_reads_the_same(
         assert np.array_equal(ticket.weight(row[0]), ticket.weight(row[1]))
     # The scales of a seeded tensor take the place of a dense one.
     scaled = {row[0] for row in rows if len(row) == 9 and row[8] == 1}
+    # So do codes and scales of a ternary one.
+    members_of = {row[0]: plain_ternary.members(row) for row in rows if len(row) == 5}
+    ternary: dict[str, list[bytes]] = {name: [] for name in members_of}
     remaining = iter(
-        [row[0], row[1][:1], "float32"] if row[0] in scaled else row
+        member
         for row in rows
-        if len(row) in (3, 4) or row[0] in scaled
+        if len(row) in (3, 4, 5) or row[0] in scaled
+        for member in members_of.get(
+            row[0], [[row[0], row[1][:1], "float32"] if row[0] in scaled else row]
+        )
     )
     for count, encoding, _ in parts.fields.get("dense", []):
         members = [next(remaining) for _ in range(count)]
         payload = next(payloads)
+        numbered = [[f"{at}.{row[0]}", *row[1:]] for at, row in enumerate(members)]
         if encoding == "adaptive":
-            found = plain_dense(members, payload)
+            found = plain_dense(numbered, payload)  # which goes by what follows the last full stop
+        elif encoding == "planes":
+            found = plain_planes(numbered, payload)
         else:
-            found = second_dense_reader(members, encoding, payload)
-        for row in members:
-            values = found[row[0]]
+            found = second_dense_reader(numbered, encoding, payload)
+        for key, row in zip(numbered, members, strict=True):
+            values = found[key[0]]
+            if row[0] in ternary:
+                ternary[row[0]].append(values)
+                continue
             if row[2:] == ["float32", "bfloat16"]:
                 values = b"".join(b"\0\0" + values[at : at + 2] for at in range(0, len(values), 2))
             if row[0] in scaled:
                 check_scaled(ticket, row[0], np.frombuffer(values, "<f4"))
             else:
                 assert ticket.dense(row[0]).values.tobytes() == values
+    for row in (row for row in rows if len(row) == 5):
+        held = plain_ternary.decode(row, *ternary[row[0]], *[b""][len(ternary[row[0]]) - 1 :])
+        assert ticket.exact(row[0]).tobytes() == held
 
 
 def check_scaled(ticket: Ticket, name: str, scales: np.ndarray) -> None:

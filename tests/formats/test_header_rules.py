@@ -105,7 +105,7 @@ def test_fault_8_duplicate_names(parts: Any) -> None:
 )
 def test_fault_8_rows_of_another_form(parts: Any, row: Any) -> None:
     parts.fields["tensors"][2] = row
-    refuse(parts, "tensor 2: expected a row of 2, 3, 4, 8 or 9 values")
+    refuse(parts, "tensor 2: expected a row of 2, 3, 4, 5, 8 or 9 values")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_fault_13_integers_are_stored_as_they_are(parts: Any) -> None:
 @pytest.mark.parametrize("name", ["lzma", "", None, 3])
 def test_fault_13_unknown_encoding(parts: Any, name: Any) -> None:
     parts.fields["dense"][0][1] = name
-    refuse(parts, r"expected a known encoding \(raw, deflate, adaptive\)")
+    refuse(parts, r"expected a known encoding \(raw, deflate, adaptive, planes\)")
 
 
 def test_fault_13_nothing_is_imported_for_a_file(parts: Any) -> None:
@@ -387,8 +387,8 @@ def test_any_json_that_keeps_the_rules_is_read(parts: Any) -> None:
         (["t\n", "conv.weight"], "without control characters"),
         (["", "conv.weight"], "expected a name that is not empty"),
         (["a.running_var", "bn.weight"], "expected a variance tied to one, found 'bn.weight'"),
-        (["t", 0], "expected a row of 2, 3, 4, 8 or 9 values"),
-        ([0, "conv.weight"], "expected a row of 2, 3, 4, 8 or 9 values"),
+        (["t", 0], "expected a row of 2, 3, 4, 5, 8 or 9 values"),
+        ([0, "conv.weight"], "expected a row of 2, 3, 4, 5, 8 or 9 values"),
     ],
 )
 def test_fault_8_bad_ties(parts: Any, row: Any, message: str) -> None:

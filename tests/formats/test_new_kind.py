@@ -174,8 +174,8 @@ def test_a_ticket_hands_it_to_every_loader(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(KeyError, match="q2: expected a dense tensor, found a few bits one"):
             ticket.dense("q2")
         exact = [ticket.exact(name) for name in ticket.names]
-        for write in FORMATS.values():
-            write(described(ticket), exact, io.BytesIO())
+        for name in set(FORMATS) - {"gguf"}:  # which writes what was packed of one
+            FORMATS[name](described(ticket), exact, io.BytesIO())
     torch = pytest.importorskip("torch")
     state = pabzip.load_file(data, dtype=torch.float64)
     np.testing.assert_array_equal(state["q"], expected)

@@ -18,7 +18,7 @@ from torch import nn
 
 import pabzip
 from pabzip.errors import PackError, SeedError
-from pabzip.packing.tensors import ternary_scales, ternary_tensor
+from pabzip.packing.ternary import TernaryPacker
 from pabzip.seeds import InitSpec
 from pabzip.ticket import DenseTensor, SeededTensor, Ticket
 
@@ -188,7 +188,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (np.array([[0.5, -0.5], [0, 0.5]], np.float32), ()),
+        (np.array([[0.5, -0.5], [0, 0.5]], np.float32), "tensor"),
         (np.array([[0.5, 0.5], [1, 0]], np.float32), None),  # rows too short for scales
         (np.zeros((2, 20), np.float32), None),
         (np.array([[0.5, -0.5]], np.float64), None),
@@ -197,12 +197,18 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (np.array([[np.inf, -np.inf]], np.float32), None),
         (np.array([[2.0**-70]], np.float32), None),
         (np.array([[1, np.nextafter(np.float32(1), np.float32(2))]], np.float32), None),
-        (np.repeat(np.array([[1], [2], [0]], np.float32), 16, axis=1), (3,)),
+        (np.repeat(np.array([[1], [2], [0]], np.float32), 16, axis=1), "rows"),
+        (np.repeat(np.array([[1], [1], [2], [2]], np.float32), 16, axis=1), "rows"),
     ],
 )
-def test_what_is_ternary(values: np.ndarray, expected: tuple[int, ...] | None) -> None:
-    found = ternary_scales(values)
-    assert (None if found is None else found.shape) == expected
+def test_what_is_ternary(values: np.ndarray, expected: str | None) -> None:
+    found: Any = TernaryPacker().recognize("w", values, str(values.dtype))
+    if expected is None:
+        assert found is None
+        return
+    assert isinstance(found, SeededTensor)
+    assert (found.scales is not None) == (expected == "rows")
+    assert found.array(0).tobytes() == values.tobytes()
 
 
 @settings(max_examples=30, deadline=None)
@@ -214,10 +220,14 @@ def test_what_is_ternary(values: np.ndarray, expected: tuple[int, ...] | None) -
 )
 def test_codes_give_the_values_back(rows: int, columns: int, seed: int, channel: bool) -> None:
     values = ternary((rows, columns), rows=channel, seed=seed)
-    tensor = ternary_tensor("w", values, 2**40 + seed, 7)
+    packer = TernaryPacker(seed=2**40 + seed, taken={0, 1})
+    tensor: Any = packer.recognize("w", values, "float32")
     if tensor is None:
         assert not values.any()
         return
+    assert tensor.spec.stream == 2
+    again: Any = packer.recognize("w", values, "float32")
+    assert again.spec == tensor.spec
     found = Ticket(seed=2**40 + seed, tensors=[tensor]).weight("w")
     assert found.tobytes() == values.tobytes()
 

@@ -13,9 +13,9 @@ from pabzip.errors import RecipeError, SearchError, SeedError
 from pabzip.registry import SEARCHES
 
 COMMON = {
-    "input_shape": None, "example_inputs": None, "targets": None, "only": None, "skip": None,
-    "weights": None, "iterations": None, "schedule": "exponential", "scope": "global",
-    "seed": None, "on_iteration": None,
+    "input_shape": None, "example_inputs": None, "targets": None, "loss": None, "output": None,
+    "only": None, "skip": None, "weights": None, "iterations": None, "schedule": "exponential",
+    "scope": "global", "seed": None, "on_iteration": None,
 }  # fmt: skip
 NAMES = ("synflow", "snip", "grasp", "magnitude", "random", "layerwise-random", "smart-ratio")
 
@@ -133,8 +133,10 @@ def test_a_batch_tells_the_shape(method):
     assert same(one, method(net_of(), 0.5, input_shape=(1, 6, 6)))
     with pytest.raises(SearchError, match=r"input_shape: expected \(1, 6, 6\), the shape of the"):
         method(net_of(), 0.5, example_inputs=inputs, input_shape=(1, 8, 8))
-    with pytest.raises(SearchError, match=r"example_inputs: expected one floating .* torch.int64"):
-        method(net_of(), 0.5, example_inputs=inputs.long())
+    with pytest.raises(SearchError, match=r"example_inputs: expected a tensor, .* found list of 0"):
+        method(net_of(), 0.5, example_inputs=[inputs])
+    with pytest.raises(SearchError, match=r"example_inputs: .* with a tensor in it, found dict;"):
+        method(net_of(), 0.5, example_inputs={"flag": True})
 
 
 def test_synflow_without_a_shape():

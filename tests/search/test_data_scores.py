@@ -263,7 +263,7 @@ def test_masks_are_the_largest_scores_round_by_round(method):
         ([(torch.ones(2, 5), torch.ones(3, dtype=torch.int64))], r"torch.int64 \[3\]"),
         ([(torch.ones(2, 4), torch.ones(2, dtype=torch.int64))], r"inputs of shape \(2, 4\)"),
         ([(torch.ones(2, 5), torch.tensor([0, 4]))], r"labels from 0 to 3 for this .* 0 to 4"),
-        (["ab"], r"batches\[0\]: expected a pair of floating inputs .* found str"),
+        (["ab"], r"batches\[0\]: expected a pair of inputs .* found str; inputs are a tensor"),
     ],
 )  # fmt: skip
 def test_batches_that_do_not_fit(method, batches, problem):

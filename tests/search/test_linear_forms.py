@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import warnings
 
 import pytest
 import torch
@@ -40,12 +41,17 @@ def drawn(net, seed=0):
 
 
 def weights_of(net):
-    """The weights of the Linear and Conv layers, by name."""
-    return {
-        f"{name}.weight": module.weight
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    """All matrices and kernels, by name."""
+    return {name: weight for name, weight in net.named_parameters() if weight.dim() > 1}
+
+
+def opened(gate, value=1.0):
+    """A gate that is open, of which autograd says what a path into it contributes.
+
+    Called with a gate that is computed from detached activations, so that its flow ends there.
+    """
+    alive = gate != 0
+    return value * torch.where(alive, gate / torch.where(alive, gate.detach(), 1.0), 1.0)
 
 
 def by_hand(net, linear, shape):
@@ -144,17 +150,120 @@ def test_what_an_activation_gives_can_be_written_to_alone():
     assert_scores(Net(middle), lambda net, h: (h + 7.0) + h)
 
 
+def through(h, gate):
+    return h * opened(gate)
+
+
 PRODUCTS = {
-    "gate": (lambda net, h: h * torch.sigmoid(net.gate(h)), lambda net, h: h + net.gate(h)),
-    "gate first": (lambda net, h: net.gate(h).tanh().mul(h), lambda net, h: h + net.gate(h)),
-    "in place": (lambda net, h: h.clone().mul_(net.gate(h)), lambda net, h: h + net.gate(h)),
-    "operator": (lambda net, h: _times(h.clone(), net.gate(h)), lambda net, h: h + net.gate(h)),
-    "square": (lambda net, h: h * h, lambda net, h: 2 * h),
-    "quotient": (lambda net, h: h / net.gate(h), lambda net, h: h + net.gate(h)),
+    "gate": (
+        lambda net, h: h * torch.sigmoid(net.gate(h)),
+        lambda net, h: through(h, net.gate(h.detach())),
+    ),
+    "gate first": (
+        lambda net, h: net.gate(h).tanh().mul(h), lambda net, h: through(h, net.gate(h.detach())),
+    ),
+    "gate in place": (
+        lambda net, h: h.clone().mul_(net.gate(h).sigmoid_()),
+        lambda net, h: through(h, net.gate(h.detach())),
+    ),
+    "gate of another shape": (
+        lambda net, h: h * F.hardsigmoid(net.gate(h).mean(1)).view(1, 1).expand_as(h),
+        lambda net, h: through(h, net.gate(h.detach()).mean(1, keepdim=True)),
+    ),
+    "sigmoid of a tanh": (
+        lambda net, h: net.gate(h).sigmoid() * h.tanh(),
+        lambda net, h: through(h, net.gate(h.detach())),
+    ),
+    "gate of two": (
+        lambda net, h: h * (net.gate(h).sigmoid() * net.gate(h).sigmoid()),
+        lambda net, h: through(h, net.gate(h.detach())),
+    ),
+    "gate in a gate": (
+        lambda net, h: h * torch.sigmoid(net.gate(h) * torch.sigmoid(net.gate(2 * h))),
+        lambda net, h: through(h, through(net.gate(h.detach()), net.gate(2 * h.detach()))),
+    ),
+    "complement as a gate": (
+        lambda net, h: h * (1 - net.gate(h).sigmoid()),
+        lambda net, h: through(h, 1 + net.gate(h.detach())),
+    ),
+    "both sides of a gate": (
+        lambda net, h: _mixed(net.gate(h).sigmoid(), h, 2 * h),
+        lambda net, h: through(h, net.gate(h.detach()))
+        + through(2 * h, 1 + net.gate(h.detach())),
+    ),
+    "lerp": (
+        lambda net, h: torch.lerp(h, 2 * h, net.gate(h).sigmoid()),
+        lambda net, h: through(3 * h, net.gate(h.detach())),
+    ),
+    "tanh moved to 0 .. 1": (
+        lambda net, h: 0.5 * h * (1 + net.gate(h).tanh()),
+        lambda net, h: through(h, 1 + net.gate(h.detach())),
+    ),
+    "sigmoid moved to -1 .. 1": (
+        lambda net, h: h * (2 * net.gate(h).sigmoid() - 1),
+        lambda net, h: through(h, 2 * net.gate(h.detach()) - 1),
+    ),
+    "hard sigmoid written out": (
+        lambda net, h: h * F.relu6(net.gate(h) + 3) / 6,
+        lambda net, h: through(h, net.gate(h.detach()) + 3),
+    ),
+    "clamp as a gate": (
+        lambda net, h: h * net.gate(h).clamp(min=0, max=1),
+        lambda net, h: through(h, net.gate(h.detach())),
+    ),
+    "addcmul": (
+        lambda net, h: torch.addcmul(h, h, net.gate(h).sigmoid(), value=0.5),
+        lambda net, h: h + 0.5 * through(h, net.gate(h.detach())),
+    ),
+    "SiLU written out": (lambda net, h: h * h.sigmoid(), identity),
+    "hard swish written out": (lambda net, h: h * F.relu6(h + 3) / 6, identity),
+    "GELU written out": (
+        lambda net, h: 0.5 * h * (1 + torch.erf(h / math.sqrt(2))), identity,
+    ),
+    "GPT-2's GELU": (
+        lambda net, h: 0.5 * h * (1 + torch.tanh(0.8 * (h + 0.045 * torch.pow(h, 3.0)))), identity,
+    ),
+    "Mish written out": (lambda net, h: h * torch.tanh(F.softplus(h)), identity),
+    "softmax over branches": (
+        lambda net, h: (torch.stack([h, 3 * h]) * _branches(net, h).softmax(0)).sum(0),
+        lambda net, h: (
+            torch.stack([h, 3 * h]) * opened(_branches(net, h.detach()), 0.5)
+        ).sum(0),
+    ),
+    "product": (lambda net, h: h * net.gate(h), lambda net, h: (h * net.gate(h)).sqrt()),
+    "in place": (
+        lambda net, h: h.clone().mul_(net.gate(h)), lambda net, h: (h * net.gate(h)).sqrt(),
+    ),
+    "operator": (
+        lambda net, h: _times(h.clone(), net.gate(h)), lambda net, h: (h * net.gate(h)).sqrt(),
+    ),
+    "SwiGLU": (
+        lambda net, h: F.silu(net.gate(h)) * h, lambda net, h: (h * net.gate(h)).sqrt(),
+    ),
+    "square": (lambda net, h: h * h, identity),
+    "quotient": (
+        lambda net, h: h / net.gate(h), lambda net, h: through(h, net.gate(h.detach())),
+    ),
+    "times an inverse": (
+        lambda net, h: h * net.gate(h).reciprocal(),
+        lambda net, h: through(h, net.gate(h.detach())),
+    ),
+    "times a negative power": (
+        lambda net, h: h * net.gate(h) ** -0.5, lambda net, h: through(h, net.gate(h.detach())),
+    ),
     "difference": (lambda net, h: h - net.gate(h), lambda net, h: h + net.gate(h)),
     "complement": (lambda net, h: 1 - net.gate(h).sigmoid(), lambda net, h: 1 + net.gate(h)),
     "inverse": (lambda net, h: 2 / net.gate(h), lambda net, h: 2 * net.gate(h)),
     "difference with a number": (lambda net, h: (h - 0.5) * 3, lambda net, h: (h - 0.5) * 3),
+    "negative factor": (lambda net, h: h * -3 / -2, lambda net, h: h * 3 / 2),
+    "negative matrix": (
+        lambda net, h: h @ -torch.ones(6, 6, dtype=h.dtype),
+        lambda net, h: h @ torch.ones(6, 6, dtype=h.dtype),
+    ),
+    "standardized weight": (
+        lambda net, h: F.linear(h, net.gate.weight - net.gate.weight.mean()),
+        lambda net, h: F.linear(h, (net.gate.weight - net.gate.weight.mean()).abs()),
+    ),
     "parameter": (lambda net, h: h * net.gate.bias, lambda net, h: h * net.gate.bias),
     "function of parameters": (
         lambda net, h: h * torch.tanh(net.gate.weight).sum(0),
@@ -164,22 +273,49 @@ PRODUCTS = {
         lambda net, h: h * net.gate(h).detach(), lambda net, h: h * net.gate(h).detach(),
     ),
     "GLU": (
-        lambda net, h: F.glu(torch.cat([h, net.gate(h)], -1)), lambda net, h: h + net.gate(h),
+        lambda net, h: F.glu(torch.cat([h, net.gate(h)], -1)),
+        lambda net, h: through(h, net.gate(h.detach())),
     ),
     "GLU module": (
-        lambda net, h: nn.GLU(1)(torch.cat([h, net.gate(h)], 1)), lambda net, h: h + net.gate(h),
+        lambda net, h: nn.GLU(1)(torch.cat([h, net.gate(h)], 1)),
+        lambda net, h: through(h, net.gate(h.detach())),
     ),
     "written into another tensor": (
-        lambda net, h: _written(h) * net.gate(h), lambda net, h: h + net.gate(h),
+        lambda net, h: _written(h) * net.gate(h), lambda net, h: (h * net.gate(h)).sqrt(),
     ),
     "einsum": (
         lambda net, h: torch.einsum("bi,bj->bi", h, net.gate(h)),
-        lambda net, h: h + net.gate(h).mean(1, keepdim=True),
+        lambda net, h: (h * net.gate(h).mean(1, keepdim=True)).sqrt(),
+    ),
+    "matrix product": (
+        lambda net, h: (h[:, :, None] @ net.gate(h)[:, None]).mean(1),
+        lambda net, h: (h[:, :, None] * net.gate(h)[:, None]).sqrt().mean(1),
     ),
     "custom function": (
-        lambda net, h: _Doubled.apply(h) * net.gate(h), lambda net, h: 2 * h + net.gate(h),
+        lambda net, h: _Doubled.apply(h) * net.gate(h), lambda net, h: (2 * h * net.gate(h)).sqrt(),
     ),
+    "keywords": (
+        lambda net, h: torch.mul(input=h, other=net.gate(h).sigmoid()).div(other=net.gate(h)),
+        lambda net, h: through(through(h, net.gate(h.detach())), net.gate(h.detach())),
+    ),
+    "matrices of experts": (
+        lambda net, h: F.grouped_mm(
+            h.expand(5, 6), net.gate.weight.view(2, 3, 6).mT - 0.5, offs=torch.tensor([2, 5])
+        ).sum((0, 1)).expand(1, 6),
+        lambda net, h: (
+            h @ (net.gate.weight.view(2, 3, 6).mT - 0.5).abs() * h.new_tensor([[[2.0]], [[3.0]]])
+        ).sum((0, 1, 2)).expand(1, 6),
+    ),
+    "half precision": (lambda net, h: h.half().to(h.dtype).float(), identity),
 }  # fmt: skip
+
+
+def _mixed(share, one, other):
+    return share * one + (1 - share) * other
+
+
+def _branches(net, h):
+    return torch.stack([net.gate(h), 2 * net.gate(h)])
 
 
 def _times(a, b):
@@ -206,7 +342,7 @@ class _Doubled(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_of_activations_are_sums(name):
+def test_products_of_activations(name):
     assert_scores(Net(PRODUCTS[name][0]), PRODUCTS[name][1])
 
 
@@ -215,18 +351,33 @@ def test_squeeze_and_excitation_leaves_its_trunk_and_scores_its_own_weights():
         return lambda net, h: run(net, h.view(1, 6, 1, 1).expand(1, 6, 4, 4)).mean((2, 3))
 
     def linear(net, h):
-        squeezed = h.mean((2, 3), keepdim=True)
-        return h + net.layer.fc2(net.layer.fc1(squeezed))
+        squeezed = h.detach().mean((2, 3), keepdim=True)
+        return through(h, net.layer.fc2(net.layer.fc1(squeezed)))
 
     net = Net(seen(lambda net, h: net.layer(h)), SqueezeExcitation(6, 2))
     assert "layer.fc2.weight" in weights_of(net)
     assert_scores(net, seen(linear))
 
 
+class _Called(nn.LayerNorm):
+    """A layer norm that is called in a way of its own."""
+
+    def __init__(self, call):
+        super().__init__(6)
+        self.call = call
+
+    def forward(self, h):
+        return self.call(self, h)
+
+
 NORMS = {
     "LayerNorm": (nn.LayerNorm(6), lambda n, h: h * n.weight + n.bias),
     "LayerNorm without weights": (nn.LayerNorm(6, elementwise_affine=False), lambda n, h: h),
     "RMSNorm": (nn.RMSNorm(6), lambda n, h: h * n.weight),
+    "LayerNorm by keywords": (
+        _Called(lambda own, h: F.layer_norm(h, normalized_shape=(6,), weight=own.weight)),
+        lambda n, h: h * n.weight,
+    ),
     "GroupNorm": (nn.GroupNorm(2, 6), lambda n, h: h * n.weight + n.bias),
     "BatchNorm without statistics": (
         nn.BatchNorm1d(6, track_running_stats=False), lambda n, h: h * n.weight + n.bias,
@@ -260,15 +411,35 @@ def test_norms_of_images_are_affine_along_the_channels(layer):
 
 def test_norms_written_out():
     def layer_norm(net, h):
-        centred = h - h.mean(-1, keepdim=True)
-        return centred / (h.std(-1, keepdim=True) + 1e-5)
+        centered = h - h.mean(-1, keepdim=True)
+        return centered / (h.std(-1, keepdim=True) + 1e-5)
+
+    def convnext_norm(net, h):
+        mean = h.mean(-1, keepdim=True)
+        variance = (h - mean).pow(2).mean(-1, keepdim=True)
+        return (h - mean) / torch.sqrt(variance + 1e-5)
 
     def rms_norm(net, h):
         return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1.0)
 
-    assert_scores(Net(layer_norm), lambda net, h: h + 2 * h.mean(-1, keepdim=True) + 1e-5)
-    assert_scores(Net(rms_norm), lambda net, h: h + h.mean(-1, keepdim=True) + 1.0)
-    assert_scores(Net(lambda net, h: h / h.norm()), lambda net, h: h + h.mean())
+    def positional(net, h):
+        return (h - h.mean(-1, True)) * torch.var(h, -1, False, True).add(1e-5).rsqrt()
+
+    def in_place(net, h):
+        h = h.clone()
+        h -= h.mean(-1, keepdim=True)
+        h /= h.square().mean().sqrt_()
+        return h
+
+    for norm in (
+        layer_norm,
+        convnext_norm,
+        rms_norm,
+        in_place,
+        positional,
+        lambda net, h: h / h.norm(),
+    ):
+        assert_scores(Net(norm), identity)
 
 
 class Attention(nn.Module):
@@ -277,6 +448,7 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.q, self.k, self.v = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
 
     def heads(self, h):
         tokens = torch.stack([h, 2 * h, 3 * h], 1)  # [1, 3, 6]
@@ -285,14 +457,25 @@ class Attention(nn.Module):
         ]
 
 
-def attention_by_hand(net, h):
-    q, k, v = net.layer.heads(h)
-    logits = (q.mean(-1, keepdim=True) + k.mean((-1, -2), keepdim=True)) / math.sqrt(3)
-    return (v.mean(-2, keepdim=True) + logits).transpose(1, 2).flatten(2).sum(1)
+def attended(q, k, v, causal=False):
+    """Equal weights over the keys, through which the logits flow."""
+    logits = (q @ k.mT / q.shape[-1]).sqrt()
+    kept = torch.ones_like(logits.detach())
+    kept = kept.tril() if causal else kept
+    return (opened(logits, kept / kept.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
 
 
-def fused(net, h):
-    return F.scaled_dot_product_attention(*net.layer.heads(h), is_causal=True)
+def fused(net, h, **options):
+    return F.scaled_dot_product_attention(*net.layer.heads(h), **options)
+
+
+def fused_with_a_mask(net, h):
+    later = torch.full((3, 3), -math.inf, dtype=h.dtype).triu(1)
+    return fused(net, h, attn_mask=later)
+
+
+def fused_with_kept_keys(net, h):
+    return fused(net, h, attn_mask=torch.ones(3, 3, dtype=torch.bool).tril())
 
 
 def written_out(net, h):
@@ -302,21 +485,53 @@ def written_out(net, h):
     return logits.masked_fill(later, -math.inf).softmax(-1) @ v
 
 
-def test_attention_passes_the_mean_of_its_values_and_scores_queries_and_keys():
-    def joined(attend):
-        return lambda net, h: attend(net, h).transpose(1, 2).flatten(2).sum(1)
+def with_an_additive_mask(net, h):
+    """As Swin and transformers write it: a large negative number, which no logit outweighs."""
+    q, k, v = net.layer.heads(h)
+    logits = 1e9 * torch.matmul(q, k.mT) + torch.full((3, 3), -100.0, dtype=h.dtype).triu(1)
+    return torch.matmul(F.dropout(F.softmax(logits, -1, dtype=torch.float32), 0.1, False), v)
 
-    assert_scores(Net(joined(fused), Attention()), attention_by_hand)
 
-    def unmasked(net, h):
-        q, k, v = net.layer.heads(h)
-        return torch.matmul(torch.softmax(q.matmul(k.mT) / math.sqrt(3), -1), v)
+def with_a_mask_in_a_buffer(net, h):
+    q, k, v = net.layer.heads(h)
+    return torch.matmul((torch.matmul(q, k.mT) + net.layer.mask).softmax(dim=-1), v)
 
-    assert_scores(Net(joined(unmasked), Attention()), attention_by_hand)
-    net = drawn(Net(joined(written_out), Attention()))
-    alive = {name: weight.detach() != 0 for name, weight in weights_of(net).items()}
-    scores = SynFlowScorer(net, weights_of(net), (5,)).scores(alive)
-    assert all(bool((score > 0).all()) for name, score in scores.items() if name != "gate.weight")
+
+def unmasked(net, h):
+    q, k, v = net.layer.heads(h)
+    return torch.einsum("bhqk,bhkd->bhqd", torch.softmax(q.matmul(k.mT) / math.sqrt(3), -1), v)
+
+
+ATTENTION = {
+    "fused": (fused, False),
+    "fused, causal": (lambda net, h: fused(net, h, is_causal=True), True),
+    "fused with a mask": (fused_with_a_mask, True),
+    "fused with kept keys": (fused_with_kept_keys, True),
+    "written out": (written_out, True),
+    "with an additive mask": (with_an_additive_mask, True),
+    "with a mask in a buffer": (with_a_mask_in_a_buffer, True),
+    "unmasked": (unmasked, False),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_passes_the_mean_of_its_values_and_scores_queries_and_keys(name):
+    attend, causal = ATTENTION[name]
+
+    def linear(net, h):
+        q, k, _ = net.layer.heads(h.detach())
+        return attended(q, k, net.layer.heads(h)[2], causal).sum(1)
+
+    net = Net(lambda net, h: attend(net, h).transpose(1, 2).flatten(2).sum(1), Attention())
+    assert_scores(net, linear)
+
+
+def heads_of_one_matrix(attention, tokens):
+    """Queries and keys of a layer with one matrix, by which their flow ends, and values."""
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    inputs = [tokens.detach(), tokens.detach(), tokens]
+    parts = zip(inputs, weight.chunk(3), bias.chunk(3), strict=True)
+    return [F.linear(*part).unflatten(-1, (2, 3)).transpose(1, 2) for part in parts]
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
@@ -327,16 +542,10 @@ def test_the_attention_module(need_weights):
 
     def linear(net, h):
         tokens = torch.stack([h, 2 * h, 3 * h], 1)
-        together = F.linear(tokens, net.layer.in_proj_weight, net.layer.in_proj_bias)
-        q, k, v = (part.unflatten(-1, (2, 3)).transpose(1, 2) for part in together.chunk(3, -1))
-        # With weights to return, torch scales the queries before their product with the keys.
-        scale = 1 if need_weights else math.sqrt(1 / 3)
-        logits = q.mean(-1, keepdim=True) / math.sqrt(3) + scale * k.mean((-1, -2), keepdim=True)
-        mixed = (v.mean(-2, keepdim=True) + logits).transpose(1, 2).flatten(2)
-        return net.layer.out_proj(mixed).sum(1)
+        return net.layer.out_proj(attended(*heads_of_one_matrix(net.layer, tokens))).sum(1)
 
     net = Net(middle, nn.MultiheadAttention(6, 2, batch_first=True))
-    assert "layer.out_proj.weight" in weights_of(net)
+    assert {"layer.in_proj_weight", "layer.out_proj.weight"} <= weights_of(net).keys()
     assert_scores(net, linear)
 
 
@@ -345,11 +554,7 @@ def test_the_encoder_layer_and_its_fast_path():
 
     def linear(net, h):
         layer = net.layer
-        q, k, v = F.linear(h, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias).chunk(
-            3, -1
-        )
-        logits = (q + k).unflatten(-1, (2, 3)).mean(-1, keepdim=True) / math.sqrt(3)
-        mixed = (v.unflatten(-1, (2, 3)) + logits).flatten(1)
+        mixed = attended(*heads_of_one_matrix(layer.self_attn, h[:, None]))[:, 0]
         h = (h + layer.self_attn.out_proj(mixed)) * layer.norm1.weight + layer.norm1.bias
         h = h + layer.linear2(layer.linear1(h))
         return h * layer.norm2.weight + layer.norm2.bias
@@ -359,12 +564,23 @@ def test_the_encoder_layer_and_its_fast_path():
 
 def cell_by_hand(kind, x, h, c, weights):
     w_ih, w_hh, b_ih, b_hh = weights[:4]
-    parts = (x @ w_ih.T + b_ih + h @ w_hh.T + b_hh).chunk({"LSTM": 4, "GRU": 3, "RNN": 1}[kind], -1)
+    number = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    from_x, from_h = (x @ w_ih.T + b_ih).chunk(number, -1), (h @ w_hh.T + b_hh).chunk(number, -1)
+    gates = [
+        opened(one + other)
+        for one, other in zip(
+            (x.detach() @ w_ih.T + b_ih).chunk(number, -1),
+            (h.detach() @ w_hh.T + b_hh).chunk(number, -1),
+            strict=True,
+        )
+    ]
     if kind == "LSTM":
-        c = c + parts[0] + parts[1] + parts[2]
-        h = c + parts[3]
+        c = gates[1] * c + gates[0] * (from_x[2] + from_h[2])
+        h = gates[3] * c
         return (h @ weights[4].T if len(weights) == 5 else h), c
-    return (h if kind == "GRU" else 0) + sum(parts), c
+    if kind == "GRU":
+        return gates[1] * h + gates[1] * (from_x[2] + gates[0] * from_h[2]), c
+    return from_x[0] + from_h[0], c
 
 
 RECURRENT = {
@@ -423,6 +639,47 @@ def test_recurrent_cells(kind):
         return cell_by_hand(kind, 2 * h, *now, weights)[0]
 
     assert_scores(Net(middle, cell), linear)
+
+
+class _Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def scripted(x):
+    return torch.sigmoid(x) + torch.cdist(x, x + 1).sum()
+
+
+UNKNOWN = {
+    "cumprod": (lambda net, h: h.cumprod(1), "found 'Cumprod' on the way"),
+    "custom function": (lambda net, h: _Squared.apply(h), "found '_Squared' on the way"),
+    "in a gate": (lambda net, h: h * h.cumprod(1).sigmoid(), "found 'Cumprod' on the way"),
+    "TorchScript": (lambda net, h: net.layer(h), "found .*'Sigmoid' on the way"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_operation_without_a_linear_form_is_named(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch advises against TorchScript
+        layer = torch.jit.script(scripted) if name == "TorchScript" else None
+    net = drawn(Net(UNKNOWN[name][0]))
+    net.layer = layer
+    weights = weights_of(net)
+    alive = {key: torch.ones_like(weight, dtype=torch.bool) for key, weight in weights.items()}
+    scorer = SynFlowScorer(net, weights, (5,))
+    with pytest.warns(UserWarning, match=UNKNOWN[name][1]):
+        scorer.scores(alive)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough, and a function of parameters is no matter
+        scorer.scores(alive)
+        quiet = Net(lambda net, h: h * net.gate.weight.sigmoid().cumprod(0).sum())
+        SynFlowScorer(drawn(quiet), weights_of(quiet), (5,)).scores(alive)
 
 
 class LstmClassifier(nn.Module):

@@ -1,5 +1,8 @@
 """Layers that cannot be scored, weights without a path, and layer collapse."""
 
+import re
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -92,6 +95,51 @@ def test_a_layer_without_a_path_is_never_kept_by_position(dtype):
             synflow(net, 49 / 112, input_shape=(4,), iterations=iterations, dtype=dtype)
         assert bool((net.side.weight != 0).all())
     assert all(mask.all() for mask in synflow(net, 1.0, input_shape=(4,), dtype=dtype).values())
+
+
+@DTYPES
+def test_a_threshold_among_zero_scores_is_refused(dtype):
+    # Half of the hidden units reach no output: 24 of the 48 weights have a path.
+    def net():
+        return pabzip.init_(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Halved(8, 2)), 1)
+
+    masks = synflow(net(), 24 / 48, input_shape=(4,), iterations=2, scope="layer", dtype=dtype)
+    assert masks["0.weight"].sum() == 16
+    for scope, asked, found, name in [
+        ("global", 25, 24, "0.weight"), ("layer", 17, 16, "0.weight"),
+    ]:  # fmt: skip
+        problem = (
+            f"keep_ratio: asks for {asked} survivors, found only {found} weights with a path from "
+            f"the input to the output, so the threshold falls among the zero scores of '{name}'. "
+            "Lower keep_ratio, use more iterations or a larger input, or leave"
+        )
+        whole = 48 if scope == "global" else 32
+        before = net()
+        with pytest.raises(SearchError, match=re.escape(problem)):
+            synflow(before, asked / whole, input_shape=(4,), iterations=2, scope=scope, dtype=dtype)
+        assert all(bool((p != 0).all()) for p in before.parameters() if p.dim() > 1)
+
+
+class Halved(nn.Linear):
+    """Multiplies the second half of its inputs by zero."""
+
+    def forward(self, x):
+        return super().forward(x * torch.arange(8, 0, -1).gt(4))
+
+
+@pytest.mark.parametrize("search", [synflow, magnitude])
+def test_an_empty_layer_with_a_bypass_is_named(search):
+    net = net_of(lambda h, layer: h + layer(h))
+    with torch.no_grad():
+        net.side.weight.mul_(1e-3)
+    problem = "nothing is left of 'side.weight'; the network has a way around them"
+    with pytest.warns(UserWarning, match=problem):
+        masks = search(net, 0.3, input_shape=(4,))
+    assert not masks["side.weight"].any()
+    assert masks["first.weight"].any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        search(net_of(lambda h, layer: h + layer(h)), 0.5, input_shape=(4,))
 
 
 @DTYPES

@@ -109,6 +109,28 @@ def test_compiles_for_hopper_without_fused_arithmetic(
         assert "cvt.rn.f32.u32" in ptx  # unsigned, to nearest even
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp64", "fp16", "bf16"])
+@pytest.mark.parametrize("fraction", [False, True])
+def test_drawing_compiles_for_hopper_without_fused_arithmetic(
+    dtype: str, fraction: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pabzip.seeds.cuda import draw_kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    signature = {"table": "*u32", "out": f"*{dtype}", "count": "i64", "skip": "i32"}
+    signature |= {"first_block": "i64", "stream": "i32", "key_0": "i32", "key_1": "i32"}
+    signature |= {"factor": "fp32", "KIND": "constexpr", "FRACTION": "constexpr"}
+    signature["BLOCKS"] = "constexpr"
+    constants = {"KIND": 0, "FRACTION": fraction, "BLOCKS": 512}
+    source = ASTSource(draw_kernel, signature, constants)
+    options = {"enable_fp_fusion": False}
+    ptx = triton.compile(source, GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    assert not re.search(r"\b(fma|add|sub)(\.\w+)*\.f(16|32|64|16x2)\b", ptx)
+
+
 REFUSED = """
 import numpy, torch
 from pabzip.errors import SeedError

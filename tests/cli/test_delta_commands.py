@@ -1,0 +1,105 @@
+"""``pabzip pack --base``, and what the other commands make of a file of changes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pabzip
+
+
+@pytest.fixture
+def tuned(project):
+    """``base.safetensors`` and ``tuned.safetensors``, which differs from it by a ternary change."""
+    generator = torch.Generator().manual_seed(0)
+    base = {
+        "a.weight": torch.randn(64, 128, generator=generator).bfloat16(),
+        "b.weight": torch.randn(32, 64, generator=generator),
+        "b.bias": torch.randn(32, generator=generator),
+    }
+    signs = torch.randint(-1, 2, (64, 128), generator=generator)
+    made = {
+        **base,
+        "a.weight": base["a.weight"] + (signs * 0.0123).bfloat16(),
+        "new": torch.ones(3),
+    }
+    save_file(base, project.folder / "base.safetensors")
+    save_file(made, project.folder / "tuned.safetensors")
+    return made
+
+
+def test_a_fine_tune_goes_there_and_back(project, run, tuned):
+    result = run("pack", "tuned.safetensors", "--base", "base.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert "tuned.safetensors -> tuned.pabz" in result.stdout
+    assert "changes of base.safetensors (2 equal, 1 dense, 1 steps)" in result.stdout
+    packed = (project.folder / "tuned.pabz").stat().st_size
+    assert packed < 0.25 * 64 * 128 * 2
+    assert run("verify", "tuned.pabz", "--base", "base.safetensors").exit_code == 0
+    result = run("unpack", "tuned.pabz", "--base", "base.safetensors", "-o", "back.safetensors")
+    assert result.exit_code == 0, result.stderr
+    back = load_file(project.folder / "back.safetensors")
+    assert set(back) == set(tuned)
+    assert all(torch.equal(back[name], value) for name, value in tuned.items())
+    assert all(back[name].dtype == value.dtype for name, value in tuned.items())
+
+
+def test_info_needs_no_base(project, run, tuned):
+    made = run("pack", "tuned.safetensors", "--base", "base.safetensors", "--json")
+    packed = json.loads(made.stdout)
+    result = run("info", "tuned.pabz")
+    assert result.exit_code == 0, result.stderr
+    assert f"{packed['base']}, needed to unpack" in result.stdout
+    assert "as the base" in result.stdout
+    found = json.loads(run("info", "tuned.pabz", "--json").stdout)
+    assert found["base"] == packed["base"]
+    changes = {row["name"]: row.get("change") for row in found["tensors"]}
+    assert changes == {"a.weight": "steps", "b.weight": "equal", "b.bias": "equal", "new": None}
+    assert run("info", "tuned.pabz", "--plot", "bytes.svg").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["unpack", "verify"])
+def test_without_its_base_or_on_another_nothing_is_written(project, run, tuned, command):
+    assert run("pack", "tuned.safetensors", "--base", "base.safetensors").exit_code == 0
+    before = project.files()
+    output = ["-o", "back.safetensors"] if command == "unpack" else []
+    result = run(command, "tuned.pabz", *output)
+    assert result.exit_code == 1
+    assert "base: expected the one that the file was packed on, with SHA-256" in result.stderr
+    assert "on the command line --base FILE" in result.stderr
+    result = run(command, "tuned.pabz", *output, "--base", "tuned.safetensors")
+    assert result.exit_code == 1
+    assert "base: expected SHA-256" in result.stderr
+    result = run(command, "tuned.pabz", *output, "--base", "missing.safetensors")
+    assert result.exit_code == 1
+    assert "missing.safetensors: No such file" in result.stderr
+    assert project.files() == before
+
+
+def test_the_base_may_be_in_another_form(project, run, tuned):
+    base = load_file(project.folder / "base.safetensors")
+    torch.save(base, project.folder / "base.pt")
+    wide = {name: value.float().numpy() for name, value in base.items()}  # npz has no bfloat16
+    np.savez(project.folder / "base.npz", **wide)
+    pabzip.pack(base, project.folder / "base.pabz", base={})
+    assert run("pack", "tuned.safetensors", "--base", "base.pt").exit_code == 0
+    for form in ("safetensors", "npz", "pabz", "pt"):
+        result = run("verify", "tuned.pabz", "--base", f"base.{form}")
+        assert result.exit_code == 0, result.stderr
+
+
+def test_the_base_is_never_the_output(project, run, tuned):
+    result = run(
+        "pack", "tuned.safetensors", "--base", "base.safetensors", "-o", "base.safetensors"
+    )
+    assert result.exit_code == 1
+    assert "is the input base.safetensors itself" in result.stderr
+    assert run("pack", "tuned.safetensors", "--base", "base.safetensors").exit_code == 0
+    where = ["-o", "base.safetensors", "--force"]
+    result = run("unpack", "tuned.pabz", "--base", "base.safetensors", *where)
+    assert result.exit_code == 1
+    assert "is the input base.safetensors itself" in result.stderr
