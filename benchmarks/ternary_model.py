@@ -71,10 +71,11 @@ def main() -> None:
             model, weights, entropy = write_model(folder / "model", size, arguments.shard_bytes)
             progress.done()
             runs = {}
+            (folder / "again").mkdir()
             for command, *options in (
                 ("pack", model, "-o", folder / "model.pabz", "--ternary"),
                 ("verify", folder / "model.pabz"),
-                ("unpack", folder / "model.pabz", "-o", folder / "again", "--as-stored",
+                ("unpack", folder / "model.pabz", "-o", folder / "again" / "model.safetensors", "--as-stored",
                  "--shard-size", str(arguments.shard_bytes)),
             ):  # fmt: skip
                 progress.step(command)

@@ -1,4 +1,4 @@
-"""`pabzip unpack`: regenerate the weights as .safetensors, .npz or .pt."""
+"""`pabzip unpack`: regenerate the weights as .safetensors, .npz or .pt, or a .gguf again."""
 
 from __future__ import annotations
 
@@ -41,13 +41,6 @@ FORMATS = ("safetensors", "npz", "pt", "gguf")
     help="The format of the output. [by its suffix; safetensors for stdout]",
 )
 @click.option(
-    "--shard-size",
-    type=byte_size,
-    metavar="SIZE",
-    help="Write safetensors in shards of at most this, such as 4GB, and their index, as Hugging "
-    "Face names them: model-00001-of-00003.safetensors, model.safetensors.index.json.",
-)
-@click.option(
     "--as-stored",
     is_flag=True,
     help="Write ternary tensors in the layout that they were packed from (several weights a byte), "
@@ -59,6 +52,13 @@ FORMATS = ("safetensors", "npz", "pt", "gguf")
     help="What to do with weight_scale of BitNet tensors where FILE does not say: BitLinear "
     "divides, AutoBitLinear multiplies.",
 )
+@click.option(
+    "--shard-size",
+    type=byte_size,
+    metavar="SIZE",
+    help="Write safetensors in shards of at most this, such as 4GB, and their index, as Hugging "
+    "Face names them: model-00001-of-00003.safetensors, model.safetensors.index.json.",
+)
 @threads_option
 @base_option
 @max_bytes_option
@@ -68,9 +68,9 @@ def command(
     output: str | None,
     force: bool,
     format_name: str | None,
-    shard_size: int | None,
     as_stored: bool,
     bitnet_scale: str | None,
+    shard_size: int | None,
     threads: int | None,
     base: str | None,
     max_bytes: int | None,
@@ -80,8 +80,8 @@ def command(
 
     Writes .safetensors, .npz or .pt (a state dict); the first two tensor by tensor and without
     torch, which holds all of a .pt in memory. An .npz file has no bfloat16: such tensors become
-    float32, exactly. With --as-stored a file that was packed from .gguf is written as that again.
-    A file of changes (pack --base) needs its --base, whose digest is checked first. FILE may be '-'
+    float32, exactly. With --as-stored a file that was packed from .gguf is written as that again. A
+    file of changes (pack --base) needs its --base, whose digest is checked first. FILE may be '-'
     for stdin; the output then is stdout unless -o names a file.
     """
     target = output or default_output(source, f".{format_name or 'safetensors'}")
@@ -90,16 +90,16 @@ def command(
     if shard_size is None:
         check_output(target, force=force, inputs=inputs)
     chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
+    if chosen == "gguf" and not as_stored:
+        raise click.UsageError(
+            "expected --as-stored for a .gguf file, which is written as it was packed; add it, or "
+            "write plain weights in another format"
+        )
     if shard_size is not None and (
         chosen != "safetensors" or target == STANDARD or is_stream(target) or shard_size < 1
     ):
         raise click.UsageError(
             "--shard-size: expected a size above 0 and the name of a .safetensors file as output"
-        )
-    if chosen == "gguf" and not as_stored:
-        raise click.UsageError(
-            "expected --as-stored for a .gguf file, which is written as it was packed; add it, or "
-            "write plain weights in another format"
         )
     from pabzip.packing import unpack as writing
 
@@ -112,7 +112,7 @@ def command(
             _check_shards(target, list(shards), force=force, inputs=inputs)
         with Bars(sum(one.nbytes for one in tensors.values()), reporter) as bars:
             values = partial(
-                writing.plain_values,
+                writing.values_of,
                 ticket,
                 tensors,
                 as_stored=as_stored,

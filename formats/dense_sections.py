@@ -44,6 +44,10 @@ _EXPANSION = {"deflate": 1032, "planes": 1 << 19}
 PLANES_BYTES = 1 << 16
 """Fewest bytes of a section that ``planes`` is tried for."""
 
+CODES_BYTES = 1 << 12
+"""The same where most elements are single bytes, such as packed codes of ternary tensors, whose
+upper and lower bits ``adaptive`` cannot tell apart: ``planes`` takes a fifth less of them."""
+
 _SAMPLES, _SAMPLE = 4, 1 << 16  # parts of a tensor that are deflated on trial, elements of each
 _DENSE_BITS = 2  # bits a byte above which small integers have no structure that pays to be modeled
 
@@ -103,10 +107,11 @@ def grouped(
 def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
     """Return a dense section's encoding, the smallest, and its payload.
 
-    Not every encoding is tried on a large section, because of the time that takes. From
-    `PLANES_BYTES` on, ``planes`` is, and deflate, at worst half a megabyte a second, only where
-    samples make it likely to win. ``adaptive`` is left out above `DENSE_SECTION_BYTES`, and where
-    most elements are single bytes that ``planes`` shows to be nearly random.
+    Not every encoding is tried on a large section, because of the time that takes. ``planes`` is
+    from `PLANES_BYTES` or `CODES_BYTES` on, and deflate, at worst half a megabyte a second, from
+    then on only where samples make it likely to win. ``adaptive`` is left out above
+    `DENSE_SECTION_BYTES`, and where most elements of a section of `PLANES_BYTES` are single bytes
+    that ``planes`` shows to be nearly random.
     """
     stored = [one.stored for one in tensors]
     arrays = [
@@ -117,13 +122,13 @@ def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
     ]
     size = sum(array.nbytes for array in arrays)
     tried: dict[str, bytes] = {}
-    single = 0  # bytes of elements of one byte
-    if size >= PLANES_BYTES:
+    single = sum(array.nbytes for array in arrays if array.itemsize == 1)
+    if size >= (PLANES_BYTES if 2 * single <= size else CODES_BYTES):
         from pabzip.formats.dense_planes import encode_planes
 
         tried["planes"] = encode_planes(stored, arrays)
-        single = sum(array.nbytes for array in arrays if array.itemsize == 1)
-    noise = 2 * single > size and 8 * len(tried["planes"]) > _DENSE_BITS * size
+    noise = size >= PLANES_BYTES and 2 * single > size
+    noise = noise and 8 * len(tried["planes"]) > _DENSE_BITS * size
     if size <= DENSE_SECTION_BYTES and not noise:
         from pabzip.formats.dense_adaptive import encode_adaptive
 

@@ -16,7 +16,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .coverage import InitReport
 from .errors import BaseFileError, FormatError, PabzError
 from .export.onnx import export_onnx, load_session
-from .formats import DeltaTensor, DenseTensor, SeededTensor, TiedTensor
+from .formats import DeltaTensor, DenseTensor, SeededTensor, TernaryTensor, TiedTensor
 from .init import (
     Seeding,
     attach_seeding,
@@ -44,6 +44,7 @@ __all__ = [
     "PabzError",
     "SeededTensor",
     "Seeding",
+    "TernaryTensor",
     "Ticket",
     "TicketReport",
     "TiedTensor",

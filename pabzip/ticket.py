@@ -370,6 +370,8 @@ class Ticket:
         for owner in (name, self.tied(name)):
             if scale is None and f"{owner}{SCALE_SUFFIX}" in self._entries:
                 held = self.tensor(f"{owner}{SCALE_SUFFIX}")
+                if isinstance(held, DeltaTensor):
+                    held = DenseTensor(held.name, held.array(), held.dtype, held.dtype)
                 scale = held if isinstance(held, DenseTensor) else None
         return found.plain(scale, scaling=bitnet_scale, threads=threads)
 
@@ -379,13 +381,14 @@ class Ticket:
         return entry.weights_shape if isinstance(entry, TernaryEntry) else entry.shape
 
     def plain_dtype(self, name: str) -> str:
-        """Return the element type of what `plain` returns, which needs no tensor to be read."""
+        """Return torch's name of the element type of what `plain` returns."""
         entry = self._entries[name].original
         if not isinstance(entry, TernaryEntry) or entry.layout == "plain":
             return entry.dtype
-        scales = [f"{owner}{SCALE_SUFFIX}" for owner in (name, self.tied(name))]
-        held = next((self._entries[one] for one in scales if one in self._entries), None)
-        return held.dtype if held is not None and entry.layout == "bitnet" else "float16"
+        if entry.layout != "bitnet":
+            return "float16"
+        scales = (f"{owner}{SCALE_SUFFIX}" for owner in (name, self.tied(name)))
+        return next((self.dtype(one) for one in scales if one in self._entries), entry.dtype)
 
     @property
     def plain_names(self) -> tuple[str, ...]:

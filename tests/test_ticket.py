@@ -247,6 +247,7 @@ def test_info(ticket: Ticket, path: Path) -> None:
         "sha256",
         "base",
         "tensors",
+        "negative_zeros_dropped",
     ]
     assert info["bytes"] == path.stat().st_size
     assert info["bytes"] == info["header_bytes"] + info["codes_bytes"] + info["dense_bytes"]
@@ -281,6 +282,7 @@ def test_info_is_a_report_and_a_mapping(ticket: Ticket, path: Path) -> None:
     assert list(found) == [
         *("bytes", "codes_bytes", "dense_bytes", "header_bytes", "weights", "survivors"),
         *("huffman_bytes", "float32_bytes", "seed", "arch", "sha256", "base", "tensors"),
+        "negative_zeros_dropped",
     ]
     assert all(getattr(found, key) == value for key, value in found.items())
     with pytest.raises(KeyError, match="keys"):

@@ -38,6 +38,9 @@ from pabzip.seeds.compiled import compiled
 LEAST_ROW = 16
 """Fewer elements a row than this do not pay for a step size of their own."""
 
+LEAST_PACKED = 1 << 16
+"""Fewer elements are not packed five a byte: small sections take single numbers better."""
+
 _BLOCK = 1 << 16  # elements that are looked at in one go
 _MOST_TRIED = 4  # numbers of steps of the most precise element that hold for the first block
 
@@ -82,7 +85,9 @@ def delta_tensor(
     steps = _smallest_steps(pair, array.shape, dtype)
     if steps is not None:
         found.append((_bytes_of(steps[1]) + steps[2].nbytes, made(*steps)))
-    if steps is None or steps[0].rows or steps[0].stored != "trits":
+    # One scale and single steps: hardly ever does anything else come near.
+    plain = steps is not None and not steps[0].rows
+    if steps is None or not plain or (steps[0].stored == "int8" and np.abs(steps[1]).max() > 1):
         change, numbers = _difference(pair, dtype)
         found.append((_bytes_of(numbers), made(change, numbers)))
     size, best = min(found, key=lambda one: one[0])
@@ -169,7 +174,7 @@ def _smallest_steps(
                 if found is None:
                     continue
                 scales = found[1] if rows else found[1].reshape(())
-                if most == 1:
+                if most == 1 and pair[0].size >= LEAST_PACKED:
                     return replace(change, stored="trits"), _packed(found[0]), scales
                 return change, found[0], scales
     return None

@@ -11,13 +11,14 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pabzip._optional import require
-from pabzip.errors import CheckpointError
+from pabzip.errors import CheckpointError, shown
 from pabzip.formats import Scalar
 from pabzip.packing.sources import Described
 from pabzip.ticket import GGUF_HEADER as HEADER
@@ -33,6 +34,9 @@ _DTYPES = {
     "I8": "int8",
 }
 """Torch's names of the types of elements; all others are bytes of blocks."""
+
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of the types of metadata that have a size of their own, by number."""
 
 LAYOUTS = {"TQ1_0": "tq1_0", "TQ2_0": "tq2_0"}
 """Types of ternary blocks, and the names of their layouts."""
@@ -168,6 +172,7 @@ def _reader(path: str | os.PathLike[str]) -> Any:
     if os.path.getsize(path) < 24:
         raise CheckpointError(f"{path}: expected a .gguf file, found {os.path.getsize(path)} bytes")
     try:
+        _Walk(np.memmap(path, mode="r")).check()
         reader = gguf.GGUFReader(path)
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(
@@ -176,6 +181,63 @@ def _reader(path: str | os.PathLike[str]) -> Any:
     if reader.byte_order != "I":
         raise CheckpointError(f"{path}: expected a little-endian .gguf file, found another")
     return reader
+
+
+class _Walk:
+    """Walks over the start of a file before gguf's reader does, which believes every count in it.
+
+    ValueError says what is wrong.
+    """
+
+    def __init__(self, data: NDArray[np.uint8]):
+        self._data, self._at = data, 0
+
+    def check(self) -> None:
+        """Check that all that is declared before the tensors' values is there."""
+        magic, version = self._integer(4), self._integer(4)
+        if magic != 0x46554747 or version not in (2, 3):
+            raise ValueError(f"its first bytes are {bytes(self._data[:8]).hex(' ')}")
+        tensors, pairs = self._integer(8), self._integer(8)
+        for _ in range(pairs):
+            self._skip(self._integer(8))
+            self._skip_value(self._integer(4), 0)
+        for _ in range(tensors):
+            self._skip(self._integer(8))
+            dimensions = self._integer(4)
+            sizes = [self._integer(8) for _ in range(min(dimensions, 5))]
+            if dimensions > 4 or prod(sizes) >= 2**53:
+                raise ValueError(
+                    f"a tensor of {dimensions} dimensions, {shown(prod(sizes))} in all"
+                )
+            self._skip(12)
+
+    def _skip_value(self, kind: int, depth: int) -> None:
+        """Go past a value of metadata."""
+        if kind == 8:
+            self._skip(self._integer(8))
+        elif kind == 9 and depth < 4:
+            inner, count = self._integer(4), self._integer(8)
+            if inner in _SCALAR_BYTES:
+                self._skip(count * _SCALAR_BYTES[inner])
+                return
+            for _ in range(count):
+                self._skip_value(inner, depth + 1)
+        elif kind in _SCALAR_BYTES:
+            self._skip(_SCALAR_BYTES[kind])
+        else:
+            raise ValueError(f"a value of type {kind}")
+
+    def _integer(self, size: int) -> int:
+        """Return the next unsigned integer."""
+        start = self._at
+        self._skip(size)
+        return int.from_bytes(self._data[start : self._at].tobytes(), "little")
+
+    def _skip(self, size: int) -> None:
+        """Go past bytes that must be there."""
+        self._at += size
+        if self._at > self._data.size:
+            raise ValueError(f"it declares {self._at} bytes, of {self._data.size}")
 
 
 def _tensor(path: str | os.PathLike[str], found: Any) -> GgufTensor:

@@ -29,7 +29,6 @@ from pabzip.packing.sources import Source, check_described
 from pabzip.packing.ternary import NO_TERNARY, TernaryPacker
 from pabzip.seeds import Frozen, InitSpec, weights
 from pabzip.seeds.frozen import KEPT, PRUNED
-from pabzip.storable import check_seeded_dtype
 from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
 
 _HEAD_BYTES = 4096
@@ -121,6 +120,8 @@ def read_codes(
         PackError: ``dtype`` is not float32, or a survivor's magnitude is not the seed's, bit for
             bit.
     """
+    from pabzip.storable import check_seeded_dtype  # of torch, which seeded weights come with
+
     check_seeded_dtype(name, dtype)
     found = weight.reshape(-1)
     drawn = weights(seed, spec, 0, found.size)

@@ -411,7 +411,7 @@ def bitnet_scale_of(checkpoint: str | os.PathLike[str]) -> str | None:
     """Return what a network of transformers does with ``weight_scale``, by its ``config.json``.
 
     Args:
-        checkpoint: path of a file in the folder of the ``config.json``.
+        checkpoint: path of the folder of the ``config.json``, or of a file in it.
 
     Returns:
         ``"divide"`` (BitLinear) or ``"multiply"`` (AutoBitLinear); None without such a
@@ -419,7 +419,9 @@ def bitnet_scale_of(checkpoint: str | os.PathLike[str]) -> str | None:
 
     Source: ``BitNetConfig`` of transformers; its default is BitLinear.
     """
-    path = os.path.join(os.path.dirname(os.fspath(checkpoint)), "config.json")
+    named = os.fspath(checkpoint)
+    folder = named if os.path.isdir(named) else os.path.dirname(named)
+    path = os.path.join(folder, "config.json")
     try:
         with open(path, encoding="utf-8") as file:
             config = json.load(file)

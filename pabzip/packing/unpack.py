@@ -56,15 +56,14 @@ def write_gguf(
     *,
     metadata: Mapping[str, Scalar] | None = None,
 ) -> None:
-    """Write the ``.gguf`` file that was packed, as it was; arguments as for `write_safetensors`."""
+    """Write the ``.gguf`` file that was packed, as it was; it has metadata of its own."""
     from pabzip.packing import gguf
 
-    taken = iter(values)
-    gguf.write_gguf(((name, tensors[name].dtype, next(taken)) for name in tensors), file)
-    next(taken, None)  # lets the values end
+    named = zip(tensors.items(), values, strict=True)
+    gguf.write_gguf(((name, one.dtype, array) for (name, one), array in named), file)
 
 
-FORMATS: dict[str, Callable[..., None]] = {
+FORMATS: Mapping[str, Callable[..., None]] = {
     "safetensors": write_safetensors,
     "npz": write_npz,
     "pt": write_pt,
@@ -74,11 +73,9 @@ FORMATS: dict[str, Callable[..., None]] = {
 
 
 def described(ticket: Ticket, *, as_stored: bool = False) -> dict[str, Described]:
-    """Return what a ticket's tensors are once written, by name, in its order.
+    """Return what a ticket's tensors are once they are written, by name, in its order.
 
-    Args:
-        ticket: an open one.
-        as_stored: as they were packed; otherwise as plain weights, see `Ticket.plain`.
+    Plain weights, or with ``as_stored`` what was packed.
     """
     if as_stored:
         return {name: Described(ticket.dtype(name), ticket.shape(name)) for name in ticket.names}
@@ -88,7 +85,7 @@ def described(ticket: Ticket, *, as_stored: bool = False) -> dict[str, Described
     }
 
 
-def plain_values(
+def values_of(
     ticket: Ticket,
     tensors: Mapping[str, Described],
     names: Iterable[str],
@@ -103,9 +100,9 @@ def plain_values(
 
     Args:
         ticket: an open one.
-        tensors: what they are: `described`.
+        tensors: what they are: `described`, with the same ``as_stored``.
         names: of those to yield, in this order.
-        as_stored: as for `described`.
+        as_stored: yield what was packed in place of plain weights.
         bitnet_scale: as for `Ticket.plain`.
         threads: to regenerate with.
         on_tensor: called with the name of each tensor once it is done with.
@@ -120,7 +117,6 @@ def plain_values(
         found = ticket.state_tensor(
             name, as_stored=as_stored, bitnet_scale=bitnet_scale, threads=threads
         )
-        assert (found.dtype, found.shape) == tensors[name]
         return found.values
 
     arrays = one_ahead(names, made, lambda name: tensors[name].nbytes)

@@ -158,13 +158,25 @@ def _gated(gates: Gates, values: Tensor, dim: int = -1) -> Tensor:
     return gates.through(lambda opened: one * opened, other, 1.0)
 
 
-@form("softmax", "softmin", "gumbel_softmax")
-def _softmax(gates: Gates, values: Tensor, dim: Any = None, *_args: Any, **kwargs: Any) -> Tensor:
-    if not isinstance(dim, int):  # torch's old default, or the temperature of gumbel_softmax
-        dim = kwargs.get("dim") or (0 if values.dim() in {0, 1, 3} else 1)
+@form("softmax", "softmin")
+def _softmax(gates: Gates, values: Tensor, dim: Any = None, *_args: Any, **_kwargs: Any) -> Tensor:
+    if dim is None:  # torch's old default
+        dim = 0 if values.dim() in {0, 1, 3} else 1
     kept = values.detach() >= 0
     weights = _equal_weights(kept.to(values.dtype), dim)
     return gates.mark(torch.where(kept, values, 0.0), weights, WEIGHTS)
+
+
+@form("gumbel_softmax")
+def _gumbel_softmax(
+    gates: Gates,
+    values: Tensor,
+    tau: float = 1,
+    hard: bool = False,
+    eps: float = 1e-10,
+    dim: int = -1,
+) -> Any:
+    return _softmax(gates, values, dim)
 
 
 def _equal_weights(kept: Tensor, dim: int = -1) -> Tensor:

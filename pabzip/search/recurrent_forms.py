@@ -26,16 +26,17 @@ def recurrent_layer(gates: Gates, values: Tensor, *rest: Any) -> tuple[Tensor, .
     ends = []
     for layer in range(layers):
         outputs = []
-        steps = list(sequence.split(lengths) if packed else sequence)
+        steps = list(torch.split(sequence, lengths) if packed else sequence)
         for number in range(layer * directions, (layer + 1) * directions):
             backwards = number % directions == 1
             now = hidden[number], None if cell is None else cell[number]
             found = []
             for step in reversed(steps) if backwards else steps:
                 own = weights[number * size : (number + 1) * size]
-                ahead = _step(gates, step, *(_first(part, len(step)) for part in now), *own)
+                first, cells = now[0][: len(step)], None if now[1] is None else now[1][: len(step)]
+                ahead = _step(gates, step, first, cells, *own)
                 found.append(ahead[0])
-                now = _replaced(now[0], ahead[0]), _replaced(now[1], ahead[1])
+                now = _after(now[0], ahead[0]), _after(now[1], ahead[1])
             outputs.append(
                 (torch.cat if packed else torch.stack)(found[::-1] if backwards else found)
             )
@@ -46,14 +47,9 @@ def recurrent_layer(gates: Gates, values: Tensor, *rest: Any) -> tuple[Tensor, .
     return result, *last
 
 
-def _first(state: Tensor | None, count: int) -> Tensor | None:
-    """Return the state of the samples that have a step."""
-    return state if state is None or len(state) == count else state[:count]
-
-
-def _replaced(before: Tensor | None, ahead: Tensor | None) -> Tensor | None:
-    """Return the state of all samples after a step that only the first ones have."""
-    if before is None or ahead is None or len(before) == len(ahead):
+def _after(before: Any, ahead: Any) -> Any:
+    """Return the state of all samples after a step that only the first ones have, if any."""
+    if ahead is None or len(before) == len(ahead):
         return ahead
     return torch.cat([ahead, before[len(ahead) :]])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -90,6 +92,32 @@ def test_the_base_may_be_in_another_form(project, run, tuned):
     for form in ("safetensors", "npz", "pabz", "pt"):
         result = run("verify", "tuned.pabz", "--base", f"base.{form}")
         assert result.exit_code == 0, result.stderr
+
+
+def test_reading_needs_no_torch(project, run, tuned):
+    assert run("pack", "tuned.safetensors", "--base", "base.safetensors").exit_code == 0
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pabzip.cli import main\n"
+        "main(['unpack', 'tuned.pabz', '--base', 'base.safetensors', '-o', 'back.safetensors'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    back = load_file(project.folder / "back.safetensors")
+    assert all(torch.equal(back[name], value) for name, value in tuned.items())
+
+
+def test_what_the_base_does_not_explain_may_be_ternary(project, run, tuned):
+    signs = torch.randint(-1, 2, (24, 96), generator=torch.Generator().manual_seed(1))
+    save_file({**tuned, "t.weight": signs * 0.25 + 0.0}, project.folder / "more.safetensors")
+    result = run("pack", "more.safetensors", "--base", "base.safetensors", "--ternary", "--json")
+    assert result.exit_code == 0, result.stderr
+    kinds = {row["name"]: row["kind"] for row in json.loads(result.stdout)["tensors"]}
+    assert kinds.pop("t.weight") in ("seeded", "ternary")
+    assert kinds["a.weight"] == "delta"
+    assert run("verify", "more.pabz", "--base", "base.safetensors").exit_code == 0
 
 
 def test_the_base_is_never_the_output(project, run, tuned):

@@ -195,6 +195,26 @@ def test_transformers_layout_as_plain_weights(scaling: str, size: float, dtype: 
     assert torch.equal(net.l.weight, state["l.weight"].to(torch.float32))
 
 
+def test_the_path_to_a_gpu_makes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from pabzip.runtime import cuda_state
+
+    monkeypatch.setattr(cuda_state.cuda, "kernel_device", torch.device)
+    codes = np.random.default_rng(2).integers(-1, 2, (8, 6)).astype(np.int8)
+    scales = np.arange(1, 9, dtype=np.float16)
+    tensors = [TernaryTensor.of_codes("h", codes, scales, dtype="float16"), *bitnet("divide")]
+    with pabzip.open(saved(*tensors)) as ticket:
+        for as_stored in (False, True):
+            names = ticket.names if as_stored else ticket.plain_names
+            options = {"device": "cpu", "as_stored": as_stored}
+            sent = cuda_state.read_tensors(ticket, names, **options)
+            expected = pabzip.load_file(saved(*tensors), as_stored=as_stored)
+            assert list(sent) == list(expected)
+            assert all(torch.equal(sent[name], expected[name]) for name in names)
+            assert all(sent[name].dtype == expected[name].dtype for name in names)
+
+
 def test_what_a_scale_means_is_never_guessed() -> None:
     file = saved(*bitnet())
     with pytest.raises(ArchitectureError, match="to know whether its codes are divided or multi"):
@@ -394,3 +414,14 @@ def test_a_bad_tensor_is_never_written(changes: dict[str, Any], message: str) ->
         saved(replace(tensor, **changes))
     with pytest.raises(FormatError, match="expected codes 0, [+]1 and -1, found 8 others"):
         TernaryTensor.of_codes("w", np.full((2, 4), 2, np.int8))
+
+
+def test_fault_5_every_bit_that_flips_is_seen() -> None:
+    codes = np.array([[1, 0, -1, 1], [0, 0, -1, -1]], np.int8)
+    tensor = TernaryTensor.of_codes("w", codes, np.ones(2, np.float32), dtype="float32")
+    file = bytearray(saved(tensor, *bitnet("divide")))
+    for place in range(8 * len(file)):
+        file[place // 8] ^= 1 << place % 8
+        with pytest.raises(FormatError), Ticket.open(bytes(file)) as ticket:
+            ticket.verify()
+        file[place // 8] ^= 1 << place % 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,8 @@ def test_nothing_changed(dtype: str) -> None:
 def test_a_ternary_change(dtype: str, rows: bool) -> None:
     base = base_weight(dtype)
     found = found_for(compeft(base, rows=rows), base)
-    assert found.change.form == "steps"
-    assert (found.change.rows, found.change.stored) == (rows, "trits")
+    assert (found.change.form, found.change.rows, found.change.stored) == ("steps", rows, "int8")
+    assert np.abs(found.numbers).max() == 1  # type: ignore[type-var]
     assert found.scales is not None
     assert found.scales.shape == ((48,) if rows else ())
 
@@ -173,8 +174,20 @@ def test_more_than_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
         found = found_for(compeft(base, rows=rows), base)
         assert (found.change.form, found.change.rows) == ("steps", rows)
     tuned = compeft(base)
-    tuned[-1, -1] += 0.5  # one step size no more, seen in the last block alone
-    assert found_for(tuned, base).change.stored != "trits" or found_for(tuned, base).change.rows
+    tuned[-1, -1] += 0.5  # seen in the last block alone
+    found = found_for(tuned, base)
+    assert found.change.rows or found.change.form == "difference"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_single_steps_of_a_large_tensor_are_packed_five_a_byte(dtype: str) -> None:
+    base = base_weight(dtype, (300, 331))
+    found = found_for(compeft(base), base)
+    assert (found.change.form, found.change.stored) == ("steps", "trits")
+    assert found.numbers is not None
+    assert found.numbers.size == 300 * 331 // 5
+    small = found_for(compeft(base[:90]), base[:90])
+    assert small.change.stored == "int8"
 
 
 @settings(max_examples=60, deadline=None)
@@ -331,6 +344,20 @@ def test_seeded_weights_stay_seeded() -> None:
     )
 
 
+def test_a_checkpoint_of_pabzip_is_a_base(tmp_path: Path) -> None:
+    net = pabzip.models.build("lenet-300-100", in_channels=1, image_size=8, width=12)
+    pabzip.init_(net, seed=7)
+    pabzip.save_checkpoint(net, tmp_path / "model.pt")
+    tuned = {name: value * 1.00001 for name, value in net.state_dict().items()}
+    files = [
+        packed(tuned, base)
+        for base in (net, tmp_path / "model.pt", pabzip.load_checkpoint(tmp_path / "model.pt"))
+    ]
+    assert len(set(files)) == 1
+    loaded = pabzip.load_file(files[0], base=tmp_path / "model.pt", verify=True)
+    assert all(torch.equal(loaded[name], value) for name, value in tuned.items())
+
+
 def test_a_ternary_tensor_that_the_base_does_not_explain() -> None:
     base = network()
     signs = torch.randint(-1, 2, (48, 256), generator=torch.Generator().manual_seed(0)).float()
@@ -339,3 +366,21 @@ def test_a_ternary_tensor_that_the_base_does_not_explain() -> None:
     with pabzip.open(file, base=base) as ticket:
         assert ticket.kind("layer0.weight") in ("seeded", "ternary")
         assert ticket.kind("layer1.weight") == "delta"
+
+
+def test_a_scale_of_packed_ternary_weights_may_be_the_bases() -> None:
+    """In transformers' layout a tensor beside the weights scales them, whatever its kind."""
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, 3, (4, 64, 128))
+    packed_weight = sum(pairs[at] << (2 * at) for at in range(4)).astype(np.uint8)
+    state = {
+        "q.weight": torch.from_numpy(packed_weight),
+        "q.weight_scale": torch.tensor([1.5], dtype=torch.bfloat16),
+    }
+    base = {"q.weight_scale": state["q.weight_scale"]}
+    file = packed(state, base, ternary=True, bitnet_scale="multiply")
+    with pabzip.open(file, base=base) as ticket:
+        assert (ticket.kind("q.weight"), ticket.kind("q.weight_scale")) == ("ternary", "delta")
+    loaded = pabzip.load_file(file, base=base)
+    expected = torch.from_numpy(pairs.reshape(256, 128) - 1) * 1.5 + 0.0
+    assert torch.equal(loaded["q.weight"].float(), expected.float())

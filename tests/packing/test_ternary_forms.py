@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def test_bitnet_checkpoints(tmp_path: Path, linear: str | None, how: str, dtype:
     if linear is not None:
         config["quantization_config"]["linear_class"] = linear
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert bitnet_scale_of(tmp_path / "model.pt") == how
+    assert bitnet_scale_of(tmp_path / "model.pt") == bitnet_scale_of(tmp_path) == how
     pabzip.pack(tmp_path / "model.pt", tmp_path / "a.pabz", ternary=True)
     stored = pabzip.load_file(tmp_path / "a.pabz", as_stored=True, verify=True)
     assert list(stored) == list(state)
@@ -336,6 +337,21 @@ def test_gguf_files_that_are_refused(tmp_path: Path) -> None:
         (tmp_path / "cut.gguf").write_bytes(whole[:count])
         with pytest.raises(CheckpointError, match=r"cut\.gguf: .*expected"):
             gguf_tensors(tmp_path / "cut.gguf")
+    # Counts that are not there would keep gguf's own reader busy for ever.
+    start, far = b"GGUF" + struct.pack("<IQQ", 3, 0, 1), 2**60
+    for declared in (
+        struct.pack("<Q", far),
+        struct.pack("<Q1sIIQ", 1, b"k", 9, 0, far),
+        struct.pack("<Q1sIIQ", 1, b"k", 9, 8, far),
+        struct.pack("<Q1sIIQ", 1, b"k", 9, 9, far),
+        struct.pack("<Q1sI", 1, b"k", 99),
+        struct.pack("<Q1sIIQIQIQIQIQ", 1, b"k", 9, *(9, 1) * 4, 0, 1),
+    ):
+        (tmp_path / "far.gguf").write_bytes(start + declared + bytes(64))
+        with pytest.raises(
+            CheckpointError, match=r"far\.gguf: expected a .gguf file, found a fault"
+        ):
+            gguf_tensors(tmp_path / "far.gguf")
     (tmp_path / "other.gguf").write_bytes(b"\x93NUMPY" + bytes(100))
     with pytest.raises(CheckpointError, match="expected a .gguf file, found a fault"):
         gguf_tensors(tmp_path / "other.gguf")
@@ -393,3 +409,38 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(many, TernaryTensor)
         assert one.packed.tobytes() == many.packed.tobytes()
         assert many.array(threads=9).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.3, 0.58])
+@pytest.mark.parametrize(("rows", "over"), [(300, 0.06), (3000, 0.01), (12000, 0.005)])
+def test_codes_cost_their_entropy(keep: float, rows: int, over: float) -> None:
+    codes = np.sign(mask((rows, 256), keep)).astype(np.int8)
+    found: Any = TernaryPacker().recognize("w", codes, "int8")
+    survivors = np.count_nonzero(codes)
+    share = survivors / codes.size
+    bits = -codes.size * (share * np.log2(share / 2) + (1 - share) * np.log2(1 - share))
+    assert Ticket(seed=0, tensors=[found]).info().codes_bytes <= (1 + over) * bits / 8
+
+
+@pytest.mark.parametrize("how", ["divide", "multiply"])
+def test_plain_weights_compute_what_the_layer_does(how: str) -> None:
+    """BitLinear divides its outputs by the scale, AutoBitLinear multiplies them by it."""
+    bitnet = pytest.importorskip("transformers.integrations.bitnet")
+    codes = np.random.default_rng(0).integers(-1, 2, (64, 128)).astype(np.int8)
+    state = {"l.weight": planar(codes.copy()), "l.weight_scale": torch.tensor([1.7])}
+    file = io.BytesIO()
+    pabzip.pack(state, file, ternary=True, bitnet_scale=how)
+    kind = bitnet.BitLinear if how == "divide" else bitnet.AutoBitLinear
+    net = torch.nn.Module()
+    net.l = kind(128, 64, False, dtype=torch.float32)
+    if how == "divide":
+        pabzip.load_into(net, file.getvalue(), as_stored=True)
+    else:  # it holds its weights unpacked
+        net.l.weight.data = torch.from_numpy(codes).float()
+        net.l.weight_scale.copy_(state["l.weight_scale"])
+    inputs = torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
+    plain = pabzip.load_file(file.getvalue())["l.weight"]
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        expected = net.l(inputs)
+        found = torch.nn.functional.linear(bitnet.ActQuant.apply(inputs), plain)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

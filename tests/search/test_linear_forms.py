@@ -230,6 +230,10 @@ PRODUCTS = {
             torch.stack([h, 3 * h]) * opened(_branches(net, h.detach()), 0.5)
         ).sum(0),
     ),
+    "gumbel softmax": (
+        lambda net, h: h * F.gumbel_softmax(net.gate(h), 1, hard=True),
+        lambda net, h: through(h, net.gate(h.detach())) / 6,
+    ),
     "product": (lambda net, h: h * net.gate(h), lambda net, h: (h * net.gate(h)).sqrt()),
     "in place": (
         lambda net, h: h.clone().mul_(net.gate(h)), lambda net, h: (h * net.gate(h)).sqrt(),
