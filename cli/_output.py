@@ -86,7 +86,8 @@ class Bars:
 
     def __init__(self, total: int, reporter: Reporter):
         self._total, self._shown = total, reporter.progress
-        self._what, self._bar = "", None
+        self._what = ""
+        self._bar: Any = None
 
     def __enter__(self) -> Bars:
         return self

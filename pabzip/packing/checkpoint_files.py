@@ -13,7 +13,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, Union
 
 from numpy.typing import NDArray
 
@@ -73,6 +73,11 @@ def open_checkpoint(source: File) -> Opened:
     except BaseException:
         file.close()
         raise
+
+
+def is_source(opened: object) -> TypeGuard[Source]:
+    """Return whether this is a checkpoint without a seed, which is read tensor by tensor."""
+    return hasattr(opened, "tensors") and hasattr(opened, "head")
 
 
 def _in_folder(folder: Path) -> Path:
@@ -210,13 +215,13 @@ class ShardedSource:
     def _take(self, shard: str, listed: Mapping[str, str]) -> None:
         """Open a shard, and compare what it holds with the index."""
         try:
-            opened = open_checkpoint(Path(self.place).parent / shard)
+            opened: Any = open_checkpoint(Path(self.place).parent / shard)
         except (FileNotFoundError, IsADirectoryError):
             raise CheckpointError(
                 f"{self.place}: expected the shard {shown(shard)} beside it, found none; fetch the "
                 "whole checkpoint"
             ) from None
-        if not hasattr(opened, "tensors") or isinstance(opened, ShardedSource):
+        if isinstance(opened, ShardedSource) or not is_source(opened):
             raise CheckpointError(
                 f"{self.place}: expected a shard of plain tensors, found {shown(shard)}, which is "
                 "another checkpoint"

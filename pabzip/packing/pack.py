@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Union, cast
 
 from pabzip.errors import PackError, SeedError
 from pabzip.formats import AUTO, Base, Contents, Scalar, Tensor
@@ -15,7 +15,7 @@ from pabzip.formats.ahead import Progress
 from pabzip.formats.writer import write_ticket
 from pabzip.init import Seeding, seeding
 from pabzip.packing.base import BaseSource, open_base
-from pabzip.packing.checkpoint_files import open_checkpoint
+from pabzip.packing.checkpoint_files import File, is_source, open_checkpoint
 from pabzip.packing.sources import MemorySource, Value
 from pabzip.packing.sources import Source as CheckpointSource
 from pabzip.packing.tensors import StateTensors
@@ -258,7 +258,7 @@ def prepared(
     with ExitStack() as stack:
         opened: Any = source
         if isinstance(source, str | os.PathLike) or hasattr(source, "readinto"):
-            opened = open_checkpoint(source)
+            opened = open_checkpoint(cast(File, source))
             if hasattr(opened, "close"):
                 stack.callback(opened.close)
         changed = None
@@ -311,7 +311,7 @@ def _ready(
         )
     elif isinstance(source, Mapping):
         state = source
-    elif not hasattr(source, "tensors"):
+    elif not is_source(source):
         raise PackError(
             "expected a network, a checkpoint, tensors by name, or the path of one of these, "
             f"found a {type(source).__name__}"
@@ -321,7 +321,7 @@ def _ready(
 
         state = fold_checked(net, state, arch, options, dense_dtype)
         metadata = {**metadata, "folded": True}
-    tensors = source if hasattr(source, "tensors") else MemorySource(state)
+    tensors: CheckpointSource = source if is_source(source) else MemorySource(state)
     has_seed = is_network or is_checkpoint
     packer.seed = record.seed
     packer.taken = {spec.stream for spec in record.specs.values()}

@@ -58,8 +58,14 @@ class Source(Protocol):
     """
 
     place: str
-    tensors: Mapping[str, Described]
-    metadata: Mapping[str, Scalar]
+
+    @property
+    def tensors(self) -> Mapping[str, Described]:
+        """What each tensor is."""
+
+    @property
+    def metadata(self) -> Mapping[str, Scalar]:
+        """What else the checkpoint says."""
 
     def read(self, name: str) -> NDArray[Any]:
         """Return the values: C-contiguous, of the numpy type that `DENSE_TYPES` gives.

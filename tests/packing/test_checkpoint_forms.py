@@ -177,7 +177,9 @@ def test_types_that_no_file_holds_are_named(
 ) -> None:
     source = FORMS[form](tmp_path, {"ok": torch.ones(2), "odd": torch.zeros(4).to(dtype)})
     (tmp_path / "old.pabz").write_bytes(b"old")
-    with pytest.raises(PackError, match=f"odd: expected one of float64, .* found {name}, which"):
+    with pytest.raises(
+        PackError, match=rf"odd: expected one of float64, .* found (torch\.)?{name}\b"
+    ):
         pabzip.pack(source, tmp_path / "old.pabz")
     assert (tmp_path / "old.pabz").read_bytes() == b"old"
 
@@ -185,7 +187,7 @@ def test_types_that_no_file_holds_are_named(
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        (torch.eye(3).to_sparse(), "one of layout sparse_coo"),
+        (torch.eye(3).to_sparse(), "found torch.sparse_coo"),
         (torch.ones(2, device="meta"), "on the meta device"),
         (torch.ones(1).expand(1 << 27), "in a storage that holds fewer"),
         ("text", "found str"),
