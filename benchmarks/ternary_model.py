@@ -72,12 +72,13 @@ def main() -> None:
             progress.done()
             runs = {}
             (folder / "again").mkdir()
+            packed, again = folder / "model.pabz", folder / "again" / "model.safetensors"
+            shard_size = str(arguments.shard_bytes)
             for command, *options in (
-                ("pack", model, "-o", folder / "model.pabz", "--ternary"),
-                ("verify", folder / "model.pabz"),
-                ("unpack", folder / "model.pabz", "-o", folder / "again" / "model.safetensors", "--as-stored",
-                 "--shard-size", str(arguments.shard_bytes)),
-            ):  # fmt: skip
+                ("pack", model, "-o", packed, "--ternary"),
+                ("verify", packed),
+                ("unpack", packed, "-o", again, "--as-stored", "--shard-size", shard_size),
+            ):
                 progress.step(command)
                 runs[command] = measured(command, *map(str, options))
                 progress.done()
@@ -85,7 +86,7 @@ def main() -> None:
             tensors = compare(model, folder / "again")
             progress.done()
             sizes = {"checkpoint": sum(file.stat().st_size for file in shards(model)),
-                     "pabz": (folder / "model.pabz").stat().st_size,
+                     "pabz": packed.stat().st_size,
                      "entropy": entropy}  # fmt: skip
             if arguments.zstd:
                 progress.step("zstd -19")
@@ -165,7 +166,7 @@ def bfloat16(rng: np.random.Generator, shape: tuple[int, ...], spread: float) ->
 
 def raw(bits: NDArray[np.uint16]) -> Raw:
     """Return bfloat16 bit patterns as a tensor of a file."""
-    return Raw("BF16", bits.shape, memoryview(bits).cast("B"))
+    return Raw("BF16", bits.shape, bits.data.cast("B"))
 
 
 def exponents(bits: NDArray[np.uint16]) -> NDArray[np.int64]:
@@ -185,7 +186,8 @@ def entropy_of(counts: NDArray[np.int64]) -> float:
 def write_shards(folder: Path, tensors: Iterator[tuple[str, Raw]], shard_bytes: int) -> None:
     """Write tensors in shards of at most so many bytes, and the index of them."""
     files: list[dict[str, Raw]] = [{}]
-    filled, total, pieces = 0, 0, []
+    pieces: list[tuple[Path, list[str]]] = []
+    filled, total = 0, 0
     for name, tensor in tensors:
         length = len(tensor.data)
         if files[-1] and filled + length > shard_bytes:
