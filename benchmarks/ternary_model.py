@@ -98,8 +98,8 @@ def main() -> None:
 def write_model(folder: Path, size: Size, shard_bytes: int) -> tuple[Path, int, int]:
     """Write a checkpoint, layer by layer, and return its folder, weights, and entropy in bytes.
 
-    The entropy is that of each ternary matrix by its counts, that of the exponents of the
-    embedding and all other bits of it, and the norms as they are.
+    The entropy is that of each ternary matrix by its counts, that of the embedding by the counts of
+    its exponents and of its signs with mantissas, and the bits of the norms as they are.
     """
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def write_model(folder: Path, size: Size, shard_bytes: int) -> tuple[Path, int, 
     def tensors() -> Iterator[tuple[str, Raw]]:
         nonlocal weights, bits
         embedding = bfloat16(rng, (size.vocabulary, size.hidden), 0.02)
-        bits += embedding.size * (8 + entropy_of(exponents(embedding)))
+        bits += embedding.size * sum(entropy_of(counts) for counts in fields(embedding))
         yield "model.embed_tokens.weight", raw(embedding)
         for layer in range(size.layers):
             for name, shape in shapes.items():
@@ -169,12 +169,13 @@ def raw(bits: NDArray[np.uint16]) -> Raw:
     return Raw("BF16", bits.shape, bits.data.cast("B"))
 
 
-def exponents(bits: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """Return how often bfloat16 bit patterns have each of the 256 exponents."""
-    counts = np.zeros(256, dtype=np.int64)
+def fields(bits: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return how often bfloat16 bit patterns have each exponent, and each sign and mantissa."""
+    exponents, rest = np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64)
     for part in np.array_split(bits.reshape(-1), max(1, bits.size >> 22)):
-        counts += np.bincount((part >> 7) & 0xFF, minlength=256)
-    return counts
+        exponents += np.bincount((part >> 7) & 0xFF, minlength=256)
+        rest += np.bincount((part >> 8) & 0x80 | part & 0x7F, minlength=256)
+    return exponents, rest
 
 
 def entropy_of(counts: NDArray[np.int64]) -> float:
