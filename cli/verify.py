@@ -8,7 +8,7 @@ import click
 
 from pabzip.cli._files import open_ticket
 from pabzip.cli._options import base_option, max_bytes_option, reporting, threads_option
-from pabzip.cli._output import Reporter
+from pabzip.cli._output import Bars, Reporter
 from pabzip.errors import FormatError
 
 
@@ -43,7 +43,8 @@ def command(
     try:
         with open_ticket(source, max_bytes=max_bytes, base=base) as ticket:
             stored = ticket.info()["sha256"]
-            found = ticket.sha256(backend=backend, threads=threads)
+            with Bars(ticket.info()["float32_bytes"], reporter) as bars:
+                found = ticket.sha256(backend=backend, threads=threads, on_progress=bars.advance)
             if found != stored:
                 raise FormatError(
                     "weights",
