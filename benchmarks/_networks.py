@@ -385,7 +385,7 @@ def rows() -> list[Row]:
         small_vision("alexnet", alexnet),
         small_vision("vgg", partial(vgg, batch_norm=False)),
         small_vision("vgg with batch norm", partial(vgg, batch_norm=True), third=True),
-        small_vision("resnet, basic blocks", lambda m: resnet(m, "BasicBlock"), 32),
+        small_vision("resnet, basic blocks", lambda m: resnet(m, "BasicBlock")),
         small_vision("resnet, bottlenecks", lambda m: resnet(m, "Bottleneck"), 32),
         small_vision(
             "resnext", lambda m: resnet(m, "Bottleneck", groups=32, width_per_group=4), 32
