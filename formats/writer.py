@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from pabzip.errors import BaseFileError, FormatError, PackError
 from pabzip.formats.ahead import Progress, one_ahead
-from pabzip.formats.atomic import IN_MEMORY_BYTES, open_atomic, open_scratch
+from pabzip.formats.atomic import open_atomic, open_scratch
 from pabzip.formats.coder import AUTO, OnTensor, check_coder, encode_codes
 from pabzip.formats.container import checksum, encode_header
 from pabzip.formats.contents import Contents, Gathering, Header, Tensor
@@ -104,8 +104,7 @@ def encode_ticket(
         on_tensor: called with the name of each seeded tensor that is encoded, from any thread.
         on_progress: told of ``"packing"``, and of ``"encoding"`` for the codes.
         sizes: bytes of the tensors of a lazy mapping, so that large ones are not read ahead.
-        scratch: where the dense sections go, see `open_scratch`; None for memory, or a temporary
-            file where they are many.
+        scratch: where the dense sections go, see `open_scratch`; None for memory.
 
     Raises:
         PackError: the ticket breaks a rule of the format, an unknown coder or ``dense_dtype``, or
@@ -116,7 +115,7 @@ def encode_ticket(
     if not isinstance(tensors, Mapping):
         tensors = _Listed(tensors)
     if scratch is None:
-        scratch = cast(BinaryIO, tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES))  # noqa: SIM115
+        scratch = io.BytesIO()
     tell = on_progress or (lambda _what, _count: None)
 
     def made(name: str) -> Tensor:

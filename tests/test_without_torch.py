@@ -56,7 +56,6 @@ def run(code: str) -> list[str]:
         ("pabzip.load_checkpoint", "pabzip.load_checkpoint", "torch"),
         ("pabzip.init_(None, 0)", "pabzip.init_", "torch"),
         ("pabzip.seeding(None)", "a network", "torch"),
-        ("pabzip.pack({}, 'x.pabz')", "packing a network", "torch"),
         ("pabzip.load('x.pabz')", "pabzip.load", "torch"),
     ],
 )

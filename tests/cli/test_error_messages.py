@@ -17,6 +17,7 @@ CODES = {
     errors.CheckpointError("unsafe"): ExitCode.UNTRUSTED,
     errors.TrainingError("not finite"): ExitCode.TRAINING,
     errors.RecipeError("epochs"): ExitCode.USAGE,
+    errors.BaseFileError("other base"): ExitCode.FAILED,
     errors.PackError("weight"): ExitCode.FAILED,
     errors.SearchError("collapse"): ExitCode.FAILED,
     errors.SeedError("range"): ExitCode.FAILED,
