@@ -39,7 +39,7 @@ from pabzip.formats.ahead import Progress
 from pabzip.formats.coder import Coded, Task, run_tasks
 from pabzip.formats.huffman import encode
 from pabzip.formats.report import TicketReport, breakdown, report
-from pabzip.formats.ternary import SCALE_SUFFIX
+from pabzip.formats.ternary_layouts import SCALE_SUFFIX
 from pabzip.formats.writer import reader_sha256, write_ticket
 from pabzip.seeds import Frozen, InitSpec
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 import pabzip
 from pabzip.errors import CheckpointError, PackError
 from pabzip.formats import DENSE_TYPES, SeededTensor, TernaryTensor
-from pabzip.formats.ternary import FLOATS, INFINITY_BITS
-from pabzip.packing.ternary import TernaryPacker, bitnet_scale_of, find_scales, has_structure
+from pabzip.formats.ternary_layouts import FLOATS, INFINITY_BITS
+from pabzip.packing.ternary import TernaryPacker, bitnet_scale_of
+from pabzip.packing.ternary_scales import find_scales, has_structure
 from pabzip.ticket import DenseTensor, Ticket
 
 torch = pytest.importorskip("torch")
@@ -266,7 +267,7 @@ def test_a_mask_with_empty_channels_costs_what_it_did() -> None:
 
 
 def test_only_some_rows_of_a_large_tensor_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pabzip.packing.ternary._SAMPLE", 1 << 14)
+    monkeypatch.setattr("pabzip.packing.ternary_scales._SAMPLE", 1 << 14)
     even, uneven = mask((513, 300), 0.4), mask((513, 300), np.linspace(0.2, 0.6, 300))
     for values, expected in ((even, False), (uneven, True)):
         assert has_structure(values.view(np.uint32).reshape(-1), values.shape) is expected
