@@ -20,20 +20,8 @@ from numpy.typing import NDArray
 from pabzip._optional import require
 from pabzip.errors import CheckpointError, shown
 from pabzip.formats import Scalar
-from pabzip.packing.sources import Described
+from pabzip.packing.sources import ELEMENT_TYPES, Described
 from pabzip.ticket import GGUF_HEADER as HEADER
-
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-}
-"""Torch's names of the types of elements; all others are bytes of blocks."""
 
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of the types of metadata that have a size of their own, by number."""
@@ -241,7 +229,7 @@ class _Walk:
 
 
 def _tensor(path: str | os.PathLike[str], found: Any) -> GgufTensor:
-    """Return what gguf's reader says of a tensor."""
+    """Return what gguf's reader says of a tensor; of types other than ours, the bytes of blocks."""
     kind, data = found.tensor_type.name, np.asarray(found.data)
     if data.nbytes != found.n_bytes:
         raise CheckpointError(
@@ -249,4 +237,4 @@ def _tensor(path: str | os.PathLike[str], found: Any) -> GgufTensor:
         )
     if kind == "BF16":
         data = data.view("<u2")
-    return GgufTensor(found.name, _DTYPES.get(kind, "uint8"), data, LAYOUTS.get(kind))
+    return GgufTensor(found.name, ELEMENT_TYPES.get(kind, "uint8"), data, LAYOUTS.get(kind))
