@@ -1,4 +1,4 @@
-"""Compiled loops of ternary tensors: packed codes, five or four a byte, to and from weights.
+"""Compiled loops that pack the codes of ternary weights, five or four a byte, and unpack them.
 
 A *symbol* is 0 for a code of 0, 1 for +1, 2 for -1, and 3 for -0.0. Five symbols without a 3 make a
 byte in base 3, four with any make one of bit pairs; the first symbol counts least. Weights are

@@ -1,8 +1,8 @@
 """The step sizes that a fine-tuned tensor allows: as intervals, and numbers to try from these.
 
-An element that a fine-tune moved by a whole number of steps says of the size of a step that it lies
-in an interval: all sizes whose sum with the base's element rounds to what is there. The intervals
-of a tensor or row have a common part, or there is no one size.
+Where a fine-tune moved elements by whole numbers of steps, each bounds the size of a step: its sum
+with the base's element must round to what is there. The intervals of all elements of a tensor, or
+of a row, have a common part, or there is no such size.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ LAYOUTS = {"TQ1_0": "tq1_0", "TQ2_0": "tq2_0"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GgufTensor:
-    """One tensor of a file.
+    """One tensor of a ``.gguf`` file.
 
     Attributes:
         name: its name.

@@ -1,4 +1,4 @@
-"""Write a ticket's tensors as plain weights: .safetensors, whole or in shards, .npz, or .pt."""
+"""Write a ticket's tensors to other files: .safetensors, also in shards, .npz, .pt or .gguf."""
 
 from __future__ import annotations
 

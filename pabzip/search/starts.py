@@ -1,4 +1,4 @@
-"""Where synaptic flow starts: floating inputs as ones, and what integer inputs look up.
+"""What inputs become while synaptic flow is measured: ones, or what integer inputs look up.
 
 SynFlow measures a network on an input of ones. Of a network's inputs, floating tensors become ones.
 Integers are token ids, categories or counts, of which ones would be one arbitrary token; the flow
