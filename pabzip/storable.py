@@ -121,6 +121,13 @@ def numpy_of(value: torch.Tensor) -> NDArray[Any]:
     return np.asarray(value.numpy())
 
 
+def torch_of(values: NDArray[Any], dtype: str) -> torch.Tensor:
+    """Return values of `numpy_of` as a tensor of the torch dtype of this name, in their memory."""
+    if dtype == "bfloat16":
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
 def check_network(net: nn.Module, seeded: Collection[str]) -> None:
     """Check that a file can hold the whole state of a network, before weights are drawn.
 

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pabzip._optional import require
@@ -40,13 +39,10 @@ def write_pt(
     `write_safetensors`; a state dict has no place for metadata.
     """
     torch = require("torch", extra="torch", purpose="writing a .pt file")
-    state = {}
-    for (name, (dtype, _)), array in zip(tensors.items(), values, strict=True):
-        own = array.copy()
-        bits = dtype == "bfloat16"
-        value = torch.from_numpy(own.view(np.int16) if bits else own)
-        state[name] = value.view(torch.bfloat16) if bits else value
-    torch.save(state, file)
+    from pabzip.storable import torch_of
+
+    named = zip(tensors.items(), values, strict=True)
+    torch.save({name: torch_of(array.copy(), dtype) for (name, (dtype, _)), array in named}, file)
 
 
 def write_gguf(
