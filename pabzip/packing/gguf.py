@@ -106,20 +106,27 @@ class GgufSource:
         self._values.clear()
 
 
-def write_gguf(tensors: Iterable[tuple[str, str, NDArray[Any]]], file: BinaryIO) -> None:
+def write_gguf(
+    tensors: Mapping[str, Described],
+    values: Iterable[NDArray[Any]],
+    file: BinaryIO,
+    *,
+    metadata: Mapping[str, Scalar] | None = None,
+) -> None:
     """Write a ``.gguf`` file again, as it was packed.
 
     Args:
-        tensors: name, dtype and values of `HEADER` and then of all others, in the order of the
-            ticket, as they were stored; taken one at a time.
+        tensors: what they are, by name: `HEADER` and then all others, in the order of the ticket.
+        values: of each, as they were stored; taken one at a time.
         file: a binary stream.
+        metadata: not used; the file has its own, in `HEADER`.
 
     Raises:
         CheckpointError: there is no `HEADER`, it is not of a ``.gguf`` file, or a tensor does not
             fit it.
     """
-    remaining = iter(tensors)
-    name, _, header = next(remaining, ("", "", None))
+    remaining = zip(tensors, values, strict=True)
+    name, header = next(remaining, ("", None))
     if name != HEADER or header is None or header.size < 32:
         raise CheckpointError(
             f"expected a ticket of a .gguf file, found none of its first tensor {HEADER}; write "
@@ -134,9 +141,9 @@ def write_gguf(tensors: Iterable[tuple[str, str, NDArray[Any]]], file: BinaryIO)
         spans = _spans(_reader(path))
     file.write(np.ascontiguousarray(header[8:]).data)
     at = header.size - 8
-    for name, _, values in remaining:
+    for name, array in remaining:
         begin, length, expected = spans.pop(0) if spans else (at, 0, "no more")
-        flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         if name != expected or flat.size != length or begin < at:
             raise CheckpointError(
                 f"{name}: expected {expected} of {length} bytes, found {flat.size} bytes"

@@ -17,6 +17,7 @@ from pabzip.formats import Scalar
 from pabzip.formats.ahead import Progress, one_ahead
 from pabzip.formats.atomic import open_atomic
 from pabzip.packing.checkpoint_files import INDEX_SUFFIX
+from pabzip.packing.gguf import write_gguf
 from pabzip.packing.npz_files import write_npz
 from pabzip.packing.safetensors_files import index_text, shard_names, split, write_safetensors
 from pabzip.packing.sources import Described
@@ -43,20 +44,6 @@ def write_pt(
 
     named = zip(tensors.items(), values, strict=True)
     torch.save({name: torch_of(array.copy(), dtype) for (name, (dtype, _)), array in named}, file)
-
-
-def write_gguf(
-    tensors: Mapping[str, Described],
-    values: Iterable[NDArray[Any]],
-    file: BinaryIO,
-    *,
-    metadata: Mapping[str, Scalar] | None = None,
-) -> None:
-    """Write the ``.gguf`` file that was packed, as it was; it has metadata of its own."""
-    from pabzip.packing import gguf
-
-    named = zip(tensors.items(), values, strict=True)
-    gguf.write_gguf(((name, one.dtype, array) for (name, one), array in named), file)
 
 
 FORMATS: Mapping[str, Callable[..., None]] = {

@@ -330,7 +330,14 @@ def test_a_gguf_file_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_gguf_files_that_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    from pabzip.packing.gguf import HEADER, gguf_tensors, write_gguf
+    from pabzip.packing.gguf import HEADER, GgufTensor, gguf_tensors, write_gguf
+    from pabzip.packing.sources import Described
+
+    def written(rows: list[GgufTensor]) -> bytes:
+        out = io.BytesIO()
+        tensors = {one.name: Described(one.dtype, one.values.shape) for one in rows}
+        write_gguf(tensors, [one.values for one in rows], out)
+        return out.getvalue()
 
     gguf_file(tmp_path / "m.gguf")
     whole = (tmp_path / "m.gguf").read_bytes()
@@ -356,17 +363,14 @@ def test_gguf_files_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other.gguf").write_bytes(b"\x93NUMPY" + bytes(100))
     with pytest.raises(CheckpointError, match="expected a .gguf file, found a fault"):
         gguf_tensors(tmp_path / "other.gguf")
-    tensors = gguf_tensors(tmp_path / "m.gguf")
-    rows = [(one.name, one.dtype, one.values) for one in tensors]
-    out = io.BytesIO()
-    write_gguf(rows, out)
-    assert out.getvalue() == whole
+    rows = gguf_tensors(tmp_path / "m.gguf")
+    assert written(rows) == whole
     with pytest.raises(CheckpointError, match=f"of its first tensor {HEADER}; write another"):
-        write_gguf(rows[1:], io.BytesIO())
+        written(rows[1:])
     with pytest.raises(CheckpointError, match="expected tq1 of [0-9]+ bytes, found"):
-        write_gguf([rows[0], rows[2]], io.BytesIO())
+        written([rows[0], rows[2]])
     with pytest.raises(CheckpointError, match=r"expected all tensors .*found 1 missing"):
-        write_gguf(rows[:-1], io.BytesIO())
+        written(rows[:-1])
     # Bytes between tensors that are not 0 would be lost, so such a file is only its tensors.
     marked = bytearray(whole)
     marked[len(whole) - 1] = 1
