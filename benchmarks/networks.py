@@ -32,6 +32,7 @@ from _shared import Progress, finish, parser
 from torch import Tensor, nn
 
 import pabzip
+from pabzip.calls import named_tensors
 from pabzip.errors import ExportError, PabzError, RecipeError, SearchError, SeedError
 from pabzip.seeds import InitSpec
 from pabzip.unmask import Bop, apply_psg
@@ -94,23 +95,11 @@ def loss_of(row: Row, net: nn.Module) -> Tensor:
     return (row.loss or F.cross_entropy)(outputs, row.targets)
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in what a network returns."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors(part)
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors(part)
-
-
 def answers(row: Row, net: nn.Module) -> list[Tensor]:
     """Return the network's outputs in evaluation mode."""
     net.eval()
     with torch.no_grad():
-        found = [tensor.clone() for tensor in tensors(call(net, row.inputs))]
+        found = [tensor.clone() for _, tensor in named_tensors(call(net, row.inputs))]
     net.train()
     return found
 

@@ -82,15 +82,14 @@ def command(
 ) -> None:
     """Pack CHECKPOINT (model.pt, as `pabzip train` writes it) into a .pabz file.
 
-    CHECKPOINT may be a .gguf file, too: ternary blocks become codes, other blocks stay bytes.
-
     Every surviving weight must be plus or minus the magnitude that its seed draws, to the bit;
     otherwise nothing is written. What was written is opened and regenerated again before it takes
     its name. CHECKPOINT may be '-' for stdin; the output then is stdout unless -o names a file.
 
-    CHECKPOINT may also be a .safetensors or .npz file, a torch state dict (.pt, .pth, .bin), the
-    index of one in shards (model.safetensors.index.json), or a folder that holds one of these.
-    Such tensors have no seed: ternary ones are written as codes, all others as they are, lossless.
+    CHECKPOINT may also be a .safetensors, .npz or .gguf file, a torch state dict (.pt, .pth, .bin),
+    the index of one in shards (model.safetensors.index.json), or a folder that holds one of these.
+    Such tensors have no seed: ternary ones, and ternary blocks of .gguf, are written as codes, all
+    others as they are, lossless.
     """
     target = output or default_output(source, ".pabz")
     reporter = reporter.for_output(target)

@@ -16,7 +16,8 @@ from pabzip.formats.contents import (
     Tensor,
     gather,
 )
-from pabzip.formats.delta import Base, DeltaEntry, DeltaTensor
+from pabzip.formats.delta import DeltaEntry, DeltaTensor
+from pabzip.formats.delta_base import Base
 from pabzip.formats.dense import DenseEntry, DenseTensor, bfloat16_to_float32, rounded
 from pabzip.formats.digest import state_sha256
 from pabzip.formats.huffman import huffman_bytes

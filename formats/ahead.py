@@ -1,4 +1,4 @@
-"""Work on one tensor while the next is made: two processors busy, memory bounded."""
+"""Make the next tensor on a thread while one is worked on: time is saved, memory is bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `planes` encoding of dense tensors: byte planes, each with a static entropy coder.
+"""The `planes` encoding of dense tensors: bytes of one significance together, coded by frequency.
 
 For large tensors of any type. A float's exponent, which has little entropy, is set apart from its
 sign and mantissa, which have nearly all of theirs; the idea is that of DFloat11. Elements pass in

@@ -21,7 +21,7 @@ from pabzip.formats.container import (
     sections,
 )
 from pabzip.formats.contents import Tensor
-from pabzip.formats.delta import Base, CheckedBase
+from pabzip.formats.delta_base import Base, CheckedBase
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.dense_sections import DenseGroup, decode_group, grouped
 from pabzip.formats.limits import DENSE_SECTION_BYTES, check_loaded_bytes, tensor_place

@@ -9,15 +9,15 @@ weights as ordinary numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pabzip.errors import ArchitectureError, FormatError, shown
-from pabzip.formats.dense import DenseEntry, DenseTensor, from_stored, to_stored
+from pabzip.errors import FormatError, shown
+from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.kind import Coding, EntryKind, StoredKind
 from pabzip.formats.limits import (
     DENSE_TYPES,
@@ -29,46 +29,21 @@ from pabzip.formats.limits import (
     is_variance,
     tensor_place,
 )
+from pabzip.formats.ternary_layouts import (
+    BLOCK,
+    FLOATS,
+    INFINITY_BITS,
+    LAYOUTS,
+    SCALE_SUFFIX,
+    packed_size,
+)
+from pabzip.formats.ternary_weights import plain_weights, stored_elements
 from pabzip.seeds.generation import over_ranges
 
 if TYPE_CHECKING:
     from pabzip.formats.contents import Entry
 
 _RANGE = 5 << 18  # elements that the digest takes at a time: whole bytes of codes
-
-INFINITY_BITS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
-"""Bit pattern of infinity of each floating type; those of all numbers from +0.0 are below it."""
-
-FLOATS = tuple(INFINITY_BITS)
-"""Element types of weights that are 0 and plus or minus a scale."""
-
-BLOCK = 256
-"""Weights of one block of llama.cpp's layouts."""
-
-SCALE_SUFFIX = "_scale"
-"""The scale of a tensor in transformers' layout is the tensor called as it is, with this added."""
-
-
-class _Layout(NamedTuple):
-    """How weights are stored.
-
-    Attributes:
-        scalings: what they may be scaled by, for each element type of the tensor.
-        block_bytes: of a block of `BLOCK` weights; 0 where there are none.
-    """
-
-    scalings: Mapping[str, tuple[str, ...]]
-    block_bytes: int = 0
-
-
-LAYOUTS = {
-    "plain": _Layout({**dict.fromkeys(FLOATS, ("runs", "columns")), "int8": ("none",)}),
-    "bitnet": _Layout({"uint8": ("none", "divide", "multiply")}),
-    "tq1_0": _Layout({"uint8": ("runs",)}, 54),
-    "tq2_0": _Layout({"uint8": ("runs",)}, 66),
-}
-"""The layouts by name: one element a weight; transformers' planes of bit pairs, four a byte; and
-llama.cpp's blocks, 54 or 66 bytes for 256 weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +99,7 @@ class TernaryEntry(EntryKind):
     @property
     def parts(self) -> tuple[DenseEntry, ...]:
         """The packed codes; and the scales, where the tensor has scales of its own."""
-        size = -(-self.weights // self.per_byte)
+        size = packed_size(self.weights, self.per_byte)
         codes = DenseEntry(self.name, (size,), "uint8", "uint8")
         if self.scaling not in ("runs", "columns"):
             return (codes,)
@@ -261,7 +236,7 @@ class TernaryTensor(StoredKind):
         from pabzip.formats.trits import pack_codes
 
         flat = np.ascontiguousarray(codes, dtype=np.int8).reshape(-1)
-        packed = np.empty(-(-flat.size // 5), dtype=np.uint8)
+        packed = np.empty(packed_size(flat.size), dtype=np.uint8)
         wrong = int(pack_codes(flat, packed))
         if wrong:
             place = tensor_place(name)
@@ -385,7 +360,7 @@ class TernaryTensor(StoredKind):
     ) -> NDArray[Any]:
         """Return the tensor as it was stored, bit for bit; bfloat16 as uint16 bit patterns."""
         out = np.empty(math.prod(self.shape), dtype=DENSE_TYPES[self.dtype].numpy)
-        fill, size = self._filler()
+        fill, size = stored_elements(self)
 
         def work(begin: int, end: int) -> None:
             begin, end = -(-begin // size) * size, -(-end // size) * size  # of whole blocks
@@ -398,45 +373,13 @@ class TernaryTensor(StoredKind):
         self, seed: int, *, backend: str = "numba", threads: int | None = None
     ) -> Iterator[NDArray[Any]]:
         """Yield the stored elements as the digest takes them, a range at a time."""
-        fill, size = self._filler()
+        fill, size = stored_elements(self)
         count = math.prod(self.shape)
         step = _RANGE // size * size
         for start in range(0, count, step):
             out = np.empty(min(step, count - start), dtype=DENSE_TYPES[self.dtype].numpy)
             fill(start, out)
             yield out
-
-    def _filler(self) -> tuple[Callable[[int, NDArray[Any]], None], int]:
-        """Return what writes stored elements from a place onwards, and the elements of a block.
-
-        Places, and lengths but the last, are multiples of a block's elements.
-        """
-        from pabzip.formats import trits
-
-        size = LAYOUTS[self.layout].block_bytes
-        if self.layout == "bitnet":
-            plane = math.prod(self.shape)
-            return lambda start, out: trits.unpack_planes(self.packed, plane, start, out), 1
-        if size:
-            assert self.scales is not None
-            scales, ternary = self.scales.view("<u2"), self.layout == "tq1_0"
-
-            def blocks(start: int, out: NDArray[Any]) -> None:
-                into = out.reshape(-1, size)
-                trits.unpack_blocks(self.packed, ternary, scales, start // size, into)
-
-            return blocks, size
-        if self.scales is None:
-            return lambda start, out: trits.unpack_codes(self.packed, 5, start, out), 1
-        kind = f"<u{self.scales.itemsize}"
-        patterns = self.scales.view(kind)
-        sign = 1 << (8 * patterns.itemsize - 1)
-
-        def floats(start: int, out: NDArray[Any]) -> None:
-            into = out.view(kind)
-            trits.unpack_floats(self.packed, self.per_byte, patterns, self.run, sign, start, into)
-
-        return floats, 1
 
     def plain(
         self,
@@ -460,54 +403,4 @@ class TernaryTensor(StoredKind):
         Raises:
             ArchitectureError: it is not known how codes are scaled, or there is no such scale.
         """
-        if self.layout == "plain":
-            return DenseTensor(self.name, self.array(threads=threads), self.dtype, self.dtype)
-        dtype, run, patterns = "float16", self.run, self.scales
-        if self.layout == "bitnet":
-            dtype, size = self._applied(scale, scaling)
-            run, patterns = math.prod(self.weights_shape), np.full(1, size)
-        assert patterns is not None
-        held = replace(
-            self,
-            shape=self.weights_shape,
-            dtype=dtype,
-            scales=patterns,
-            layout="plain",
-            scaling="runs",
-            run=run,
-        )
-        values = held.array(threads=threads)
-        if self.layout != "bitnet" and not patterns.all():
-            values[values == 0] = 0  # a block of scale 0 has no negative zeros either
-        return DenseTensor(self.name, values, dtype, dtype)
-
-    def _applied(self, scale: DenseTensor | None, scaling: str | None) -> tuple[str, Any]:
-        """Return element type and size of the weights in transformers' layout, which have one."""
-        how = self.scaling if self.scaling != "none" else scaling
-        if how not in ("divide", "multiply"):
-            raise ArchitectureError(
-                f"{self.name}: expected to know whether its codes are divided or multiplied by "
-                f"{self.scale_name}, found neither in the file; say it with bitnet_scale "
-                "(--bitnet-scale: BitLinear divides, AutoBitLinear multiplies), or take it as "
-                "stored (--as-stored)"
-            )
-        if scale is None or scale.values.size != 1 or scale.dtype not in FLOATS:
-            found = "none" if scale is None else f"{scale.values.size} values of {scale.dtype}"
-            raise ArchitectureError(
-                f"{self.name}: expected one floating value in {self.scale_name}, found "
-                f"{found}; take the tensor as stored (--as-stored)"
-            )
-        exact = from_stored(scale.values.reshape(-1), "float64", scale.dtype)
-        with np.errstate(divide="ignore", over="ignore"):
-            # A quotient of 53 bits can be rounded to 24 as if it were exact.
-            wide = 1 / exact if how == "divide" else exact
-            single = scale.dtype == "float32"
-            size = wide.astype("<f4") if single else to_stored(wide, "float64", scale.dtype)
-        positive = from_stored(size, "float64", scale.dtype)[0]
-        if not (np.isfinite(positive) and positive > 0):
-            raise ArchitectureError(
-                f"{self.name}: expected a weight that {scale.dtype} holds, found "
-                f"{self.scale_name} of {float(exact[0])!r}; take the tensor as stored "
-                "(--as-stored)"
-            )
-        return scale.dtype, size[0]
+        return plain_weights(self, scale, scaling, threads)

@@ -1,4 +1,4 @@
-"""Compiled loops of ternary tensors: packed codes, five or four a byte, to and from weights.
+"""Compiled loops that pack the codes of ternary weights, five or four a byte, and unpack them.
 
 A *symbol* is 0 for a code of 0, 1 for +1, 2 for -1, and 3 for -0.0. Five symbols without a 3 make a
 byte in base 3, four with any make one of bit pairs; the first symbol counts least. Weights are
@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pabzip.formats.ternary_layouts import BLOCK
 from pabzip.seeds.compiled import compiled
-
-BLOCK = 256
-"""Weights of one block of TQ1_0 and TQ2_0, which share a scale."""
 
 _PIECE = 5 * 2048  # symbols at a time: they stay in the fastest cache
 _BYTES = np.arange(256)
@@ -360,11 +358,6 @@ def pack_blocks(  # type: ignore[no-untyped-def]
         last = first + (count * BLOCK + 4) // 5
         pack_symbols(symbols[: count * BLOCK], 5, packed[first:last])
     return wrong
-
-
-def packed_size(count: int, per_byte: int) -> int:
-    """Return the bytes that the codes of ``count`` weights take."""
-    return -(-count // per_byte)
 
 
 def tail_symbols(packed: NDArray[np.uint8], per_byte: int, count: int) -> Any:

@@ -18,7 +18,7 @@ from pabzip.formats.atomic import open_atomic, open_scratch
 from pabzip.formats.coder import AUTO, OnTensor, check_coder, encode_codes
 from pabzip.formats.container import checksum, encode_header
 from pabzip.formats.contents import Contents, Gathering, Header, Tensor
-from pabzip.formats.delta import Base, BaseOfDeltas
+from pabzip.formats.delta_base import Base, BaseOfDeltas
 from pabzip.formats.dense import DenseTensor, check_dense_dtype, rounded
 from pabzip.formats.dense_sections import DenseGroup, encode_group
 from pabzip.formats.digest import StateDigest

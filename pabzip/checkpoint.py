@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
 
 from pabzip.errors import ArchitectureError, CheckpointError, SeedError
 from pabzip.formats.atomic import open_atomic
-from pabzip.formats.container import MAGIC
 from pabzip.formats.limits import ARCHITECTURES
 from pabzip.init import Seeding, attach_seeding, seeding
 from pabzip.models import build
 from pabzip.seeds import Frozen, InitSpec, check_seed, weights
+from pabzip.torch_files import HOW, File, describe, read_torch_file, table_of_tensors
 from pabzip.wrappers import bare, full_state, inner_names, load_full_state
 
 FORMAT = "pabzip-checkpoint"
@@ -34,12 +32,8 @@ _KEYS = (
     "arch", "arch_options", "state_dict", "seed", "init", "recipe", "results",
 )  # fmt: skip
 _IN_METADATA = ("data", "method", "keep_ratio", "epochs", "test_accuracy", "validation")
-_HOW = "save the network with pabzip.save_checkpoint(net, path), or train one with `pabzip train`"
-_NESTED = ("state_dict", "model_state_dict", "model", "module")
 
 _Value = TypeVar("_Value")
-
-File = str | os.PathLike[str] | BinaryIO
 
 
 @dataclass(frozen=True)
@@ -202,41 +196,23 @@ def load_checkpoint(source: File) -> Checkpoint:
             or asks to run code; the message says what was found and how to make a checkpoint.
         OSError: the file cannot be opened.
     """
-    return _checked(*_read(source))
+    return _checked(*read_torch_file(source))
 
 
 def load_state(source: File) -> Checkpoint | dict[str, torch.Tensor]:
     """Read a checkpoint, or tensors by name without a seed, and never run code that it holds.
 
     The latter are what ``torch.save`` made of a ``state_dict()``, or of a table that holds one
-    under a name of `_NESTED`; all else in such a table is left out. Tensors of a file that is
-    given by its path are mapped into memory, not read.
+    under a name of `pabzip.torch_files.NESTED`; all else in such a table is left out. Tensors of a
+    file that is given by its path are mapped into memory, not read.
     """
-    content, name = _read(source, mapped=True)
+    content, name = read_torch_file(source, mapped=True)
     if not isinstance(content, Mapping) or "format" in content:
         return _checked(content, name)
-    if not _holds_tensors(content):
-        found = [key for key in _NESTED if _holds_tensors(content.get(key))]
-        if len(found) > 1:
-            raise CheckpointError(
-                f"{name}: expected one table of tensors, found {' and '.join(found)}; save the one "
-                "that is meant alone"
-            )
-        if not found:
-            return _checked(content, name)
-        content = content[found[0]]
-    return inner_names(_tensors(name, "state_dict", content))
-
-
-def _holds_tensors(content: object) -> bool:
-    """Return whether a table holds tensors, and nothing but them and extra state of modules."""
-    if not isinstance(content, Mapping):
-        return False
-    plain = [isinstance(value, torch.Tensor) for value in content.values()]
-    return any(plain) and all(
-        is_tensor or str(name).endswith("_extra_state")
-        for is_tensor, name in zip(plain, content, strict=True)
-    )
+    tensors = table_of_tensors(content, name)
+    if tensors is None:
+        return _checked(content, name)
+    return inner_names(_tensors(name, "state_dict", tensors))
 
 
 def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None) -> nn.Module:
@@ -265,55 +241,10 @@ def network_from_checkpoint(checkpoint: Checkpoint, net: nn.Module | None = None
     return net.eval()
 
 
-def _read(source: File, *, mapped: bool = False) -> tuple[object, str]:
-    """Return what a file holds, unchecked, and its name for messages.
-
-    Tensors of a zip archive with a path are mapped into memory where ``mapped`` says so.
-    """
-    if not isinstance(source, str | os.PathLike):
-        return _unpickle(source, "<stream>"), "<stream>"
-    name = os.fspath(source)
-    with open(name, "rb") as file:
-        return _unpickle(file, name, mapped=mapped), name
-
-
-def _unpickle(file: BinaryIO, name: str, *, mapped: bool = False) -> object:
-    """Return what torch's safe reader makes of a file, on the CPU; nothing is tried without it."""
-    head = file.read(max(len(MAGIC), 4))
-    if not head:
-        raise CheckpointError(f"{name}: expected a checkpoint, found an empty file; {_HOW}")
-    if head.startswith(MAGIC):
-        raise CheckpointError(
-            f"{name}: expected a checkpoint, found a .pabz file; read it with pabzip.load or "
-            "pabzip.open"
-        )
-    file.seek(0)
-    try:
-        if mapped and head.startswith(b"PK"):
-            return torch.load(name, weights_only=True, map_location="cpu", mmap=True)
-        return torch.load(file, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        # torch's own message recommends to load without the protection: only what the file wanted
-        # to import is repeated of it.
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        culprit = f" ({wanted[1]})" if wanted else ""
-        raise CheckpointError(
-            f"{name}: expected plain values and tensors, found a file that is no checkpoint or "
-            f"that asks to run code{culprit}; it was not run. Do not load it by other "
-            f"means unless you trust its author; {_HOW}"
-        ) from None
-    except Exception as error:
-        found = "a zip archive that holds none" if head.startswith(b"PK") else "something else"
-        raise CheckpointError(
-            f"{name}: expected a checkpoint, found {found} or a damaged file "
-            f"({type(error).__name__}); {_HOW}"
-        ) from error
-
-
 def _checked(content: object, place: str) -> Checkpoint:
     """Return what a file holds as a checkpoint; ``place`` is the file's name for messages."""
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{place}: expected a checkpoint, found {_describe(content)}; {_HOW}")
+        raise CheckpointError(f"{place}: expected a checkpoint, found {describe(content)}; {HOW}")
     version = content.get("version")
     if type(version) is not int or version < 1:
         _refuse(place, "version", f"{VERSION}", version)
@@ -325,7 +256,7 @@ def _checked(content: object, place: str) -> Checkpoint:
     if missing:
         raise CheckpointError(
             f"{place}: expected the keys {', '.join(_KEYS)}, found none called "
-            f"{', '.join(missing)}; {_HOW}"
+            f"{', '.join(missing)}; {HOW}"
         )
     arch = content["arch"]
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
@@ -428,18 +359,7 @@ def _table(place: str, what: str, value: object) -> Mapping[str, Any]:
 
 def _refuse(place: str, what: str, expected: str, found: object) -> NoReturn:
     """Raise for one part of a checkpoint."""
-    raise CheckpointError(f"{place}: {what}: expected {expected}, found {found!r}; {_HOW}")
-
-
-def _describe(content: object) -> str:
-    """Say what a file holds instead of a checkpoint."""
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    tensors = sum(isinstance(value, torch.Tensor) for value in content.values())
-    if tensors and tensors == len(content):
-        return f"a bare state dict of {tensors} tensors, without the seed that drew them"
-    listed = ", ".join(repr(key) for key in list(content)[:6])
-    return f"a table with the keys {listed or 'none'}"
+    raise CheckpointError(f"{place}: {what}: expected {expected}, found {found!r}; {HOW}")
 
 
 def _plain(what: str, values: Mapping[str, Any] | None) -> dict[str, Any] | None:

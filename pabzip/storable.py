@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -109,14 +110,22 @@ def _problem(value: Any) -> str | None:
     return None
 
 
-def dense_from_torch(name: str, value: torch.Tensor) -> DenseTensor:
-    """Copy a torch tensor into a `DenseTensor`; bfloat16 travels as uint16 bit patterns."""
-    value = value.detach().cpu().contiguous()
-    dtype = str(value.dtype).removeprefix("torch.")
+def numpy_of(value: torch.Tensor) -> NDArray[Any]:
+    """Return a tensor's values, C-contiguous, in its own memory if they lie there so.
+
+    Of the same element type; bfloat16, which numpy lacks, as uint16 bit patterns.
+    """
+    value = value.detach().cpu().resolve_neg().contiguous()
     if value.dtype == torch.bfloat16:
-        value = value.view(torch.int16)
-        return DenseTensor(name, value.numpy().view(np.uint16).copy(), dtype, dtype)
-    return DenseTensor(name, value.numpy().copy(), dtype, dtype)
+        return np.asarray(value.view(torch.int16).numpy().view(np.uint16))
+    return np.asarray(value.numpy())
+
+
+def torch_of(values: NDArray[Any], dtype: str) -> torch.Tensor:
+    """Return values of `numpy_of` as a tensor of the torch dtype of this name, in their memory."""
+    if dtype == "bfloat16":
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 def check_network(net: nn.Module, seeded: Collection[str]) -> None:
@@ -132,23 +141,21 @@ def check_network(net: nn.Module, seeded: Collection[str]) -> None:
     state = net.state_dict()
     check_state(state, seeded)
     arch, options = getattr(net, "pabzip_arch", ("custom", {}))
-    entries = [_dense_entry(name, value) for name, value in state.items()]
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in state.items()}
+    entries = [
+        DenseEntry(name, tuple(value.shape), dtypes[name], dtypes[name])
+        for name, value in state.items()
+    ]
     held = _held(net)
     drawn = {id(held[name]) for name in seeded}
     try:
         check_contents(Contents(0, arch, options, {}, tuple(entries)))
         for name, value in state.items():
             if id(held.get(name)) not in drawn and value.is_floating_point():
-                dense_from_torch(name, value).check_values()
+                DenseTensor(name, numpy_of(value), dtypes[name], dtypes[name]).check_values()
     except FormatError as error:
         raise PackError(f"{error}; mend it, or take it out of the state_dict") from None
     _refuse_shared_memory(held, drawn)
-
-
-def _dense_entry(name: str, value: torch.Tensor) -> DenseEntry:
-    """Return what a header would say of a tensor that is stored as it is."""
-    dtype = str(value.dtype).removeprefix("torch.")
-    return DenseEntry(name, tuple(value.shape), dtype, dtype)
 
 
 def _held(net: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,19 +27,19 @@ from pabzip.formats import (
     TernaryTensor,
     TiedTensor,
     bfloat16_to_float32,
-    encode_ticket,
     gather,
     open_source,
     resolve,
     state_sha256,
 )
 from pabzip.formats.ahead import Progress
-from pabzip.formats.coder import Coded, Task, run_tasks
+from pabzip.formats.coder import Coded
 from pabzip.formats.huffman import encode
 from pabzip.formats.report import TicketReport, breakdown, report
-from pabzip.formats.ternary import SCALE_SUFFIX
+from pabzip.formats.ternary_layouts import SCALE_SUFFIX
 from pabzip.formats.writer import reader_sha256, write_ticket
 from pabzip.seeds import Frozen, InitSpec
+from pabzip.ticket_tensors import FUSED_BACKEND, FaultsNamed, InMemory, naming
 
 __all__ = [
     "DeltaTensor",
@@ -57,46 +55,6 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 GGUF_HEADER = "gguf.header"
 """Name of the dense tensor that keeps what a ``.gguf`` file holds beside its tensors."""
-
-FUSED_BACKEND = "numba"
-"""The backend that decodes and regenerates in one pass; others regenerate from decoded codes."""
-
-
-class _InMemory(dict[str, Tensor]):
-    """Tensors in memory by name, with all that `Ticket` asks of a `Reader` of a file."""
-
-    def __init__(self, contents: Contents, tensors: Iterable[Tensor]):
-        super().__init__((tensor.name, tensor) for tensor in tensors)
-        self._contents = contents
-
-    def in_file(self) -> Reader:
-        """Return a reader of the file that `Ticket.save` would write."""
-        file = io.BytesIO()
-        encode_ticket(self._contents, self.values()).write(file)
-        return Reader(open_source(file.getbuffer()), max_bytes=self._contents.loaded_bytes)
-
-    def weights(
-        self, names: Iterable[str], *, threads: int | None = None, beside: Sequence[Task] = ()
-    ) -> dict[str, NDArray[Any]]:
-        run_tasks(beside, threads)
-        seed, backend = self._contents.seed, FUSED_BACKEND
-        return {
-            name: resolve(self, name).array(seed, backend=backend, threads=threads)
-            for name in names
-        }
-
-    def scales(self, name: str) -> NDArray[np.float32] | None:
-        tensor = resolve(self, name)
-        return tensor.scales if isinstance(tensor, SeededTensor) else None
-
-    def coded(self, name: str) -> None:
-        """Return None: nothing is encoded."""
-
-    def check_sha256(self, found: str) -> None:
-        """Do nothing: what is in no file has no digest to differ from."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 class Ticket:
@@ -139,9 +97,9 @@ class Ticket:
             contents, held = gather(seed, tensors, arch, arch_options or {}, metadata or {})
         except FormatError as error:
             raise PackError(str(error)) from None
-        self._set(contents, _InMemory(contents, held), None)
+        self._set(contents, InMemory(contents, held), None)
 
-    def _set(self, contents: Contents, tensors: Reader | _InMemory, file: str | None) -> None:
+    def _set(self, contents: Contents, tensors: Reader | InMemory, file: str | None) -> None:
         """Take what the ticket holds: tensors by name, read or in memory, and the file's name."""
         self._contents, self._tensors, self._file = contents, tensors, file
         self._entries = {entry.name: entry for entry in contents.entries}
@@ -334,8 +292,7 @@ class Ticket:
 
         Arguments are as for `exact`, and what it returns is as of `plain` otherwise.
         """
-        found = self.plain(name, backend=backend, threads=threads)
-        return bfloat16_to_float32(found.values) if found.dtype == "bfloat16" else found.values
+        return _widened(self.plain(name, backend=backend, threads=threads))
 
     def plain(
         self,
@@ -453,8 +410,7 @@ class Ticket:
                         backend=backend,
                         threads=threads,
                     )
-                    bits = one.dtype == "bfloat16"
-                    found[name] = bfloat16_to_float32(one.values) if bits else one.values
+                    found[name] = _widened(one)
 
         with naming(self._file):
             found.update(self._tensors.weights(fused, threads=threads, beside=[read_rest]))
@@ -608,7 +564,7 @@ class Ticket:
         """
         return write_ticket(
             self._contents,
-            _Named(self._tensors, self._file),  # ties stay ties
+            FaultsNamed(self._tensors, self._file),  # ties stay ties
             target,
             coder=coder,
             dense_dtype=dense_dtype,
@@ -618,32 +574,10 @@ class Ticket:
         )
 
 
-class _Named(Mapping[str, Tensor]):
-    """Tensors by name, whose faults name the file that they are read from."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], file: str | None):
-        self._tensors, self._file = tensors, file
-
-    def __getitem__(self, name: str) -> Tensor:
-        with naming(self._file):
-            return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-@contextlib.contextmanager
-def naming(file: str | None) -> Iterator[None]:
-    """Add the file's name to a `FormatError`."""
-    try:
-        yield
-    except FormatError as error:
-        if file is None:
-            raise
-        raise error.in_file(file) from None
+def _widened(tensor: DenseTensor) -> NDArray[Any]:
+    """Return a tensor's values, bfloat16 as float32."""
+    bits = tensor.dtype == "bfloat16"
+    return bfloat16_to_float32(tensor.values) if bits else tensor.values
 
 
 def _bits(values: NDArray[np.bool_]) -> bitarray:

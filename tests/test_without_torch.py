@@ -56,6 +56,11 @@ def run(code: str) -> list[str]:
         ("pabzip.load_checkpoint", "pabzip.load_checkpoint", "torch"),
         ("pabzip.init_(None, 0)", "pabzip.init_", "torch"),
         ("pabzip.seeding(None)", "a network", "torch"),
+        (
+            "import io; pabzip.pack(io.BytesIO(b'\\x80\\x02'), 'x.pabz')",
+            "packing a torch checkpoint (<stream>)",
+            "torch",
+        ),
         ("pabzip.load('x.pabz')", "pabzip.load", "torch"),
     ],
 )

@@ -1,1 +1,1 @@
-"""From a network to a ticket: packing, ternary networks, tied weights, folded batch norm."""
+"""From networks and checkpoints to tickets: codes, changes of a base, dense tensors; and back."""

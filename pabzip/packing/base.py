@@ -81,7 +81,7 @@ def _in_memory(tensors: Mapping[str, Any]) -> _OfSource:
 
 
 class _OfSource:
-    """The tensors of an open checkpoint, closed with it."""
+    """An open checkpoint as a base, closed with it."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -99,7 +99,7 @@ class _OfSource:
 
 
 class _OfTicket:
-    """The tensors of a ticket."""
+    """A ticket as a base."""
 
     def __init__(self, ticket: Ticket, *, owned: bool):
         self._ticket, self._owned = ticket, owned

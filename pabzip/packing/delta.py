@@ -21,19 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip.formats import DENSE_TYPES, HALF_TYPES, Base, DeltaTensor, DenseTensor
-from pabzip.formats.delta import (
+from pabzip.formats.delta_base import fitting
+from pabzip.formats.delta_changes import (
     MAX_STEPS,
     Change,
     differences,
-    fitting,
-    ordered,
-    packed_size,
     stepped,
     working_type,
 )
 from pabzip.formats.dense import from_stored, not_finite
+from pabzip.formats.ternary_layouts import packed_size
 from pabzip.formats.trits import pack_codes
-from pabzip.seeds.compiled import compiled
+from pabzip.packing.delta_steps import Pair, candidates, intervals, narrow, step_sizes
 
 LEAST_ROW = 16
 """Fewer elements a row than this do not pay for a step size of their own."""
@@ -45,8 +44,6 @@ _BLOCK = 1 << 16  # elements that are looked at in one go
 _MOST_TRIED = 4  # numbers of steps of the most precise element that hold for the first block
 
 _EVEN = 66  # sizes tried in a row where products are rounded coarsely
-
-Pair = tuple[NDArray[Any], NDArray[Any]]
 
 
 def delta_tensor(
@@ -227,19 +224,19 @@ def _one_size(pair: Pair, dtype: str, change: Change, most: int) -> Iterator[NDA
     blocks = [sample]
     if len(sample) < len(changed):
         blocks += [changed[at : at + _BLOCK] for at in range(0, len(changed), _BLOCK)]
-    lows, highs, offsets = _intervals(pair, sample, dtype, change, pair[0].size)
+    lows, highs, offsets = intervals(pair, sample, dtype, change, pair[0].size)
     hypotheses = np.empty((1, _MOST_TRIED, 2))
-    if not _step_sizes(lows, highs, offsets, most, hypotheses):
+    if not step_sizes(lows, highs, offsets, most, hypotheses):
         return
     for low, high in hypotheses[0]:
         for at in blocks[1:]:
             if high >= 0:
-                lows, highs, _ = _intervals(pair, at, dtype, change, pair[0].size)
-                low, high = _narrow(lows, highs, low, high, most)
+                lows, highs, _ = intervals(pair, at, dtype, change, pair[0].size)
+                low, high = narrow(lows, highs, low, high, most)
         if high >= 0:
             interval = np.array([low]), np.array([high])
             kind = DENSE_TYPES[working_type(dtype)].numpy
-            yield from _candidates(*interval, kind)
+            yield from candidates(*interval, kind)
             if most > 1 and change.product in HALF_TYPES:  # many sizes near the true one fail
                 yield from np.linspace(low, high, _EVEN).astype(kind).reshape(-1, 1)
 
@@ -256,13 +253,13 @@ def _fit_rows(
     rows = len(scales)
     size = pair[0].size // rows
     changed = np.flatnonzero(_bits(pair[0]) != _bits(pair[1]))
-    lows, highs, offsets = _intervals(pair, changed, dtype, change, size)
+    lows, highs, offsets = intervals(pair, changed, dtype, change, size)
     found = np.empty((rows, 1, 2))
-    if not _step_sizes(lows, highs, offsets, most, found):
+    if not step_sizes(lows, highs, offsets, most, found):
         return False
     left = np.arange(rows)
     base, tuned = (values.reshape(rows, size) for values in pair)
-    for candidate in _candidates(found[:, 0, 0], found[:, 0, 1], scales.dtype):
+    for candidate in candidates(found[:, 0, 0], found[:, 0, 1], scales.dtype):
         part = base[left].reshape(-1), tuned[left].reshape(-1)
         sizes = np.repeat(candidate[left], size)
         made, right = _nearest(*part, dtype, change, most, sizes)
@@ -273,102 +270,6 @@ def _fit_rows(
         if not len(left):
             return True
     return False
-
-
-def _intervals(
-    pair: Pair, changed: NDArray[np.int64], dtype: str, change: Change, size: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return how far changed elements are from the base's: at least, at most, in float64.
-
-    Any distance between the two rounds to the tuned element, up to other roundings on the way,
-    which widen it a little. The third array has the first of them of each row of ``size`` elements,
-    and their number at the end. ``changed`` are places of elements, ascending.
-    """
-    work = working_type(dtype)
-    base, tuned = (from_stored(one[changed], work, dtype).astype(np.float64) for one in pair)
-    moved = base != tuned  # -0.0 that became +0.0 tells nothing
-    if not moved.all():
-        base, tuned, changed = base[moved], tuned[moved], changed[moved]
-    above, below = (_neighbor(pair[1][changed], dtype, way) for way in (1, -1))
-    above, below = tuned + (above - tuned) / 2, tuned + (below - tuned) / 2
-    rising = tuned > base
-    highs = np.where(rising, above - base, base - below)
-    lows = np.where(rising, below - base, base - above)
-    bits = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[change.product]
-    slack = np.abs(tuned) * (2.0**-24 if dtype in HALF_TYPES else 2.0**-51)
-    slack += highs * 2.0 ** -(bits + 1)
-    offsets = np.searchsorted(changed, np.arange(0, pair[0].size + 1, size))
-    return np.maximum(lows - slack, 0.0), highs + slack, offsets
-
-
-def _neighbor(values: NDArray[Any], dtype: str, way: int) -> NDArray[np.float64]:
-    """Return the next value of ``dtype`` above (1) or below (-1), as float64; 2^n at the ends."""
-    patterns = ordered(values, dtype)
-    patterns = patterns + patterns.dtype.type(1) if way > 0 else patterns - patterns.dtype.type(1)
-    top = patterns.dtype.type(1 << (8 * patterns.itemsize - 1))
-    bits = np.where(patterns & top, patterns ^ top, ~patterns)
-    wide = from_stored(bits.view(DENSE_TYPES[dtype].numpy), working_type(dtype), dtype)
-    with np.errstate(all="ignore"):
-        found = wide.astype(np.float64)
-        own = from_stored(values, working_type(dtype), dtype).astype(np.float64)
-    return np.where(np.isfinite(found), found, own + way * np.abs(own) / 2)
-
-
-@compiled
-def _narrow(lows, highs, low, high, most):  # type: ignore[no-untyped-def]
-    """Return the part of an interval of step sizes that all elements allow; -1 and -1 for none.
-
-    Each element is 1 to ``most`` steps away, between ``lows`` and ``highs``. Where one number of
-    steps alone is possible, it narrows the interval; a second turn tests what came before that.
-    """
-    for _ in range(2):
-        for at in range(lows.size):
-            least = max(1.0, np.ceil(lows[at] / high))
-            top = float(most)
-            if low > 0:
-                top = min(top, np.floor(highs[at] / low))
-            if least > top:
-                return -1.0, -1.0
-            if least == top:
-                low = max(low, lows[at] / least)
-                high = min(high, highs[at] / least)
-                if low > high:
-                    return -1.0, -1.0
-    return low, high
-
-
-@compiled
-def _step_sizes(lows, highs, offsets, most, found):  # type: ignore[no-untyped-def]
-    """Write intervals of step sizes, the largest first; return whether every row has one.
-
-    Args:
-        lows: of all rows, how far the elements are at least from the base's.
-        highs: likewise at most.
-        offsets: where each row begins; and the end.
-        most: steps of an element.
-        found: float64 (rows, wanted, 2): -1 where there are fewer, 0 where a row did not change.
-    """
-    for row in range(len(offsets) - 1):
-        low, high = lows[offsets[row] : offsets[row + 1]], highs[offsets[row] : offsets[row + 1]]
-        found[row] = -1.0
-        if low.size == 0:
-            found[row, 0] = 0.0
-            continue
-        best = 0
-        for at in range(low.size):
-            if (high[at] - low[at]) * high[best] < (high[best] - low[best]) * high[at]:
-                best = at
-        place = 0
-        for count in range(1, most + 1):
-            first, last = _narrow(low, high, low[best] / count, high[best] / count, most)
-            if last >= 0:
-                found[row, place, 0], found[row, place, 1] = first, last
-                place += 1
-                if place == found.shape[1]:
-                    break
-        if place == 0:
-            return False
-    return True
 
 
 def _give_back(
@@ -405,39 +306,3 @@ def _nearest(
         numbers = np.where(right, numbers, other)
         right = _bits(stepped(base, numbers, scales, dtype, change)) == _bits(tuned)
     return numbers, right
-
-
-def _candidates(
-    low: NDArray[np.float64], high: NDArray[np.float64], kind: np.dtype[Any]
-) -> Iterator[NDArray[Any]]:
-    """Yield sizes for each row, the likeliest first: few digits, the middle, and those around."""
-    middle = ((low + high) / 2).astype(kind)
-    yield _shortest(low, high, kind)
-    yield middle
-    yield low.astype(kind)
-    yield high.astype(kind)
-    above, below = middle, middle
-    infinity = kind.type(np.inf)
-    for _ in range(3):
-        above, below = np.nextafter(above, infinity), np.nextafter(below, -infinity)
-        yield above
-        yield np.maximum(below, kind.type(0))
-
-
-def _shortest(
-    low: NDArray[np.float64], high: NDArray[np.float64], kind: np.dtype[Any]
-) -> NDArray[Any]:
-    """Return for each row the number with the fewest mantissa bits between two others."""
-    middle = (low + high) / 2
-    found = middle.copy()
-    _, exponents = np.frexp(middle)
-    waiting = np.ones(len(low), dtype=bool)
-    for bits in range(1, 53):
-        unit = np.ldexp(1.0, exponents - bits)
-        near = np.rint(middle / unit) * unit
-        hit = waiting & (near >= low) & (near <= high)
-        found[hit] = near[hit]
-        waiting &= ~hit
-        if not waiting.any():
-            break
-    return found.astype(kind)

@@ -20,20 +20,8 @@ from numpy.typing import NDArray
 from pabzip._optional import require
 from pabzip.errors import CheckpointError, shown
 from pabzip.formats import Scalar
-from pabzip.packing.sources import Described
+from pabzip.packing.sources import ELEMENT_TYPES, Described
 from pabzip.ticket import GGUF_HEADER as HEADER
-
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-}
-"""Torch's names of the types of elements; all others are bytes of blocks."""
 
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of the types of metadata that have a size of their own, by number."""
@@ -44,7 +32,7 @@ LAYOUTS = {"TQ1_0": "tq1_0", "TQ2_0": "tq2_0"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GgufTensor:
-    """One tensor of a file.
+    """One tensor of a ``.gguf`` file.
 
     Attributes:
         name: its name.
@@ -118,20 +106,27 @@ class GgufSource:
         self._values.clear()
 
 
-def write_gguf(tensors: Iterable[tuple[str, str, NDArray[Any]]], file: BinaryIO) -> None:
+def write_gguf(
+    tensors: Mapping[str, Described],
+    values: Iterable[NDArray[Any]],
+    file: BinaryIO,
+    *,
+    metadata: Mapping[str, Scalar] | None = None,
+) -> None:
     """Write a ``.gguf`` file again, as it was packed.
 
     Args:
-        tensors: name, dtype and values of `HEADER` and then of all others, in the order of the
-            ticket, as they were stored; taken one at a time.
+        tensors: what they are, by name: `HEADER` and then all others, in the order of the ticket.
+        values: of each, as they were stored; taken one at a time.
         file: a binary stream.
+        metadata: not used; the file has its own, in `HEADER`.
 
     Raises:
         CheckpointError: there is no `HEADER`, it is not of a ``.gguf`` file, or a tensor does not
             fit it.
     """
-    remaining = iter(tensors)
-    name, _, header = next(remaining, ("", "", None))
+    remaining = zip(tensors, values, strict=True)
+    name, header = next(remaining, ("", None))
     if name != HEADER or header is None or header.size < 32:
         raise CheckpointError(
             f"expected a ticket of a .gguf file, found none of its first tensor {HEADER}; write "
@@ -146,9 +141,9 @@ def write_gguf(tensors: Iterable[tuple[str, str, NDArray[Any]]], file: BinaryIO)
         spans = _spans(_reader(path))
     file.write(np.ascontiguousarray(header[8:]).data)
     at = header.size - 8
-    for name, _, values in remaining:
+    for name, array in remaining:
         begin, length, expected = spans.pop(0) if spans else (at, 0, "no more")
-        flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         if name != expected or flat.size != length or begin < at:
             raise CheckpointError(
                 f"{name}: expected {expected} of {length} bytes, found {flat.size} bytes"
@@ -241,7 +236,7 @@ class _Walk:
 
 
 def _tensor(path: str | os.PathLike[str], found: Any) -> GgufTensor:
-    """Return what gguf's reader says of a tensor."""
+    """Return what gguf's reader says of a tensor; of types other than ours, the bytes of blocks."""
     kind, data = found.tensor_type.name, np.asarray(found.data)
     if data.nbytes != found.n_bytes:
         raise CheckpointError(
@@ -249,4 +244,4 @@ def _tensor(path: str | os.PathLike[str], found: Any) -> GgufTensor:
         )
     if kind == "BF16":
         data = data.view("<u2")
-    return GgufTensor(found.name, _DTYPES.get(kind, "uint8"), data, LAYOUTS.get(kind))
+    return GgufTensor(found.name, ELEMENT_TYPES.get(kind, "uint8"), data, LAYOUTS.get(kind))

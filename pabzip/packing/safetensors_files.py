@@ -23,24 +23,13 @@ from pabzip.formats import Scalar
 from pabzip.formats.header import parse_json
 from pabzip.formats.limits import DENSE_TYPES, MAX_RANK
 from pabzip.formats.writer import write_all
-from pabzip.packing.sources import Described, FileBytes
+from pabzip.packing.sources import ELEMENT_TYPES, Described, FileBytes
 
 MAX_HEADER_BYTES = 32 << 20
 METADATA_PREFIX = "safetensors."
 """Begins the names under which a .pabz file keeps a checkpoint's own metadata."""
 
-_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+_NAMES = {**ELEMENT_TYPES, "U8": "uint8", "BOOL": "bool"}
 _OTHERS = {  # what is refused later, by name; bits an element
     "F8_E4M3": ("float8_e4m3fn", 8),
     "F8_E5M2": ("float8_e5m2", 8),

@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 Value = Union["torch.Tensor", NDArray[Any]]
 """A tensor in memory: torch's, on any device, or a numpy array."""
 
+ELEMENT_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+}
+"""Torch's names of the element types, by those that safetensors and .gguf files both have."""
+
 _EXPANDED_BYTES = 256 << 20
 
 
@@ -137,13 +149,9 @@ def _to_numpy(value: Value) -> NDArray[Any]:
         if value.dtype.name == "bfloat16":  # ml_dtypes'
             value = value.view(np.uint16)
         return np.asarray(value, value.dtype.newbyteorder("<"), order="C")
-    import torch
+    from pabzip.storable import numpy_of
 
-    value = value.detach().cpu().resolve_neg().contiguous()
-    if value.dtype == torch.bfloat16:
-        value = value.view(torch.int16)
-        return np.asarray(value.numpy().view(np.uint16))
-    return np.asarray(value.numpy())
+    return numpy_of(value)
 
 
 class FileBytes:

@@ -1,10 +1,11 @@
-"""From a checkpoint's tensors to a ticket's: seeded, ternary, tied and dense ones.
+"""From a checkpoint's tensors to a ticket's: seeded, tied, changed, ternary and dense ones.
 
 Packing is where exactness is enforced: each surviving weight must be plus or minus the magnitude
 that its seed regenerates, to the bit (DESIGN: "Exactness", rule 6). The codes are read from the
 weights themselves, so any loop that prunes and flips signs in place will do.
 
-Ternary weights are packed as codes without having had a seed (`pabzip.packing.ternary`).
+Tensors without a seed become changes of a base that is given (`pabzip.packing.delta`), codes where
+they are ternary (`pabzip.packing.ternary`), and dense tensors otherwise.
 
 Tied weights have several names and are stored once. A state dict lists a shared weight under each
 of its names. Tensors are compared by their bits, not by their place in memory, so ties are found

@@ -1,4 +1,4 @@
-"""Write a ticket's tensors as plain weights: .safetensors, whole or in shards, .npz, or .pt."""
+"""Write a ticket's tensors to other files: .safetensors, also in shards, .npz, .pt or .gguf."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pabzip._optional import require
@@ -18,6 +17,7 @@ from pabzip.formats import Scalar
 from pabzip.formats.ahead import Progress, one_ahead
 from pabzip.formats.atomic import open_atomic
 from pabzip.packing.checkpoint_files import INDEX_SUFFIX
+from pabzip.packing.gguf import write_gguf
 from pabzip.packing.npz_files import write_npz
 from pabzip.packing.safetensors_files import index_text, shard_names, split, write_safetensors
 from pabzip.packing.sources import Described
@@ -40,27 +40,10 @@ def write_pt(
     `write_safetensors`; a state dict has no place for metadata.
     """
     torch = require("torch", extra="torch", purpose="writing a .pt file")
-    state = {}
-    for (name, (dtype, _)), array in zip(tensors.items(), values, strict=True):
-        own = array.copy()
-        bits = dtype == "bfloat16"
-        value = torch.from_numpy(own.view(np.int16) if bits else own)
-        state[name] = value.view(torch.bfloat16) if bits else value
-    torch.save(state, file)
-
-
-def write_gguf(
-    tensors: Mapping[str, Described],
-    values: Iterable[NDArray[Any]],
-    file: BinaryIO,
-    *,
-    metadata: Mapping[str, Scalar] | None = None,
-) -> None:
-    """Write the ``.gguf`` file that was packed, as it was; it has metadata of its own."""
-    from pabzip.packing import gguf
+    from pabzip.storable import torch_of
 
     named = zip(tensors.items(), values, strict=True)
-    gguf.write_gguf(((name, one.dtype, array) for (name, one), array in named), file)
+    torch.save({name: torch_of(array.copy(), dtype) for (name, (dtype, _)), array in named}, file)
 
 
 FORMATS: Mapping[str, Callable[..., None]] = {

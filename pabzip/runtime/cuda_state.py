@@ -32,7 +32,8 @@ from pabzip.runtime.triton_decode_kernels import decode_kernel, predict_kernel, 
 from pabzip.seeds import cuda, pack_codes
 from pabzip.seeds.cuda import as_int32, table_on
 from pabzip.seeds.philox import split_seed
-from pabzip.ticket import DenseTensor, Ticket, naming
+from pabzip.ticket import DenseTensor, Ticket
+from pabzip.ticket_tensors import naming
 
 State = dict[str, torch.Tensor]
 

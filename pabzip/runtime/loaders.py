@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pabzip._optional import require
@@ -263,6 +262,8 @@ def tensors(
     """
     import torch
 
+    from pabzip.storable import torch_of
+
     device = torch.device(device)
     if device.type == "cuda":
         from pabzip.runtime.cuda_state import read_tensors
@@ -279,22 +280,13 @@ def tensors(
     found = {}
     for name in names:
         if name in weights:
-            value = to_torch(weights[name], "float32")
+            value = torch_of(weights[name], "float32")
         else:
             held = ticket.state_tensor(name, as_stored=as_stored, bitnet_scale=bitnet_scale)
             fresh = ticket.kind(name) == "ternary"  # others may be the ticket's own memory
-            value = to_torch(held.values if fresh else held.values.copy(), held.dtype)
+            value = torch_of(held.values if fresh else held.values.copy(), held.dtype)
         found[name] = value.to(device, dtype if value.is_floating_point() else None)
     return found
-
-
-def to_torch(values: NDArray[Any], dtype: str) -> torch.Tensor:
-    """Return a tensor of the torch dtype of this name that shares the memory of `Ticket.exact`."""
-    import torch
-
-    if dtype == "bfloat16":
-        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(values)
 
 
 def _read_state(

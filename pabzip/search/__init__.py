@@ -21,7 +21,8 @@ from pabzip.search.baselines import (
     smart_ratio,
 )
 from pabzip.search.driver import ExactScorer, PathScorer, Scorer, iterative_search
-from pabzip.search.loss import GraspScorer, LossNetwork, SnipScorer, grasp, snip
+from pabzip.search.loss import GraspScorer, SnipScorer, grasp, snip
+from pabzip.search.loss_network import LossNetwork
 from pabzip.search.masks import apply_masks, keep_largest
 from pabzip.search.schedule import (
     SCHEDULES,

@@ -1,4 +1,4 @@
-"""The table of linear forms, by torch's names of what they replace."""
+"""What stands in for torch's functions while synaptic flow is measured: a table by their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gates: factors that a linearized network holds open, and the flow through their own layers.
+"""Gates (sigmoids, softmax, divisors) while synaptic flow is measured: held open, scored apart.
 
 Where two activations are multiplied, one of them often only lets the other through: a sigmoid of
 squeeze-and-excitation, the softmax of attention, the divisor of a norm. On the linearized network
@@ -34,7 +34,7 @@ SIGNED, POSITIVE, WEIGHTS, DIVISOR = 1, 2, 3, 4
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a tensor is as a factor.
+    """What is known of a tensor that gates another one in a product.
 
     Attributes:
         opened: the gate when it is open, of the tensor's shape: its largest magnitude, or equal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pabzip.calls import Call, Output
+from pabzip.calls import Call, Output, named_tensors
 from pabzip.errors import SearchError
 from pabzip.search.gates import FlowOwners, Gates, seeds
 from pabzip.search.isolation import NetworkCopy
@@ -69,7 +69,7 @@ class LinearizedForward(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = list(_tensors((args, kwargs)))
+        tensors = [tensor for _, tensor in named_tensors((args, kwargs))]
         active = any(self._is_activation(tensor) for tensor in tensors)
         if active:
             self.reached.update(self._names[id(t)] for t in tensors if id(t) in self._names)
@@ -209,17 +209,6 @@ def _unknown(node: Any) -> set[str]:
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     """Return the sum of two gradients, None for zero."""
     return other if one is None else one if other is None else one + other
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested sequences and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 _attention_steps = FunctionType(

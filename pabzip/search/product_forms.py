@@ -1,6 +1,7 @@
-"""Linear forms of products, quotients and differences of activations, and of attention.
+"""Products, quotients, differences and attention while synaptic flow is measured.
 
-`pabzip.search.linear_forms` has the table of all forms.
+These are the linear forms of operations on two activations; `pabzip.search.linear_forms` has the
+rest, and says what a form is.
 """
 
 from __future__ import annotations

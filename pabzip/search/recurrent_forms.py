@@ -1,4 +1,4 @@
-"""Linear forms of recurrent layers and cells: one step after the other, all gates open."""
+"""Recurrent layers while synaptic flow is measured: one step after the other, all gates open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pabzip.search.gates import Gates
 
 
 def recurrent_layer(gates: Gates, values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Recurrent layers of any depth and direction, as ``nn.LSTM`` and its like call them."""
+    """Return what recurrent layers give; arguments as ``nn.LSTM`` and its like pass them on."""
     packed = isinstance(rest[0], Tensor) and not rest[0].is_floating_point()
     if packed:
         (state, weights, _, layers, _, _, both), batch_first = rest[1:], False
@@ -55,7 +55,7 @@ def _after(before: Any, ahead: Any) -> Any:
 
 
 def recurrent_cell(gates: Gates, values: Tensor, state: Any, *weights: Any) -> Any:
-    """Cells, as ``nn.LSTMCell`` and its like call them."""
+    """Return what a recurrent cell gives; arguments as of ``nn.LSTMCell`` and its like."""
     hidden, cell = (state, None) if isinstance(state, Tensor) else state
     hidden, cell = _step(gates, values, hidden, cell, *weights)
     return hidden if cell is None else (hidden, cell)

@@ -1,4 +1,4 @@
-"""Where synaptic flow starts: floating inputs as ones, and what integer inputs look up.
+"""What inputs become while synaptic flow is measured: ones, or what integer inputs look up.
 
 SynFlow measures a network on an input of ones. Of a network's inputs, floating tensors become ones.
 Integers are token ids, categories or counts, of which ones would be one arbitrary token; the flow
@@ -13,7 +13,7 @@ positions, whichever positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pabzip.calls import Call
+from pabzip.calls import Call, named_tensors
 
 _EMBEDDINGS = (F.embedding, F.embedding_bag)
 _LOOKUPS: dict[Any, tuple[int, str]] = {
@@ -101,7 +101,7 @@ class LookupStarts(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        tokens = any(id(tensor) in self._tokens for tensor in _tensors((args, kwargs)))
+        tokens = any(id(tensor) in self._tokens for _, tensor in named_tensors((args, kwargs)))
         if func in _LOOKUPS and isinstance(output, Tensor) and output.is_floating_point():
             place, name = _LOOKUPS[func]
             table = args[place] if len(args) > place else kwargs[name]
@@ -112,7 +112,7 @@ class LookupStarts(TorchFunctionMode):
             if tokens and (func in _EMBEDDINGS or id(table) in self._tables):
                 return self._ones(output.shape)
         if tokens:
-            for tensor in _tensors(output):
+            for _, tensor in named_tensors(output):
                 self._follow(tensor)
         return output
 
@@ -126,14 +126,3 @@ class LookupStarts(TorchFunctionMode):
     def _follow(self, tensor: Tensor) -> None:
         if not tensor.is_floating_point() and tensor.dtype != torch.bool:
             self._tokens[id(tensor)] = tensor
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))

@@ -16,7 +16,7 @@ import pytest
 
 from pabzip.errors import BaseFileError, FormatError, LimitError, PackError
 from pabzip.formats import DENSE_TYPES, DeltaTensor
-from pabzip.formats.delta import Change
+from pabzip.formats.delta_changes import Change
 from pabzip.formats.dense import to_stored
 from pabzip.formats.trits import pack_codes
 from pabzip.packing.base import open_base

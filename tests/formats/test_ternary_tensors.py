@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import pabzip
 from pabzip.errors import ArchitectureError, FormatError, LimitError, PackError
 from pabzip.formats import DENSE_TYPES, TernaryTensor, TiedTensor
-from pabzip.formats.ternary import FLOATS, LAYOUTS
+from pabzip.formats.ternary_layouts import FLOATS, LAYOUTS
 from pabzip.formats.trits import pack_floats
 from pabzip.ticket import DenseTensor, Ticket
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import pabzip
 from pabzip.errors import BaseFileError
 from pabzip.formats import DENSE_TYPES, DeltaTensor
-from pabzip.formats.delta import differences, differing
+from pabzip.formats.delta_changes import differences, differing
 from pabzip.packing.delta import delta_tensor
 
 FLOATS = ("float32", "bfloat16", "float16")

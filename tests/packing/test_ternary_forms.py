@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 import pabzip
 from pabzip.errors import CheckpointError, PackError
 from pabzip.formats import DENSE_TYPES, SeededTensor, TernaryTensor
-from pabzip.formats.ternary import FLOATS, INFINITY_BITS
-from pabzip.packing.ternary import TernaryPacker, bitnet_scale_of, find_scales, has_structure
+from pabzip.formats.ternary_layouts import FLOATS, INFINITY_BITS
+from pabzip.packing.ternary import TernaryPacker, bitnet_scale_of
+from pabzip.packing.ternary_scales import find_scales, has_structure
 from pabzip.ticket import DenseTensor, Ticket
 
 torch = pytest.importorskip("torch")
@@ -266,7 +267,7 @@ def test_a_mask_with_empty_channels_costs_what_it_did() -> None:
 
 
 def test_only_some_rows_of_a_large_tensor_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pabzip.packing.ternary._SAMPLE", 1 << 14)
+    monkeypatch.setattr("pabzip.packing.ternary_scales._SAMPLE", 1 << 14)
     even, uneven = mask((513, 300), 0.4), mask((513, 300), np.linspace(0.2, 0.6, 300))
     for values, expected in ((even, False), (uneven, True)):
         assert has_structure(values.view(np.uint32).reshape(-1), values.shape) is expected
@@ -329,7 +330,14 @@ def test_a_gguf_file_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_gguf_files_that_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    from pabzip.packing.gguf import HEADER, gguf_tensors, write_gguf
+    from pabzip.packing.gguf import HEADER, GgufTensor, gguf_tensors, write_gguf
+    from pabzip.packing.sources import Described
+
+    def written(rows: list[GgufTensor]) -> bytes:
+        out = io.BytesIO()
+        tensors = {one.name: Described(one.dtype, one.values.shape) for one in rows}
+        write_gguf(tensors, [one.values for one in rows], out)
+        return out.getvalue()
 
     gguf_file(tmp_path / "m.gguf")
     whole = (tmp_path / "m.gguf").read_bytes()
@@ -355,17 +363,14 @@ def test_gguf_files_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other.gguf").write_bytes(b"\x93NUMPY" + bytes(100))
     with pytest.raises(CheckpointError, match="expected a .gguf file, found a fault"):
         gguf_tensors(tmp_path / "other.gguf")
-    tensors = gguf_tensors(tmp_path / "m.gguf")
-    rows = [(one.name, one.dtype, one.values) for one in tensors]
-    out = io.BytesIO()
-    write_gguf(rows, out)
-    assert out.getvalue() == whole
+    rows = gguf_tensors(tmp_path / "m.gguf")
+    assert written(rows) == whole
     with pytest.raises(CheckpointError, match=f"of its first tensor {HEADER}; write another"):
-        write_gguf(rows[1:], io.BytesIO())
+        written(rows[1:])
     with pytest.raises(CheckpointError, match="expected tq1 of [0-9]+ bytes, found"):
-        write_gguf([rows[0], rows[2]], io.BytesIO())
+        written([rows[0], rows[2]])
     with pytest.raises(CheckpointError, match=r"expected all tensors .*found 1 missing"):
-        write_gguf(rows[:-1], io.BytesIO())
+        written(rows[:-1])
     # Bytes between tensors that are not 0 would be lost, so such a file is only its tensors.
     marked = bytearray(whole)
     marked[len(whole) - 1] = 1
