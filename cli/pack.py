@@ -131,6 +131,9 @@ def command(
     if zeros:
         kept = "stored as 0" if drop_negative_zero else "kept (--drop-negative-zero takes fewer)"
         what += f"; {zeros:,} ternary weights of -0.0 {kept}"
+    pruned = sum(ready.tensors.negative_zeros.values())
+    if pruned:
+        what += f"; {pruned:,} pruned weights of -0.0 stored as 0"
     reporter.result(
         info,
         f"{source} -> {target}: {size(info.bytes)}, "

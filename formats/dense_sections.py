@@ -49,6 +49,8 @@ CODES_BYTES = 1 << 12
 upper and lower bits ``adaptive`` cannot tell apart: ``planes`` takes a fifth less of them."""
 
 _SAMPLES, _SAMPLE = 4, 1 << 16  # parts of a tensor that are deflated on trial, elements of each
+_VECTOR = 1 << 12  # most elements of a vector that ``adaptive`` is tried on whole
+_TRIED = (1 << 10, 1 << 14)  # elements that it is tried on: of another tensor at least, of all
 _DENSE_BITS = 2  # bits a byte above which small integers have no structure that pays to be modeled
 
 
@@ -109,9 +111,9 @@ def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
 
     Not every encoding is tried on a large section, because of the time that takes. ``planes`` is
     from `PLANES_BYTES` or `CODES_BYTES` on, and deflate, at worst half a megabyte a second, from
-    then on only where samples make it likely to win. ``adaptive`` is left out above
-    `DENSE_SECTION_BYTES`, and where most elements of a section of `PLANES_BYTES` are single bytes
-    that ``planes`` shows to be nearly random.
+    then on only where samples make it likely to win. So is ``adaptive``, thirty times as slow as
+    ``planes``, and it is left out above `DENSE_SECTION_BYTES`, and where most elements of a section
+    of `PLANES_BYTES` are single bytes that ``planes`` shows to be nearly random.
     """
     stored = [one.stored for one in tensors]
     arrays = [
@@ -129,10 +131,13 @@ def encode_group(tensors: Sequence[DenseTensor]) -> tuple[str, bytes]:
         tried["planes"] = encode_planes(stored, arrays)
     noise = size >= PLANES_BYTES and 2 * single > size
     noise = noise and 8 * len(tried["planes"]) > _DENSE_BITS * size
-    if size <= DENSE_SECTION_BYTES and not noise:
+    entries = [one.entry({}) for one in tensors]
+    if size < PLANES_BYTES or (
+        size <= DENSE_SECTION_BYTES and not noise and _adaptive_may_win(entries, arrays)
+    ):
         from pabzip.formats.dense_adaptive import encode_adaptive
 
-        tried["adaptive"] = encode_adaptive([one.entry({}) for one in tensors], arrays)
+        tried["adaptive"] = encode_adaptive(entries, arrays)
     elif not _deflate_may_win(arrays, len(tried["planes"])):
         if len(tried["planes"]) < size:
             return "planes", tried["planes"]
@@ -150,12 +155,50 @@ def _raw(stored: Sequence[str], arrays: Sequence[NDArray[Any]]) -> Iterator[byte
         yield elements.view(np.uint8).reshape(elements.size, -1).T.tobytes()
 
 
+def _adaptive_may_win(entries: Sequence[DenseEntry], arrays: Sequence[NDArray[Any]]) -> bool:
+    """Return whether ``adaptive`` may be smaller than ``planes``: if it is on samples.
+
+    Short vectors are tried whole, batch norm's among them, which agree from one to the next. They
+    decide for large matrices in their section, too, whose samples count as much as all of them.
+    """
+    from pabzip.formats.dense_adaptive import encode_adaptive
+    from pabzip.formats.dense_planes import encode_planes
+
+    whole = [one.size <= (_VECTOR if one.ndim < 2 else _TRIED[0]) for one in arrays]
+    most = max(_TRIED[0], _TRIED[1] // max(whole.count(False), 1))
+    samples = [
+        array.reshape(-1) if all_of_it else _pieces(array.reshape(-1), most)
+        for array, all_of_it in zip(arrays, whole, strict=True)
+    ]
+    if 2 * sum(one.nbytes for one in samples) > sum(one.nbytes for one in arrays):
+        return True
+    gain = 0.0
+    for kind in {*whole}:
+        places = [at for at, all_of_it in enumerate(whole) if all_of_it == kind]
+        tried = [samples[at] for at in places]
+        planes = encode_planes([entries[at].stored for at in places], tried)
+        adaptive = encode_adaptive([entries[at] for at in places], tried)
+        share = sum(one.nbytes for one in tried) / sum(arrays[at].nbytes for at in places)
+        gain += (len(planes) - len(adaptive)) / share
+    return gain > 0
+
+
+def _pieces(elements: NDArray[Any], most: int) -> NDArray[Any]:
+    """Return about so many of a tensor's elements, in `_SAMPLES` parts from start to end."""
+    if elements.size <= most:
+        return elements
+    size = most // _SAMPLES
+    starts = np.linspace(0, elements.size - size, _SAMPLES, dtype=np.int64)
+    return np.concatenate([elements[start : start + size] for start in starts])
+
+
 def _deflate_may_win(arrays: Sequence[NDArray[Any]], size: int) -> bool:
     """Return whether deflate may be smaller than ``size``: if its quickest level is, on samples."""
     taken = deflated = 0
     for array in arrays:
         elements = array.reshape(-1)
-        for start in np.linspace(0, max(elements.size - _SAMPLE, 0), _SAMPLES, dtype=np.int64):
+        last = max(elements.size - _SAMPLE, 0)
+        for start in np.linspace(0, last, _SAMPLES if last else 1, dtype=np.int64):
             sample = elements[start : start + _SAMPLE].view(np.uint8)
             planes = sample.reshape(-1, array.itemsize).T.tobytes()
             taken += len(planes)

@@ -46,8 +46,9 @@ class TicketReport(Mapping[str, Any]):
             section each has its share of the bytes, by raw sizes. Scales of a seeded or ternary
             tensor count in its ``bytes``. A tied tensor is of kind ``"tied"``, has neither coder
             nor survivors, takes 0 bytes, and counts in ``float32_bytes`` alone of the totals.
-        negative_zeros_dropped: weights whose -0.0 was stored as 0, as it was asked for; told by
-            what packs, and 0 of a file that is read.
+        negative_zeros_dropped: weights whose -0.0 was stored as 0: pruned ones of seeded tensors,
+            and of ternary ones where it was asked for; told by what packs, and 0 of a file that is
+            read.
     """
 
     bytes: int

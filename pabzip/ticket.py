@@ -325,11 +325,11 @@ class Ticket:
             return DenseTensor(name, values, self.dtype(name), self.dtype(name))
         found, scale = self._ternary(name), None
         for owner in (name, self.tied(name)):
-            if scale is None and f"{owner}{SCALE_SUFFIX}" in self._entries:
-                held = self.tensor(f"{owner}{SCALE_SUFFIX}")
-                if isinstance(held, DeltaTensor):
-                    held = DenseTensor(held.name, held.array(), held.dtype, held.dtype)
-                scale = held if isinstance(held, DenseTensor) else None
+            held = f"{owner}{SCALE_SUFFIX}"
+            if scale is None and held in self._entries:  # of any kind: (1, 1) may be seeded
+                dtype = self.dtype(held)
+                values = self.exact(held, backend=backend, threads=threads)
+                scale = DenseTensor(held, values, dtype, dtype)
         return found.plain(scale, scaling=bitnet_scale, threads=threads)
 
     def plain_shape(self, name: str) -> tuple[int, ...]:

@@ -94,7 +94,9 @@ def pack(
             ``base`` to be read. A network then needs no seed. Tensors that the base has not, or has
             of another shape or type, are packed as without it.
         negative_zero: ``"keep"`` stores -0.0 in ternary tensors as it is; ``"drop"`` as 0, which
-            takes fewer bytes, and the report counts them.
+            takes fewer bytes, and the report counts them. Pruned weights of seeded tensors load as
+            0 in any case: where they were -0.0, as multiplying by a mask leaves them, the report
+            counts them, too.
         bitnet_scale: what the network does with ``weight_scale`` of packed BitNet weights:
             ``"divide"`` (BitLinear) or ``"multiply"`` (AutoBitLinear). None goes by the
             ``config.json`` beside ``source``; where that says nothing, whoever asks for plain
@@ -208,7 +210,9 @@ class Prepared:
             sizes=self.tensors.sizes,
             before_saving=self.tensors.require_ternary if self.ternary else None,
         )
-        return replace(found, negative_zeros_dropped=self.packer.dropped if self.packer else 0)
+        dropped = sum(self.tensors.negative_zeros.values())
+        dropped += self.packer.dropped if self.packer else 0
+        return replace(found, negative_zeros_dropped=dropped)
 
 
 def to_ticket(source: Source, **options: Any) -> Ticket:

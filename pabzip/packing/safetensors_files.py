@@ -50,14 +50,15 @@ _ORDER = [
 ]
 """Element types in the order in which the library writes tensors of them."""
 
+_OF_TORCH = ("format", "pt")
 _CODES = {name: code for code, name in _NAMES.items()}
 
 
 class SafetensorsSource:
     """A safetensors file as a `pabzip.packing.sources.Source`; only its header is read at once.
 
-    Its metadata are kept under names that begin with `METADATA_PREFIX`, but for ``format``, which
-    says that the tensors are torch's.
+    Its metadata are kept under names that begin with `METADATA_PREFIX`, but for a ``format`` of
+    ``"pt"``, which says that the tensors are torch's, as all files do that are written here.
 
     Raises:
         CheckpointError: the file is damaged, cut, or breaks a rule of the format.
@@ -91,7 +92,9 @@ class SafetensorsSource:
                 "safetensors header: expected texts as metadata, found something else"
             )
         self.metadata.update(
-            (METADATA_PREFIX + key, value) for key, value in found.items() if key != "format"
+            (METADATA_PREFIX + key, value)
+            for key, value in found.items()
+            if (key, value) != _OF_TORCH
         )
 
     def _take_tensors(self, header: Mapping[str, Any], start: int) -> None:
@@ -173,8 +176,8 @@ def header_bytes(
         for key, value in sorted(metadata.items())
         if key.startswith(METADATA_PREFIX)
     }
-    # The entry that loaders of torch weights expect comes first.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **own}}
+    # The entry that loaders of torch weights expect comes first; a file of others has its own.
+    header: dict[str, Any] = {"__metadata__": dict([_OF_TORCH]) | own}
     offsets, end = {}, 0
     for name in order:
         dtype, shape = tensors[name]

@@ -33,6 +33,7 @@ from pabzip.seeds.frozen import KEPT, PRUNED
 from pabzip.ticket import DenseTensor, SeededTensor, TiedTensor
 
 _HEAD_BYTES = 4096
+_NEGATIVE_ZERO = np.uint32(1 << 31)
 
 
 class StateTensors(Mapping[str, Tensor]):
@@ -46,6 +47,8 @@ class StateTensors(Mapping[str, Tensor]):
 
     Attributes:
         sizes: bytes of each tensor as it is read.
+        negative_zeros: how many pruned weights of each seeded tensor that was asked for were -0.0,
+            by name; they are stored as pruned, and load as 0.
 
     Raises:
         PackError: a seeded weight is missing, or a tensor cannot be stored. Each tensor that is
@@ -70,6 +73,7 @@ class StateTensors(Mapping[str, Tensor]):
         self._ties, self._specs = find_ties(source, record.specs)
         self._frozen = {self._ties.get(name, name): found for name, found in record.frozen.items()}
         self._layouts = getattr(source, "layouts", {})
+        self.negative_zeros: dict[str, int] = {}
         self.sizes = {name: described.nbytes for name, described in source.tensors.items()}
 
     def __iter__(self) -> Iterator[str]:
@@ -87,6 +91,9 @@ class StateTensors(Mapping[str, Tensor]):
             return self._unseeded(name, values, dtype)
         seed, spec, frozen = self._record.seed, self._specs[name], self._frozen.get(name)
         codes = read_codes(name, values, dtype, seed, spec)
+        zeros = np.count_nonzero(values.view(np.uint32) == _NEGATIVE_ZERO)
+        if zeros:
+            self.negative_zeros[name] = int(zeros)
         if frozen is not None:
             check_frozen(name, codes, seed, spec, frozen)
         return SeededTensor(name, spec, codes, frozen=frozen)

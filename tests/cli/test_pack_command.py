@@ -26,6 +26,16 @@ def test_pack_writes_the_name_with_pabz(project, run):
     assert "smaller than float32" in result.stdout
 
 
+def test_pack_tells_of_negative_zeros(project, run):
+    saved = torch.load(project.checkpoint, weights_only=True)
+    weight = saved["state_dict"]["fc1.weight"]
+    pruned = torch.nonzero(weight.view(-1) == 0)[:3, 0]
+    weight.view(-1)[pruned] = -0.0
+    torch.save(saved, project.checkpoint)
+    result = run("pack", "model.pt", "--force")
+    assert "3 pruned weights of -0.0 stored as 0" in result.stdout
+
+
 def test_pack_json_is_one_object_with_the_stable_keys(project, run):
     result = run("pack", "model.pt", "-o", "other.pabz", "--json")
     assert result.exit_code == 0, result.stderr

@@ -188,6 +188,52 @@ def test_large_tensors_are_not_modeled() -> None:
     assert encode_group([DenseTensor("fc.weight", values, "float32", "float32")])[0] == "planes"
 
 
+def dense_tensors(named: Sequence[tuple[str, str, np.ndarray]]) -> list[DenseTensor]:
+    return [DenseTensor(name, values, stored, stored) for name, stored, values in named]
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape", "count"),
+    [("bfloat16", (700, 700), 1), ("float32", (16, 4096), 4), ("float32", (8, 768), 40)],
+)
+def test_weights_of_a_shared_section_are_modeled_in_part(
+    stored: str, shape: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes seconds for a million of them, and is larger."""
+    rng = np.random.default_rng(0)
+    named: list[Any] = []
+    for number in range(count):
+        values = rng.normal(0, 0.02, shape).astype("<f4")
+        if stored == "bfloat16":
+            values = (values.view("<u4") >> 16).astype("<u2")
+        named.append((f"l{number}.weight", stored, values))
+    modeled: list[int] = []
+
+    def counted(entries: Any, values: Sequence[np.ndarray]) -> bytes:
+        modeled.append(sum(one.size for one in values))
+        return encode_adaptive(entries, values)
+
+    monkeypatch.setattr("pabzip.formats.dense_adaptive.encode_adaptive", counted)
+    encoding, payload = encode_group(dense_tensors(named))
+    assert encoding == "planes"
+    assert len(payload) <= len(encoded(named))
+    assert modeled
+    assert sum(modeled) < sum(values.size for *_, values in named) / 4
+
+
+@pytest.mark.parametrize("beside", [0, 2, 10])
+def test_batch_norms_of_a_large_section_are_modeled(beside: int) -> None:
+    """Whatever matrices share their section."""
+    rng = np.random.default_rng(1)
+    named = batch_norms([64, 256, 512, 1024, 2048], empty=0.5)
+    for number in range(beside):
+        values = rng.normal(0, 0.02, (128, 160)).astype("<f4")
+        named.insert(5 * number, (f"fc{number}.weight", "float32", values))
+    encoding, payload = encode_group(dense_tensors(named))
+    assert encoding == "adaptive"
+    assert payload == encoded(named)
+
+
 # 12 and 15: streams that are not what a writer makes
 
 

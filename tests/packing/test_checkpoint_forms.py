@@ -138,11 +138,21 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
 
 
-def test_metadata_of_safetensors_come_back(tmp_path: Path) -> None:
-    kept = {"format": "pt", "license": "mit", "note": "ä"}
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"format": "pt", "license": "mit", "note": "ä"},
+        {"format": "tf", "note": "ä"},
+        {"format": "mlx"},
+        {"format": "pt"},
+    ],
+)
+def test_metadata_of_safetensors_come_back(kept: dict[str, str], tmp_path: Path) -> None:
     safetensors.torch.save_file({"w": torch.ones(3)}, tmp_path / "m.safetensors", kept)
     pabzip.pack(tmp_path / "m.safetensors", tmp_path / "m.pabz")
-    assert pabzip.open(tmp_path / "m.pabz").metadata["safetensors.note"] == "ä"
+    metadata = pabzip.open(tmp_path / "m.pabz").metadata
+    assert metadata.get("safetensors.note") == kept.get("note")
+    assert ("safetensors.format" in metadata) == (kept["format"] != "pt")
     out = tmp_path / "out.safetensors"
     result = CliRunner().invoke(main, ["unpack", str(tmp_path / "m.pabz"), "-o", str(out)])
     assert result.exit_code == 0, result.stderr

@@ -78,10 +78,17 @@ def test_save_file_takes_tensors_by_name(tmp_path: Path) -> None:
 def test_minus_zero_is_pruned_and_loads_as_zero(net: Net) -> None:
     with torch.no_grad():
         net.stem.weight.view(-1)[0] = -0.0
+        net.stem.weight.view(-1)[6] = -0.0
     file = io.BytesIO()
-    pabzip.pack(net, file)
+    report = pabzip.pack(net, file)
     loaded = pabzip.load_arrays(file.getvalue())["stem.weight"]
-    assert not np.signbit(loaded.reshape(-1)[0])
+    assert not np.signbit(loaded.reshape(-1)[[0, 6]]).any()
+    assert report.negative_zeros_dropped == 2
+    with torch.no_grad():
+        net.stem.weight[net.stem.weight == 0] = 0.0
+    same = io.BytesIO()
+    assert pabzip.pack(net, same).negative_zeros_dropped == 0
+    assert same.getvalue() == file.getvalue()
 
 
 def damage(net: Net, change: Callable[[torch.Tensor], None]) -> None:

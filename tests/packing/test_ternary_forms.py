@@ -187,6 +187,22 @@ def test_bitnet_without_its_configuration(tmp_path: Path) -> None:
     assert bitnet_scale_of(tmp_path / "missing" / "x") is None
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_bitnet_scale_of_any_shape(shape: tuple[int, ...]) -> None:
+    """Of two dimensions and float32 it is packed as a seeded tensor of one weight."""
+    codes = np.random.default_rng(4).integers(-1, 2, (12, 32)).astype(np.int8)
+    scale = torch.full(shape, 2.0)
+    file = io.BytesIO()
+    pabzip.pack({"l.weight": planar(codes), "l.weight_scale": scale}, file, bitnet_scale="divide")
+    with Ticket.open(file.getvalue()) as ticket:
+        kind = ticket.kind("l.weight_scale")
+        assert kind == ("seeded" if len(shape) > 1 else "dense")
+        for backend in ("numba", "numpy"):
+            found = ticket.plain("l.weight", backend=backend).values
+            np.testing.assert_array_equal(found, codes.astype(np.float32) / 2)
+    assert torch.equal(pabzip.load_file(file.getvalue())["l.weight"], torch.from_numpy(codes) / 2)
+
+
 def test_negative_zero_is_kept_or_counted() -> None:
     rng = np.random.default_rng(6)
     codes = rng.integers(-1, 2, (40, 30)).astype(np.float32)
