@@ -73,10 +73,11 @@ def init_(
 
     Args:
         net: any module, on any device. Weights to draw are float32 parameters: of a bfloat16,
-            float16 or float64 network call ``net.float()`` first, and take the dtype when the file
-            is loaded (``pabzip.load(..., dtype=torch.bfloat16)``). A weight that its module
-            computes from others (``torch.nn.utils.parametrize``, ``weight_norm``,
-            ``spectral_norm``, ``prune``) cannot be drawn.
+            float16 or float64 network call ``net.float()`` first, and keep it so until it is
+            packed; the file fills a network of any dtype
+            (``pabzip.load_into(MyNet().bfloat16(), file)``). A weight that its module computes
+            from others (``torch.nn.utils.parametrize``, ``weight_norm``, ``spectral_norm``,
+            ``prune``) cannot be drawn.
         seed: ``0 <= seed < 2**64``.
         scheme: one of `pabzip.seeds.SCHEMES`.
         only: the weights to seed; all others stay dense. An embedding is among them if it is named

@@ -69,8 +69,8 @@ def check_seeded_dtype(name: str, dtype: str) -> None:
     """
     if dtype != "float32":
         way_out = (
-            "call net.float() before pabzip.init_, and take the dtype when loading: "
-            f"pabzip.load(..., dtype=torch.{dtype})"
+            "call net.float() before pabzip.init_, and keep the network float32 until it is packed. "
+            f"The file loads in any dtype: pabzip.load_into(MyNet().to(torch.{dtype}), file)"
         )
         raise PackError(
             f"{name}: expected a float32 seeded weight, found torch.{dtype}; "

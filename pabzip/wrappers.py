@@ -3,7 +3,8 @@
 ``torch.compile``, DataParallel, DistributedDataParallel, FSDP and activation checkpointing put a
 module around a network, or around parts of it, which runs it otherwise and prefixes its names.
 Nothing of this is in a record, a mask, a message or a file: these have the names of the network
-itself. No other module of pabzip knows wrappers.
+itself. No other module of pabzip knows wrappers. `unwrap` gives names and weights; whatever runs a
+network runs `runnable`, which has the forward of another library's wrapper, or the caller's own.
 
 FSDP also splits weights over the ranks. `unwrap` looks through it, and what goes by each weight
 alone works on a rank's own part (`local`); packing gathers (`full_state`), loading scatters
@@ -53,7 +54,21 @@ def unwrap(net: nn.Module) -> nn.Module:
         is done to these is done to ``net``. A record that `pabzip.attach_seeding` puts on it goes
         to both.
     """
-    inner = bare(net)
+    return runnable(bare(net))
+
+
+def runnable(net: nn.Module) -> nn.Module:
+    """Return what runs as ``net`` does, without wrappers of torch's, around it or parts of it.
+
+    Unlike `unwrap` it keeps any other module that holds a drawn network as ``.module``, whose
+    forward may do more than call it. The weights are the same; their names may have a prefix.
+
+    Returns:
+        The network itself or a view, as of `unwrap`.
+    """
+    inner = net
+    while (child := _child(inner)) is not None:
+        inner = child
     for module in _fully_sharded(inner):
         module.reshard()  # after a forward pass alone, its parameters are gathered copies
     wrapped = any(_child(module) is not None for module in inner.modules())

@@ -116,7 +116,9 @@ def test_weights_to_draw_are_float32(dtype: torch.dtype) -> None:
     net = Net()
     net.last.to(dtype)
     before = net.first.weight.detach().clone()
-    message = rf"init_: last\.weight: .* found {dtype}; call net\.float\(\).*load\(.*dtype={dtype}"
+    message = (
+        rf"init_: last\.weight: .* found {dtype}; call net\.float\(\).*load_into\(.*to\({dtype}\)"
+    )
     with pytest.raises(SeedError, match=message):
         pabzip.init_(net, 0)
     assert torch.equal(net.first.weight, before)
@@ -131,8 +133,14 @@ def test_the_way_out_of_half_precision_is_one() -> None:
     net = pabzip.init_(Net().bfloat16().float(), 0)
     file = io.BytesIO()
     pabzip.pack(net, file)
-    loaded = pabzip.load_file(file.getvalue(), dtype=torch.bfloat16)
-    assert torch.equal(loaded["first.weight"], net.first.weight.bfloat16())
+    loaded = pabzip.load_into(Net().to(torch.bfloat16), file.getvalue())
+    assert torch.equal(loaded.first.weight, net.first.weight.bfloat16())
+
+
+def test_a_network_made_half_after_it_was_drawn_is_told_to_stay_float32() -> None:
+    net = pabzip.init_(Net(), 0).half()
+    with pytest.raises(PackError, match=r"first.weight: .* keep the network float32 until it is"):
+        pabzip.pack(net, io.BytesIO())
 
 
 def test_integer_weights_can_only_be_left_out() -> None:

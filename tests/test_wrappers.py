@@ -314,6 +314,53 @@ def test_costs_and_deltas_go_by_the_names_inside() -> None:
     assert files[0].getvalue() == files[1].getvalue()
 
 
+class Prepared(nn.Module):
+    """A wrapper of the caller's own, which does more than call the network in it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        result: Tensor = self.module(pixels.reshape(-1, 1, 6, 6).mT).flip(1)
+        return result
+
+
+@pytest.mark.parametrize("wrap", [Prepared, lambda net: Prepared(wrapped_parts(net))])
+def test_the_forward_of_a_wrapper_of_ones_own_counts(wrap: Wrapper) -> None:
+    inner = pabzip.init_(network(), seed=3)
+    net = wrap(copy.deepcopy(inner))
+    pixels = torch.rand(12, 36, generator=torch.Generator().manual_seed(1))
+    shaped = pixels.reshape(-1, 1, 6, 6).mT
+    labels = torch.arange(12) % 3
+    masks = {name: weight != 0 for name, weight in pabzip.seeded_parameters(net).items()}
+    assert list(masks) == NAMES
+    costs = layer_costs(net, (36,), masks)
+    assert costs == layer_costs(inner, (1, 6, 6), masks)
+    found = synflow(net, keep_ratio=0.5, input_shape=(36,))
+    expected = synflow(inner, keep_ratio=0.5, input_shape=(1, 6, 6))
+    assert list(found) == NAMES
+    assert all(torch.equal(found[name], expected[name]) for name in NAMES)
+    found = snip(net, keep_ratio=0.3, example_inputs=pixels, targets=labels)
+    expected = snip(inner, keep_ratio=0.3, example_inputs=shaped, targets=2 - labels)
+    assert all(torch.equal(found[name], expected[name]) for name in NAMES)
+    with torch.no_grad():
+        right = inner.eval()(shaped).argmax(1) == 2 - labels
+    assert pabzip.evaluate(net, [(pixels, labels)]).accuracy == right.double().mean()
+    assert packed(net) == packed(inner)
+
+
+def test_onnx_has_the_forward_of_a_wrapper_of_ones_own() -> None:
+    pytest.importorskip("onnxscript")
+    net, file = Prepared(pabzip.init_(network(), seed=3)).eval(), io.BytesIO()
+    pixels = torch.rand(2, 36, generator=torch.Generator().manual_seed(1))
+    pabzip.export_onnx(net, file, example_inputs=pixels)
+    session = pytest.importorskip("onnxruntime").InferenceSession(file.getvalue())
+    found = session.run(None, {"pixels": pixels.numpy()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), net(pixels), rtol=1e-4, atol=1e-4)
+
+
 def test_a_module_with_a_version_of_its_own_is_loaded_into() -> None:
     class Versioned(nn.Linear):
         _version = 2

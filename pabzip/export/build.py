@@ -19,7 +19,7 @@ from pabzip.export.parity import (
     reference_logits,
 )
 from pabzip.runtime.onnx_session import session_logits, session_maker
-from pabzip.wrappers import check_whole, unwrap
+from pabzip.wrappers import check_whole, runnable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -219,7 +219,7 @@ def _copy(net: nn.Module) -> nn.Module:
     way = "pack it, load the file into the network without FSDP, and export that"
     check_whole(net, "exporting to ONNX", way, ExportError)
     try:
-        twin = copy.deepcopy(unwrap(net))
+        twin = copy.deepcopy(runnable(net))
     except (RuntimeError, TypeError) as error:
         raise ExportError(
             f"{type(net).__name__}: expected a network that can be copied, found: {error}; remove "

@@ -19,7 +19,7 @@ from pabzip.search.masks import apply_masks, keep_largest
 from pabzip.search.schedule import PruneGroup, prune_groups
 from pabzip.search.starts import call_of_shape
 from pabzip.selection import Selection
-from pabzip.wrappers import check_whole, unwrap
+from pabzip.wrappers import check_whole, runnable, unwrap
 
 OnIteration = Callable[[int, int], None]
 """Called as ``on_iteration(i, iterations)`` after each round, i from 1."""
@@ -73,7 +73,7 @@ class SearchCall:
     def __post_init__(self) -> None:
         way = "search before fully_shard (or FSDP)"
         check_whole(self.net, "the search", way, SearchError)
-        self.net = unwrap(self.net)
+        self.net = runnable(self.net)
 
     @cached_property
     def chosen(self) -> dict[str, nn.Parameter]:
@@ -85,7 +85,7 @@ class SearchCall:
             SeedError: ``weights`` is not given and ``net`` was not drawn from a seed, or ``only``
                 or ``skip`` names nothing.
         """
-        net, weights = self.net, self.weights
+        net, weights = unwrap(self.net), self.weights
         if weights is not None and (self.only is not None or self.skip is not None):
             raise SearchError(
                 "weights: expected none beside only= or skip=; take them out of weights="

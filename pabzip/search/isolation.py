@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pabzip.calls import Call, Output, main_output, shown
 from pabzip.errors import SearchError
-from pabzip.wrappers import uncompiled, unwrap
+from pabzip.wrappers import runnable, uncompiled
 
 
 @contextmanager
@@ -61,7 +61,7 @@ class NetworkCopy:
         dtype: torch.dtype,
         output: Output | None = None,
     ):
-        net = unwrap(net)
+        net = runnable(net)
         self._net, self._output = net, output
         self.device = next(iter(weights.values())).device
         names = {id(parameter): name for name, parameter in net.named_parameters()}

@@ -16,7 +16,7 @@ from pabzip.train.build import evaluation_mode
 from pabzip.train.config import Recipe, method_of
 from pabzip.train.methods import PsgRecipe
 from pabzip.train.results import LayerCost, StepCosts
-from pabzip.wrappers import uncompiled, unwrap
+from pabzip.wrappers import runnable, uncompiled, unwrap
 
 _FULL = 32  # bits of a float32 operand
 
@@ -33,7 +33,7 @@ def count_macs(net: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
     Returns:
         The counts by name of the layer's weight, in the order in which the layers first run.
     """
-    net, macs = unwrap(net), dict[str, int]()
+    net, macs = runnable(net), dict[str, int]()
 
     def count(name: str, module: nn.Module, given: Any, named: Any, output: torch.Tensor) -> None:
         inputs = given[0] if given else named["input"]
@@ -43,7 +43,7 @@ def count_macs(net: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
         module.register_forward_hook(
             partial(count, f"{name}.weight" if name else "weight"), with_kwargs=True
         )
-        for name, module in net.named_modules()
+        for name, module in unwrap(net).named_modules()
         if isinstance(module, nn.Linear | _ConvNd)
     ]
     try:

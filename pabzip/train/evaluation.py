@@ -24,7 +24,7 @@ from pabzip.errors import DataError
 from pabzip.train.build import evaluation_mode
 from pabzip.train.distributed import bounds
 from pabzip.train.results import Results
-from pabzip.wrappers import is_sharded, uncompiled, unwrap
+from pabzip.wrappers import is_sharded, runnable, uncompiled
 
 BATCH_SIZE = 256
 """Images in a batch of `evaluate`."""
@@ -158,7 +158,7 @@ def _ready(
             yield model, torch.device(device or "cpu")
             return
         if not is_sharded(model):
-            model = unwrap(model)
+            model = runnable(model)
         own = next((parameter.device for parameter in model.parameters()), "cpu")
         # A convolution adds in another order where its weights lie otherwise. Strides decide, not
         # is_contiguous, for which a kernel of one pixel lies both ways.

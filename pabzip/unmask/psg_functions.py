@@ -225,6 +225,7 @@ class PsgFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of input, weight and bias; None for those not asked for."""
+        # Read once: activation checkpointing hands its tensors out a single time.
         inputs, weight = ctx.saved_tensors
         config: PsgConfig = ctx.config
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -234,7 +235,9 @@ class PsgFunction(torch.autograd.Function):
         of_input, exact = _gradients(
             gradient, inputs, weight, ctx.geometry, exact_input, exact_weight
         )
-        predicted_input, of_weight = _predicted(ctx, gradient, rough_input, wants_weight)
+        predicted_input, of_weight = _predicted(
+            gradient, inputs, weight, ctx.geometry, config, rough_input, wants_weight
+        )
         if of_weight is not None:
             of_weight = _without_small(of_weight, exact, config)
         of_bias = None
@@ -246,7 +249,13 @@ class PsgFunction(torch.autograd.Function):
 
 
 def _predicted(
-    ctx: Any, gradient: Tensor, wants_input: bool, wants_weight: bool
+    gradient: Tensor,
+    x: Tensor,
+    w: Tensor,
+    geometry: Geometry,
+    config: PsgConfig,
+    wants_input: bool,
+    wants_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of input and weight as products of quantized tensors.
 
@@ -254,8 +263,6 @@ def _predicted(
     """
     if not (wants_input or wants_weight):
         return None, None
-    config: PsgConfig = ctx.config
-    x, w = ctx.saved_tensors
     rounded = partial(levels, quantizer=config.quantizer)
     g, unit = rounded(gradient, config.gradient_bits)
     x_unit = w_unit = unit
@@ -265,7 +272,7 @@ def _predicted(
         w, w_unit = rounded(w, config.weight_bits, role="weight")
         if w_unit.dim() > 0:  # a scale for each filter, over which the product sums
             w, w_unit = w_unit.mul(w).to(w.dtype), w_unit.new_ones(())
-    of_input, of_weight = _gradients(g, x, w, ctx.geometry, wants_input, wants_weight)
+    of_input, of_weight = _gradients(g, x, w, geometry, wants_input, wants_weight)
     if of_input is not None:
         of_input.mul_(unit * w_unit)
     if of_weight is not None:

@@ -10,6 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    checkpoint_wrapper,
+)
 
 import pabzip.init
 from pabzip.errors import RecipeError, SeedError
@@ -477,3 +481,21 @@ def test_gradients_of_gradients_are_refused():
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("behavior", ["all", "remove", "correct"])
+@pytest.mark.parametrize("impl", list(CheckpointImpl))
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(6, 6), lambda: nn.Conv1d(4, 4, 3, padding=1)], ids=["linear", "conv"]
+)
+def test_gradients_under_activation_checkpointing(make, impl, behavior):
+    torch.manual_seed(0)
+    plain = pabzip.init_(nn.Sequential(nn.Sequential(make(), nn.ReLU(), make()), make()), seed=1)
+    net = copy.deepcopy(plain)
+    net[0] = checkpoint_wrapper(net[0], impl)
+    x = torch.randn(2, 4, 6, requires_grad=True)
+    for each in (plain, net):
+        apply_psg(each, PsgConfig(behavior=behavior))
+        each(x).square().mean().backward()
+    pairs = zip(plain.parameters(), net.parameters(), strict=True)
+    assert all(torch.equal(expected.grad, found.grad) for expected, found in pairs)
