@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -69,6 +70,17 @@ LAYOUTS = {
 }
 """The layouts by name: one element a weight; transformers' planes of bit pairs, four a byte; and
 llama.cpp's blocks, 54 or 66 bytes for 256 weights."""
+
+
+def loops(backend: str) -> ModuleType:
+    """Return what turns packed codes into elements: compiled loops, or plain numpy."""
+    if backend == "numpy":
+        from pabzip.formats import plain_trits
+
+        return plain_trits
+    from pabzip.formats import trits
+
+    return trits
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,11 +397,13 @@ class TernaryTensor(StoredKind):
     ) -> NDArray[Any]:
         """Return the tensor as it was stored, bit for bit; bfloat16 as uint16 bit patterns."""
         out = np.empty(math.prod(self.shape), dtype=DENSE_TYPES[self.dtype].numpy)
-        fill, size = self._filler()
+        fill, size = self._filler(backend)
+        step = _RANGE // size * size
 
         def work(begin: int, end: int) -> None:
             begin, end = -(-begin // size) * size, -(-end // size) * size  # of whole blocks
-            fill(begin, out[begin:end])
+            for at in range(begin, end, step):
+                fill(at, out[at : min(at + step, end)])
 
         over_ranges(work, out.size, threads)
         return out.reshape(self.shape)
@@ -398,7 +412,7 @@ class TernaryTensor(StoredKind):
         self, seed: int, *, backend: str = "numba", threads: int | None = None
     ) -> Iterator[NDArray[Any]]:
         """Yield the stored elements as the digest takes them, a range at a time."""
-        fill, size = self._filler()
+        fill, size = self._filler(backend)
         count = math.prod(self.shape)
         step = _RANGE // size * size
         for start in range(0, count, step):
@@ -406,13 +420,12 @@ class TernaryTensor(StoredKind):
             fill(start, out)
             yield out
 
-    def _filler(self) -> tuple[Callable[[int, NDArray[Any]], None], int]:
+    def _filler(self, backend: str) -> tuple[Callable[[int, NDArray[Any]], None], int]:
         """Return what writes stored elements from a place onwards, and the elements of a block.
 
         Places, and lengths but the last, are multiples of a block's elements.
         """
-        from pabzip.formats import trits
-
+        trits: Any = loops(backend)
         size = LAYOUTS[self.layout].block_bytes
         if self.layout == "bitnet":
             plane = math.prod(self.shape)
@@ -443,6 +456,7 @@ class TernaryTensor(StoredKind):
         scale: DenseTensor | None = None,
         *,
         scaling: str | None = None,
+        backend: str = "numba",
         threads: int | None = None,
     ) -> DenseTensor:
         """Return the weights as ordinary numbers, in `weights_shape`.
@@ -450,6 +464,7 @@ class TernaryTensor(StoredKind):
         Args:
             scale: of transformers' layout: the tensor called ``name + "_scale"``, one value.
             scaling: of that layout: ``"divide"`` or ``"multiply"``, where the tensor does not say.
+            backend: ``"numba"``, or ``"numpy"``, which gives the same bits.
             threads: at most so many; None takes every CPU that the process may use.
 
         Returns:
@@ -458,10 +473,13 @@ class TernaryTensor(StoredKind):
             wherever a layout has no -0.0.
 
         Raises:
-            ArchitectureError: it is not known how codes are scaled, or there is no such scale.
+            ArchitectureError: it is not known how codes are scaled, ``scaling`` contradicts the
+                tensor, or there is no such scale.
         """
         if self.layout == "plain":
-            return DenseTensor(self.name, self.array(threads=threads), self.dtype, self.dtype)
+            return DenseTensor(
+                self.name, self.array(backend=backend, threads=threads), self.dtype, self.dtype
+            )
         dtype, run, patterns = "float16", self.run, self.scales
         if self.layout == "bitnet":
             dtype, size = self._applied(scale, scaling)
@@ -476,7 +494,7 @@ class TernaryTensor(StoredKind):
             scaling="runs",
             run=run,
         )
-        values = held.array(threads=threads)
+        values = held.array(backend=backend, threads=threads)
         if self.layout != "bitnet" and not patterns.all():
             values[values == 0] = 0  # a block of scale 0 has no negative zeros either
         return DenseTensor(self.name, values, dtype, dtype)
@@ -484,6 +502,11 @@ class TernaryTensor(StoredKind):
     def _applied(self, scale: DenseTensor | None, scaling: str | None) -> tuple[str, Any]:
         """Return element type and size of the weights in transformers' layout, which have one."""
         how = self.scaling if self.scaling != "none" else scaling
+        if scaling not in (None, how):
+            raise ArchitectureError(
+                f"{self.name}: expected bitnet_scale to be {how}, as the file says, found {scaling}; "
+                "leave out bitnet_scale (--bitnet-scale)"
+            )
         if how not in ("divide", "multiply"):
             raise ArchitectureError(
                 f"{self.name}: expected to know whether its codes are divided or multiplied by "

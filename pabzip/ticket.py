@@ -361,7 +361,7 @@ class Ticket:
 
         Raises:
             ArchitectureError: neither the file nor ``bitnet_scale`` says what to do with a scale,
-                or there is no such scale.
+                they contradict each other, or there is no such scale.
         """
         if self.kind(name) != TernaryEntry.kind:
             values = self.exact(name, backend=backend, threads=threads)
@@ -373,7 +373,7 @@ class Ticket:
                 if isinstance(held, DeltaTensor):
                     held = DenseTensor(held.name, held.array(), held.dtype, held.dtype)
                 scale = held if isinstance(held, DenseTensor) else None
-        return found.plain(scale, scaling=bitnet_scale, threads=threads)
+        return found.plain(scale, scaling=bitnet_scale, backend=backend, threads=threads)
 
     def plain_shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of what `plain` returns."""
