@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pabzip._optional import require
-from pabzip.cli._files import STANDARD, naming, read_source
+from pabzip.cli._files import STANDARD, check_base, naming, read_source
 from pabzip.cli._options import (
     OwnNetwork,
     base_option,
@@ -62,6 +62,7 @@ def command(
     require("torch", extra="train", purpose="pabzip eval")
     from pabzip.cli._settings import import_packages
     from pabzip.data import hold_out, load
+    from pabzip.ticket import Ticket
     from pabzip.train.build import pick_device
     from pabzip.train.evaluation import evaluate, open_model
 
@@ -70,6 +71,9 @@ def command(
     file = read_source(source, max_bytes=max_bytes)
     try:
         with naming(source):
+            if base is not None and not source.lower().endswith((".pt", ".pth", ".onnx")):
+                with Ticket.open(file, max_bytes=max_bytes) as ticket:
+                    check_base(source, ticket, base)
             opened = open_model(file, pick_device(device), net=net, max_bytes=max_bytes, base=base)
     except ArchitectureError as error:
         raise ArchitectureError(f"{source}: {error}") from error

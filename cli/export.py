@@ -7,7 +7,14 @@ import dataclasses
 import click
 
 from pabzip._optional import require
-from pabzip.cli._files import check_output, default_output, naming, open_output, read_source
+from pabzip.cli._files import (
+    check_base,
+    check_output,
+    default_output,
+    naming,
+    open_output,
+    read_source,
+)
 from pabzip.cli._options import (
     OwnNetwork,
     base_option,
@@ -77,10 +84,13 @@ def command(
     check_output(target, force=force, inputs=[source, *([base] if base else [])])
     require("torch", extra="torch", purpose="pabzip export")
     from pabzip.export.onnx import export_ticket
+    from pabzip.ticket import Ticket
 
     net = own_network()
     data = read_source(source, max_bytes=max_bytes)
     with open_output(target) as file, naming(source):
+        with Ticket.open(data, max_bytes=max_bytes) as ticket:
+            check_base(source, ticket, base)
         report = export_ticket(
             data,
             file,

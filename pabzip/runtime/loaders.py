@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabzip._optional import require
-from pabzip.errors import ArchitectureError, BaseFileError, FormatError
+from pabzip.errors import ArchitectureError, FormatError
 from pabzip.init import Seeding, attach_seeding
 from pabzip.packing.base import BaseSource, open_base
 from pabzip.ticket import Ticket
@@ -45,20 +45,13 @@ def open(  # noqa: A001
 
     Raises:
         FormatError: the file is damaged or not a ticket; `LimitError` past ``max_bytes``.
-        BaseFileError: ``base`` cannot be read, or the file needs none. Reading a tensor raises it where the base is
+        BaseFileError: ``base`` cannot be read. Reading a tensor raises it where the base is
             missing, or is not the one that the file was packed on.
         OSError: the file cannot be opened.
     """
     opened = None if base is None else open_base(base)
     try:
-        ticket = Ticket.open(source, max_bytes=max_bytes, base=opened)
-        if base is not None and not any(ticket.kind(name) == "delta" for name in ticket.names):
-            ticket.close()
-            raise BaseFileError(
-                f"{ticket.file or 'the file'}: expected changes of a base, found none, so the file "
-                "needs no base; leave out base (--base)"
-            )
-        return ticket
+        return Ticket.open(source, max_bytes=max_bytes, base=opened)
     except BaseException:
         if opened is not None:
             opened.close()

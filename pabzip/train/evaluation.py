@@ -224,8 +224,8 @@ def open_model(
     seed: int | None = None
     if base is not None and suffix in (".onnx", ".pt", ".pth"):
         raise BaseFileError(
-            f"{path}: expected a ticket of changes (.pabz) beside a base, found a {suffix} file, which "
-            "needs none; leave out base (--base)"
+            f"{path}: expected a ticket of changes (.pabz) beside a base, found a {suffix} file, "
+            "which needs none; leave out base (--base)"
         )
     if suffix == ".onnx":
         from pabzip.runtime.onnx_session import open_onnx, session_logits

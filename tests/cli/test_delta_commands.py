@@ -57,6 +57,7 @@ def test_info_needs_no_base(project, run, tuned):
     assert result.exit_code == 0, result.stderr
     assert f"{packed['base']}, needed to unpack" in result.stdout
     assert "as the base" in result.stdout
+    assert "none of a seed; 3 of 4 tensors are changes of the base" in result.stdout
     found = json.loads(run("info", "tuned.pabz", "--json").stdout)
     assert found["base"] == packed["base"]
     changes = {row["name"]: row.get("change") for row in found["tensors"]}
