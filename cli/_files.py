@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from pabzip.errors import FormatError
+from pabzip.errors import BaseFileError, FormatError
 
 if TYPE_CHECKING:
     from pabzip.ticket import Ticket
@@ -209,7 +209,17 @@ def open_ticket(
 
     data = read_source(source, max_bytes=max_bytes)
     with naming(source), loaders.open(data, max_bytes=max_bytes, base=base) as ticket:
+        check_base(source, ticket, base)
         yield ticket
+
+
+def check_base(source: str, ticket: Ticket, base: str | None) -> None:
+    """Refuse a base for a file that has no use for it."""
+    if base is not None and not any(ticket.kind(name) == "delta" for name in ticket.names):
+        raise BaseFileError(
+            f"{source}: expected changes of a base, found none, so the file needs no base; leave "
+            "out --base"
+        )
 
 
 @contextmanager

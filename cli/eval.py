@@ -5,8 +5,14 @@ from __future__ import annotations
 import click
 
 from pabzip._optional import require
-from pabzip.cli._files import STANDARD, naming, read_source
-from pabzip.cli._options import OwnNetwork, max_bytes_option, network_options, reporting
+from pabzip.cli._files import STANDARD, check_base, naming, read_source
+from pabzip.cli._options import (
+    OwnNetwork,
+    base_option,
+    max_bytes_option,
+    network_options,
+    reporting,
+)
 from pabzip.cli._output import Reporter
 from pabzip.errors import ArchitectureError, DataError
 
@@ -32,6 +38,7 @@ from pabzip.errors import ArchitectureError, DataError
 )
 @network_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:<number>.")
+@base_option
 @max_bytes_option
 @reporting
 def command(
@@ -43,17 +50,19 @@ def command(
     packages: tuple[str, ...],
     own_network: OwnNetwork,
     device: str,
+    base: str | None,
     max_bytes: int | None,
     reporter: Reporter,
 ) -> None:
     """Measure FILE on the test images of its dataset, or on validation images.
 
     FILE is a ticket (.pabz), a checkpoint (.pt) or an exported model (.onnx); '-' reads a ticket
-    from stdin. A custom architecture needs --arch.
+    from stdin. A custom architecture needs --arch, a ticket of changes (pack --base) its --base.
     """
     require("torch", extra="train", purpose="pabzip eval")
     from pabzip.cli._settings import import_packages
     from pabzip.data import hold_out, load
+    from pabzip.ticket import Ticket
     from pabzip.train.build import pick_device
     from pabzip.train.evaluation import evaluate, open_model
 
@@ -62,7 +71,10 @@ def command(
     file = read_source(source, max_bytes=max_bytes)
     try:
         with naming(source):
-            opened = open_model(file, pick_device(device), net=net, max_bytes=max_bytes)
+            if base is not None and not source.lower().endswith((".pt", ".pth", ".onnx")):
+                with Ticket.open(file, max_bytes=max_bytes) as ticket:
+                    check_base(source, ticket, base)
+            opened = open_model(file, pick_device(device), net=net, max_bytes=max_bytes, base=base)
     except ArchitectureError as error:
         raise ArchitectureError(f"{source}: {error}") from error
     name = data or opened.data

@@ -7,9 +7,17 @@ import dataclasses
 import click
 
 from pabzip._optional import require
-from pabzip.cli._files import check_output, default_output, naming, open_output, read_source
+from pabzip.cli._files import (
+    check_base,
+    check_output,
+    default_output,
+    naming,
+    open_output,
+    read_source,
+)
 from pabzip.cli._options import (
     OwnNetwork,
+    base_option,
     max_bytes_option,
     network_options,
     output_option,
@@ -48,6 +56,7 @@ def image_shape(text: str) -> tuple[int, ...]:
     help="Largest difference of a logit, relative to the largest. [1e-4; 1e-2 with --float16]",
 )
 @network_options
+@base_option
 @max_bytes_option
 @reporting
 def command(
@@ -60,6 +69,7 @@ def command(
     input_shape: tuple[int, ...] | None,
     tolerance: float | None,
     own_network: OwnNetwork,
+    base: str | None,
     max_bytes: int | None,
     reporter: Reporter,
 ) -> None:
@@ -67,23 +77,27 @@ def command(
 
     The file is kept only if ONNX Runtime gives the logits and the classes that torch gives. FILE
     may be '-' for stdin; the output then is stdout unless -o names a file. A custom architecture
-    needs --arch and --input-shape.
+    needs --arch and --input-shape, a ticket of changes (pack --base) its --base.
     """
     target = output or default_output(source, ".onnx")
     reporter = reporter.for_output(target)
-    check_output(target, force=force, inputs=[source])
+    check_output(target, force=force, inputs=[source, *([base] if base else [])])
     require("torch", extra="torch", purpose="pabzip export")
     from pabzip.export.onnx import export_ticket
+    from pabzip.ticket import Ticket
 
     net = own_network()
     data = read_source(source, max_bytes=max_bytes)
     with open_output(target) as file, naming(source):
+        with Ticket.open(data, max_bytes=max_bytes) as ticket:
+            check_base(source, ticket, base)
         report = export_ticket(
             data,
             file,
             net=net,
             input_shape=input_shape,
             max_bytes=max_bytes,
+            base=base,
             opset=opset,
             float16=float16,
             dynamic_batch=not fixed_batch,

@@ -61,7 +61,11 @@ def command(
 def overview(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
     """Return the file's numbers as a table of two columns, for people."""
     weights, survivors = info["weights"], info["survivors"]
+    changes = sum(row["kind"] == "delta" for row in info["tensors"])
     codes = {"weights": "all dense, none of a seed"}
+    if changes:
+        count = len(info["tensors"])
+        codes = {"weights": f"none of a seed; {changes} of {count} tensors are changes of the base"}
     if weights:
         codes = {
             "codes by Huffman": f"{size(info['huffman_bytes'])}, "

@@ -30,6 +30,9 @@ from pabzip.cli._output import Bars, Reporter, size
 FORMATS = ("safetensors", "npz", "pt", "gguf")
 """The formats by the suffix that stands for them; the first for stdout."""
 
+_SAME_AS = {"pth": "pt", "bin": "pt"}
+"""Other suffixes, and the format that they stand for."""
+
 
 @click.command("unpack")
 @click.argument("source", metavar="FILE")
@@ -78,7 +81,7 @@ def command(
 ) -> None:
     """Regenerate every tensor of FILE and write plain weights.
 
-    Writes .safetensors, .npz or .pt (a state dict); the first two tensor by tensor and without
+    Writes .safetensors, .npz or .pt (a state dict, also called .pth or .bin); the first two tensor by tensor and without
     torch, which holds all of a .pt in memory. An .npz file has no bfloat16: such tensors become
     float32, exactly. With --as-stored a file that was packed from .gguf is written as that again. A
     file of changes (pack --base) needs its --base, whose digest is checked first. FILE may be '-'
@@ -89,11 +92,18 @@ def command(
     inputs = [source, *([base] if base else [])]
     if shard_size is None:
         check_output(target, force=force, inputs=inputs)
-    chosen = format_name or format_of(target, FORMATS, "; or name the format with --format")
+    hint = "; or name the format with --format"
+    chosen = format_name or format_of(target, (*FORMATS, *_SAME_AS), hint)
+    chosen = _SAME_AS.get(chosen, chosen)
     if chosen == "gguf" and not as_stored:
         raise click.UsageError(
             "expected --as-stored for a .gguf file, which is written as it was packed; add it, or "
             "write plain weights in another format"
+        )
+    if as_stored and bitnet_scale is not None:
+        raise click.UsageError(
+            "--bitnet-scale: expected plain weights, found --as-stored, which scales nothing; leave "
+            "out one of them"
         )
     if shard_size is not None and (
         chosen != "safetensors" or target == STANDARD or is_stream(target) or shard_size < 1
@@ -106,6 +116,7 @@ def command(
     with open_ticket(source, max_bytes=max_bytes, base=base) as ticket:
         ticket.check_base()
         tensors = writing.described(ticket, as_stored=as_stored)
+        blocks = 0 if as_stored else len(writing.blocks(ticket))
         shards = {target: list(tensors)}
         if shard_size is not None:
             shards = writing.shard_files(target, tensors, shard_size)
@@ -132,6 +143,9 @@ def command(
     if shard_size is not None:
         result["shards"] = len(shards)
     parts = f" in {len(shards)} shards" if len(shards) > 1 else ""
+    if blocks:
+        result["blocks"] = blocks
+        parts += f"; {blocks} of them are bytes of llama.cpp's blocks, not plain weights"
     reporter.result(result, f"{source} -> {target}: {len(tensors)} tensors, {size(written)}{parts}")
 
 

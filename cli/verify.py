@@ -19,7 +19,8 @@ from pabzip.errors import FormatError
     type=click.Choice(["numba", "numpy"]),
     default="numba",
     show_default=True,
-    help="What regenerates the weights; 'numpy' is the plain reference, slow and independent.",
+    help="What makes weights of codes and seeds; 'numpy' is the plain reference, slow and "
+    "independent. The file's own bytes are decoded alike by both.",
 )
 @threads_option
 @base_option

@@ -249,7 +249,7 @@ class DeltaTensor(StoredKind):
         else:
             made = np.empty(values.size, dtype=values.dtype)
             for start in range(0, values.size, _BLOCK):
-                made[start : start + _BLOCK] = self._block(values.reshape(-1), start)
+                made[start : start + _BLOCK] = self._block(values.reshape(-1), start, backend)
             values = made.reshape(self.shape)
         DenseTensor(self.name, values, self.dtype, self.dtype).check_values()
         return values
@@ -263,15 +263,15 @@ class DeltaTensor(StoredKind):
             )
         return self.base()
 
-    def _block(self, base: NDArray[Any], start: int) -> NDArray[Any]:
+    def _block(self, base: NDArray[Any], start: int, backend: str) -> NDArray[Any]:
         """Return some of the changed elements, from ``start``."""
         assert self.numbers is not None
         base = base[start : start + _BLOCK]
         if self.change.stored == "trits":
-            from pabzip.formats.trits import unpack_codes
+            from pabzip.formats.ternary_weights import loops
 
             numbers = np.empty(len(base), dtype=np.int8)
-            unpack_codes(self.numbers, 5, start, numbers)
+            loops(backend).unpack_codes(self.numbers, 5, start, numbers)
         else:
             numbers = self.numbers[start : start + _BLOCK]
         if self.change.form == "difference":

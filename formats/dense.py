@@ -150,7 +150,11 @@ class DenseTensor(StoredKind):
         place = tensor_place(self.name)
         bad = not_finite(self.values, self.dtype)
         if bad:
-            raise FormatError(place, f"expected finite values, found {bad} that are not")
+            raise FormatError(
+                place,
+                f"expected finite values, found {bad} that are not; no file holds NaN or infinity: "
+                "leave such a tensor out of what is packed (a buffer: persistent=False)",
+            )
         if is_variance(self.name):
             bits = self.dtype == "bfloat16"  # those above the pattern of -0.0 are negative
             below = sum(

@@ -360,11 +360,13 @@ class TernaryTensor(StoredKind):
     ) -> NDArray[Any]:
         """Return the tensor as it was stored, bit for bit; bfloat16 as uint16 bit patterns."""
         out = np.empty(math.prod(self.shape), dtype=DENSE_TYPES[self.dtype].numpy)
-        fill, size = stored_elements(self)
+        fill, size = stored_elements(self, backend)
+        step = _RANGE // size * size
 
         def work(begin: int, end: int) -> None:
             begin, end = -(-begin // size) * size, -(-end // size) * size  # of whole blocks
-            fill(begin, out[begin:end])
+            for at in range(begin, end, step):
+                fill(at, out[at : min(at + step, end)])
 
         over_ranges(work, out.size, threads)
         return out.reshape(self.shape)
@@ -373,7 +375,7 @@ class TernaryTensor(StoredKind):
         self, seed: int, *, backend: str = "numba", threads: int | None = None
     ) -> Iterator[NDArray[Any]]:
         """Yield the stored elements as the digest takes them, a range at a time."""
-        fill, size = stored_elements(self)
+        fill, size = stored_elements(self, backend)
         count = math.prod(self.shape)
         step = _RANGE // size * size
         for start in range(0, count, step):
@@ -386,6 +388,7 @@ class TernaryTensor(StoredKind):
         scale: DenseTensor | None = None,
         *,
         scaling: str | None = None,
+        backend: str = "numba",
         threads: int | None = None,
     ) -> DenseTensor:
         """Return the weights as ordinary numbers, in `weights_shape`.
@@ -393,6 +396,7 @@ class TernaryTensor(StoredKind):
         Args:
             scale: of transformers' layout: the tensor called ``name + "_scale"``, one value.
             scaling: of that layout: ``"divide"`` or ``"multiply"``, where the tensor does not say.
+            backend: ``"numba"``, or ``"numpy"``, which gives the same bits.
             threads: at most so many; None takes every CPU that the process may use.
 
         Returns:
@@ -401,6 +405,7 @@ class TernaryTensor(StoredKind):
             wherever a layout has no -0.0.
 
         Raises:
-            ArchitectureError: it is not known how codes are scaled, or there is no such scale.
+            ArchitectureError: it is not known how codes are scaled, ``scaling`` contradicts the
+                tensor, or there is no such scale.
         """
-        return plain_weights(self, scale, scaling, threads)
+        return plain_weights(self, scale, scaling, backend=backend, threads=threads)

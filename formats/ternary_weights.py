@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +19,25 @@ if TYPE_CHECKING:
     from pabzip.formats.ternary import TernaryTensor
 
 
-def stored_elements(tensor: TernaryTensor) -> tuple[Callable[[int, NDArray[Any]], None], int]:
+def loops(backend: str) -> ModuleType:
+    """Return what turns packed codes into elements: compiled loops, or plain numpy."""
+    if backend == "numpy":
+        from pabzip.formats import plain_trits
+
+        return plain_trits
+    from pabzip.formats import trits
+
+    return trits
+
+
+def stored_elements(
+    tensor: TernaryTensor, backend: str = "numba"
+) -> tuple[Callable[[int, NDArray[Any]], None], int]:
     """Return what writes stored elements from a place onwards, and the elements of a block.
 
     Places, and lengths but the last, are multiples of a block's elements.
     """
-    from pabzip.formats import trits
-
+    trits: Any = loops(backend)
     size = LAYOUTS[tensor.layout].block_bytes
     if tensor.layout == "bitnet":
         plane = math.prod(tensor.shape)
@@ -52,14 +65,25 @@ def stored_elements(tensor: TernaryTensor) -> tuple[Callable[[int, NDArray[Any]]
 
 
 def plain_weights(
-    tensor: TernaryTensor, scale: DenseTensor | None, scaling: str | None, threads: int | None
+    tensor: TernaryTensor,
+    scale: DenseTensor | None,
+    scaling: str | None,
+    *,
+    backend: str = "numba",
+    threads: int | None = None,
 ) -> DenseTensor:
     """Return the weights of a tensor as ordinary numbers: `TernaryTensor.plain`."""
     if tensor.layout == "plain":
-        return DenseTensor(tensor.name, tensor.array(threads=threads), tensor.dtype, tensor.dtype)
+        values = tensor.array(backend=backend, threads=threads)
+        return DenseTensor(tensor.name, values, tensor.dtype, tensor.dtype)
     dtype, run, patterns = "float16", tensor.run, tensor.scales
     if tensor.layout == "bitnet":
         own = tensor.scaling if tensor.scaling != "none" else scaling
+        if scaling not in (None, own):
+            raise ArchitectureError(
+                f"{tensor.name}: expected bitnet_scale to be {own}, as the file says, found "
+                f"{scaling}; leave out bitnet_scale (--bitnet-scale)"
+            )
         dtype, size = _bitnet_weight(tensor, scale, own)
         run, patterns = math.prod(tensor.weights_shape), np.full(1, size)
     assert patterns is not None
@@ -72,7 +96,7 @@ def plain_weights(
         scaling="runs",
         run=run,
     )
-    values = held.array(threads=threads)
+    values = held.array(backend=backend, threads=threads)
     if tensor.layout != "bitnet" and not patterns.all():
         values[values == 0] = 0  # a block of scale 0 has no negative zeros either
     return DenseTensor(tensor.name, values, dtype, dtype)

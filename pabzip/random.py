@@ -145,10 +145,10 @@ def _draw(
     threads: int | None,
 ) -> Any:
     """Return what `randn` and the others say, by the function's name."""
-    key, spec = check_seed(seed), InitSpec(_SPECS[kind], 1.0, operator.index(stream))
+    key, spec = check_seed(seed), InitSpec(_SPECS[kind], 1.0, _integer("stream", stream))
     name = _type_name(kind, dtype, out)
     sizes = _sizes(shape, out)
-    first = operator.index(start)
+    first = _integer("start", start)
     check_range(first, first + int(np.prod(sizes, dtype=object)))
     if isinstance(out, np.ndarray) or (
         out is None and device is None and not _is_torch(dtype, "dtype")
@@ -262,6 +262,14 @@ def _name_of(dtype: Any) -> str:
     except TypeError:
         return str(dtype)
     return found.name if found.isnative else f"{found.name} of the other byte order"
+
+
+def _integer(argument: str, value: SupportsIndex) -> int:
+    """Return an argument as a plain integer."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise SeedError(f"{argument}: expected an integer, found {shown(value)}") from None
 
 
 def _sizes(shape: Shape, out: Any) -> tuple[int, ...]:

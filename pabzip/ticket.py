@@ -318,7 +318,7 @@ class Ticket:
 
         Raises:
             ArchitectureError: neither the file nor ``bitnet_scale`` says what to do with a scale,
-                or there is no such scale.
+                they contradict each other, or there is no such scale.
         """
         if self.kind(name) != TernaryEntry.kind:
             values = self.exact(name, backend=backend, threads=threads)
@@ -330,7 +330,7 @@ class Ticket:
                 dtype = self.dtype(held)
                 values = self.exact(held, backend=backend, threads=threads)
                 scale = DenseTensor(held, values, dtype, dtype)
-        return found.plain(scale, scaling=bitnet_scale, threads=threads)
+        return found.plain(scale, scaling=bitnet_scale, backend=backend, threads=threads)
 
     def plain_shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of what `plain` returns."""

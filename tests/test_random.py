@@ -153,6 +153,8 @@ def test_parameters_are_written_in_place() -> None:
     [
         ((3, -1), {}, "seed: expected an integer from 0"),
         ((3, 0, 2**32), {}, "stream: expected an integer from 0"),
+        ((3, 0, 1.5), {}, r"stream: expected an integer, found 1\.5"),
+        ((3, 0), {"start": 1.5}, r"start: expected an integer, found 1\.5"),
         (((3, -1), 0), {}, r"shape: expected integers of at least 0, found '\(3, -1\)'"),
         ((None, 0), {}, "shape: expected one where there is no out, found None"),
         ((2.5, 0), {}, "shape: expected integers"),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from torch import nn
 
+    from pabzip.packing.base import BaseSource
+
 
 Target = str | os.PathLike[str] | BinaryIO
 """Where a file goes: a path, written atomically, or an open binary stream."""
@@ -68,6 +70,7 @@ def export_ticket(
     net: nn.Module | None = None,
     input_shape: Sequence[int] | None = None,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
     **options: Unpack[OnnxOptions],
 ) -> ExportReport:
     """Write a ``.pabz`` file as one dense ONNX file that remembers which ticket it came from.
@@ -83,6 +86,7 @@ def export_ticket(
         input_shape: ``(C, H, W)`` of one image; None takes it from the registry. A custom
             architecture needs it, or ``example_inputs`` among the options.
         max_bytes: refuse a file whose tensors take more than this many bytes once regenerated.
+        base: for a file of changes, what it was packed on, as for `pabzip.open`.
         options: as for `export_onnx`.
 
     Returns:
@@ -90,6 +94,7 @@ def export_ticket(
 
     Raises:
         FormatError: the file is damaged or not a ticket.
+        BaseFileError: as for `pabzip.open`.
         ArchitectureError: a custom architecture without ``net``, or a ``net`` that does not fit.
         ExportError: as for `export_onnx`; also a target that is the source, or a custom
             architecture without ``input_shape`` and ``example_inputs``.
@@ -106,7 +111,7 @@ def export_ticket(
             f"{os.fspath(target)}: expected a target other than the ticket, found the same file "
             f"as {os.fspath(source)}; choose another name"
         )
-    return _write(_build_ticket(source, net, input_shape, max_bytes, options), target)
+    return _write(_build_ticket(source, net, input_shape, max_bytes, base, options), target)
 
 
 def load_session(
@@ -116,6 +121,7 @@ def load_session(
     net: nn.Module | None = None,
     input_shape: Sequence[int] | None = None,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
     **options: Unpack[OnnxOptions],
 ) -> InferenceSession:
     """Build an ONNX Runtime session from a ``.pabz`` file, in memory; no file is written.
@@ -130,6 +136,7 @@ def load_session(
         net: as for `export_ticket`.
         input_shape: as for `export_ticket`.
         max_bytes: as for `export_ticket`.
+        base: as for `export_ticket`.
         options: as for `export_onnx`.
 
     Returns:
@@ -137,11 +144,11 @@ def load_session(
         ``"logits"`` (batch, classes); by ``example_inputs``, with those of `build_onnx`.
 
     Raises:
-        FormatError, ArchitectureError, ExportError: as for `export_ticket`.
+        FormatError, BaseFileError, ArchitectureError, ExportError: as for `export_ticket`.
         MissingDependencyError: a package of the extra ``onnx``, or a provider, is not there.
     """
     create = session_maker(providers)
-    return create(_build_ticket(source, net, input_shape, max_bytes, options).data)
+    return create(_build_ticket(source, net, input_shape, max_bytes, base, options).data)
 
 
 def _build_ticket(
@@ -149,6 +156,7 @@ def _build_ticket(
     net: nn.Module | None,
     input_shape: Sequence[int] | None,
     max_bytes: int | None,
+    base: BaseSource | None,
     options: OnnxOptions,
 ) -> BuiltModel:
     """Build the checked model of a ticket; arguments and errors as for `export_ticket`."""
@@ -173,9 +181,9 @@ def _build_ticket(
                 "pass the shape of one image, or example_inputs="
             )
     if net is None:
-        loaded = load(source, max_bytes=max_bytes)
+        loaded = load(source, max_bytes=max_bytes, base=base)
     else:
-        loaded = load_into(copy.deepcopy(net), source, max_bytes=max_bytes)
+        loaded = load_into(copy.deepcopy(net), source, max_bytes=max_bytes, base=base)
     if input_shape is None and not by_example:
         input_shape = registered_shape(arch, arch_options)
     return build_onnx(loaded, input_shape=input_shape, metadata=metadata, **options)

@@ -108,7 +108,13 @@ class _OfTicket:
         """Return a tensor, regenerated where it is seeded."""
         if name not in self._ticket.names:
             return None
-        return self._ticket.dtype(name), self._ticket.exact(name)
+        try:
+            return self._ticket.dtype(name), self._ticket.exact(name)
+        except BaseFileError as error:
+            raise BaseFileError(
+                f"base: {name}: expected a tensor, found a change of another file's; the base is "
+                "itself a file of changes; unpack it first"
+            ) from error
 
     def close(self) -> None:
         """Close the ticket, unless its caller opened it."""

@@ -83,7 +83,7 @@ def pack(
         ternary: also write as codes every other tensor whose values are 0 and plus or minus one
             scale, of the tensor or of each row, group or column: float32, float16, bfloat16, int8,
             or uint8 in transformers' layout of BitNet (`pabzip.packing.ternary`), and refuse a
-            ``source`` without any. A network then needs no seed. Sources without one, other than
+            ``source`` without any (not with ``base``). A network then needs no seed. Sources without one, other than
             networks, have their ternary tensors written so in any case.
         ticket: of a checkpoint whose magnitudes were trained, pack the ticket at initialization in
             their place: the seed and the mask (`Checkpoint.at_initialization`). Not of iterative
@@ -256,6 +256,7 @@ def prepared(
     ``dense_dtype`` rounds nothing here: it is what `Prepared.save` is going to be given, so that a
     folded network is checked as it will load. Files stay open until the ``with`` block ends.
     """
+    given = {"negative_zero": negative_zero != "keep", "bitnet_scale": bitnet_scale is not None}
     if bitnet_scale is None and isinstance(source, str | os.PathLike):
         bitnet_scale = bitnet_scale_of(source)
     packer = TernaryPacker(negative_zero=negative_zero, bitnet_scale=bitnet_scale)
@@ -269,7 +270,17 @@ def prepared(
         if base is not None:
             changed = open_base(base)
             stack.callback(changed.close)
-        yield _ready(opened, metadata or {}, fold_bn, dense_dtype, ternary, ticket, changed, packer)
+        made = _ready(
+            opened, metadata or {}, fold_bn, dense_dtype, ternary, ticket, changed, packer
+        )
+        for option in (name for name, own in given.items() if own and made.packer is None):
+            flag = {"negative_zero": "--drop-negative-zero"}.get(option, "--bitnet-scale")
+            raise PackError(
+                f"{option}: expected ternary beside it, found a network or checkpoint with a seed "
+                f"without, of which no tensor is taken for ternary; add ternary (--ternary), or "
+                f"leave out {option} ({flag})"
+            )
+        yield made
 
 
 def _ready(

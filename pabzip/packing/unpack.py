@@ -21,7 +21,7 @@ from pabzip.packing.gguf import write_gguf
 from pabzip.packing.npz_files import write_npz
 from pabzip.packing.safetensors_files import index_text, shard_names, split, write_safetensors
 from pabzip.packing.sources import Described
-from pabzip.ticket import Ticket
+from pabzip.ticket import GGUF_HEADER, Ticket
 
 MAX_SHARDS = 500
 """Of one checkpoint: all of them are open until the last is complete."""
@@ -66,6 +66,20 @@ def described(ticket: Ticket, *, as_stored: bool = False) -> dict[str, Described
         name: Described(ticket.plain_dtype(name), ticket.plain_shape(name))
         for name in ticket.plain_names
     }
+
+
+def blocks(ticket: Ticket) -> list[str]:
+    """Return the names of tensors of a ``.gguf`` file that stay bytes of blocks, such as Q8_0.
+
+    They are all of its uint8 but ternary ones: no such file has numbers of that type.
+    """
+    if GGUF_HEADER not in ticket.names:
+        return []
+    return [
+        name
+        for name in ticket.plain_names
+        if ticket.plain_dtype(name) == "uint8" and ticket.kind(name) != "ternary"
+    ]
 
 
 def values_of(

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pabzip.data import AnyImages, ImageFiles, Images, Splits, batches, load
-from pabzip.errors import DataError
+from pabzip.errors import BaseFileError, DataError
+from pabzip.packing.base import BaseSource
 from pabzip.train.build import evaluation_mode
 from pabzip.train.distributed import bounds
 from pabzip.train.results import Results
@@ -202,6 +203,7 @@ def open_model(
     *,
     net: nn.Module | None = None,
     max_bytes: int | None = None,
+    base: BaseSource | None = None,
 ) -> OpenedModel:
     """Read a ticket, a checkpoint (.pt, .pth) or an exported model (.onnx), by its suffix.
 
@@ -210,12 +212,21 @@ def open_model(
         device: where a network runs; an exported model runs on the CPU.
         net: takes the weights in place of the network that the file names.
         max_bytes: refuse a ticket that regenerates to more.
+        base: what a ticket of changes was packed on, as for `pabzip.open`.
+
+    Raises:
+        BaseFileError: as for `pabzip.open`; also a ``base`` for what is no ticket.
     """
     path = Path("" if isinstance(source, bytes) else source)
     suffix = path.suffix.lower()
     told: Mapping[str, object]
     model: Model
     seed: int | None = None
+    if base is not None and suffix in (".onnx", ".pt", ".pth"):
+        raise BaseFileError(
+            f"{path}: expected a ticket of changes (.pabz) beside a base, found a {suffix} file, "
+            "which needs none; leave out base (--base)"
+        )
     if suffix == ".onnx":
         from pabzip.runtime.onnx_session import open_onnx, session_logits
 
@@ -236,9 +247,10 @@ def open_model(
         with Ticket.open(source, max_bytes=max_bytes) as ticket:
             told, seed = ticket.metadata, ticket.seed
         if net is None:
-            model = loaders.load(source, device=device, max_bytes=max_bytes)
+            model = loaders.load(source, device=device, max_bytes=max_bytes, base=base)
         else:
-            model = loaders.load_into(net, source, max_bytes=max_bytes).to(device)
+            loaded = loaders.load_into(net, source, max_bytes=max_bytes, base=base)
+            model = loaded.to(device)
     data, fraction = told.get("data"), told.get("validation")
     held_out = None
     if isinstance(fraction, int | float) and fraction and seed is not None:

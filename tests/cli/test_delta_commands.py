@@ -57,6 +57,7 @@ def test_info_needs_no_base(project, run, tuned):
     assert result.exit_code == 0, result.stderr
     assert f"{packed['base']}, needed to unpack" in result.stdout
     assert "as the base" in result.stdout
+    assert "none of a seed; 3 of 4 tensors are changes of the base" in result.stdout
     found = json.loads(run("info", "tuned.pabz", "--json").stdout)
     assert found["base"] == packed["base"]
     changes = {row["name"]: row.get("change") for row in found["tensors"]}
@@ -92,6 +93,63 @@ def test_the_base_may_be_in_another_form(project, run, tuned):
     for form in ("safetensors", "npz", "pabz", "pt"):
         result = run("verify", "tuned.pabz", "--base", f"base.{form}")
         assert result.exit_code == 0, result.stderr
+
+
+@pytest.fixture
+def tuned_network(project):
+    """``net.pabz``: a network of a known architecture as changes of ``net.pt``."""
+    net = pabzip.models.build("lenet-300-100", in_channels=1, image_size=8, width=12)
+    torch.save(net.state_dict(), project.folder / "net.pt")
+    with torch.no_grad():
+        net.fc1.weight.add_(torch.randint(-1, 2, net.fc1.weight.shape) * 0.01)
+    pabzip.pack(net, project.folder / "net.pabz", base="net.pt", metadata={"data": "digits"})
+    pabzip.pack(net, project.folder / "plain.pabz", base={})
+    return net
+
+
+def test_a_fine_tune_is_measured_and_exported(project, run, tuned_network):
+    measured = run("eval", "net.pabz", "--base", "net.pt", "--json")
+    assert measured.exit_code == 0, measured.stderr
+    plain = run("eval", "plain.pabz", "--data", "digits", "--json")
+    assert measured.stdout == plain.stdout
+    own = ("--arch", "lenet-300-100", "--arch-option", "in_channels=1", "--arch-option")
+    own = (*own, "image_size=8", "--arch-option", "width=12")
+    assert run("eval", "net.pabz", "--base", "net.pt", *own, "--json").stdout == plain.stdout
+    result = run("export", "net.pabz", "--base", "net.pt", "-o", "net.onnx")
+    assert result.exit_code == 0, result.stderr
+    assert "agrees with torch" in result.stdout
+    for command in ("eval", "export"):
+        result = run(command, "net.pabz", *(["-o", "more.onnx"] if command == "export" else []))
+        assert result.exit_code == 1
+        assert "--base FILE" in result.stderr
+    result = run("export", "net.pabz", "--base", "net.pt", "-o", "net.pt", "-f")
+    assert "is the input net.pt itself" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["eval", "export", "unpack", "verify"])
+def test_a_base_that_is_not_needed_is_refused(project, run, tuned_network, command):
+    before = project.files()
+    output = ["-o", "new.onnx"] if command == "export" else []
+    result = run(command, "model.pabz", "--base", "net.pt", *output)
+    assert result.exit_code == 1
+    assert "expected changes of a base, found none, so the file needs no base" in result.stderr
+    assert project.files() == before
+
+
+def test_measuring_a_checkpoint_takes_no_base(project, run, tuned_network):
+    result = run("eval", "model.pt", "--base", "net.pt", "--data", "digits")
+    assert result.exit_code == 1
+    assert "expected a ticket of changes (.pabz) beside a base, found a .pt file" in result.stderr
+
+
+def test_a_base_of_changes_is_to_be_unpacked_first(project, run, tuned):
+    assert run("pack", "tuned.safetensors", "--base", "base.safetensors").exit_code == 0
+    result = run("pack", "tuned.safetensors", "--base", "tuned.pabz", "-o", "other.pabz")
+    assert result.exit_code == 1
+    assert "the base is itself a file of changes; unpack it first" in result.stderr
+    result = run("verify", "tuned.pabz", "--base", "tuned.pabz")
+    assert result.exit_code == 1
+    assert "the base is itself a file of changes; unpack it first" in result.stderr
 
 
 def test_reading_needs_no_torch(project, run, tuned):

@@ -152,9 +152,28 @@ def test_bitnet_weights_are_plain_or_as_stored(project, run):
         '{"quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear"}}'
     )
     assert run("pack", "bitnet.pt", "--ternary", "-f").exit_code == 0
+    result = run("unpack", "bitnet.pabz", "-o", "other.pt", "--bitnet-scale", "divide")
+    assert result.exit_code == 1
+    assert "expected bitnet_scale to be multiply, as the file says, found divide" in result.stderr
+    result = run("unpack", "bitnet.pabz", "-o", "o.pt", "--bitnet-scale", "divide", "--as-stored")
+    assert result.exit_code == 2
+    assert "expected plain weights, found --as-stored" in result.stderr
+    assert not project.files() & {"other.pt", "o.pt"}
     assert run("unpack", "bitnet.pabz", "-o", "plain.pt", "-f").exit_code == 0
     plain = torch.load(project.folder / "plain.pt", weights_only=True)
     assert torch.equal(plain["l.weight"], (codes * torch.tensor(2.5)).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("option", [["--drop-negative-zero"], ["--bitnet-scale", "divide"]])
+def test_options_of_ternary_tensors_need_ternary_beside_a_seed(project, run, option):
+    before = project.files()
+    result = run("pack", "model.pt", "-o", "new.pabz", *option)
+    assert result.exit_code == 1
+    assert "without, of which no tensor is taken for ternary; add ternary (--ternary)" in (
+        result.stderr
+    )
+    assert option[0] in result.stderr
+    assert project.files() == before
 
 
 def test_negative_zeros_are_told(project, run):

@@ -53,6 +53,16 @@ def test_unpack_pt(project, run):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("suffix", ["pth", "bin"])
+def test_other_suffixes_of_a_state_dict(project, run, suffix):
+    result = run("unpack", "model.pabz", "-o", f"out.{suffix}", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["format"] == "pt"
+    found = torch.load(project.folder / f"out.{suffix}", weights_only=True)
+    expected = pabzip.load_file(project.ticket)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt"])
 def test_unpack_twice_gives_the_same_bytes(project, run, suffix):
     for name in ("one", "two"):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import pabzip
 from pabzip.errors import ArchitectureError, FormatError, LimitError, PackError
-from pabzip.formats import DENSE_TYPES, TernaryTensor, TiedTensor
+from pabzip.formats import DENSE_TYPES, DeltaTensor, TernaryTensor, TiedTensor
+from pabzip.formats.delta_changes import Change
 from pabzip.formats.ternary_layouts import FLOATS, LAYOUTS
 from pabzip.formats.trits import pack_floats
 from pabzip.ticket import DenseTensor, Ticket
@@ -94,6 +95,7 @@ def test_a_second_reader_reads_the_same(
         expected = plain_ternary.decode(row, found.packed.tobytes(), scales)
         exact = ticket.exact("w", threads=threads)
         assert exact.tobytes() == expected
+        assert ticket.exact("w", backend="numpy").tobytes() == expected
         assert exact.shape == tensor.shape == ticket.shape("w")
         assert ticket.dtype("w") == tensor.dtype
         codes = [
@@ -136,6 +138,32 @@ def test_weights_pack_as_their_codes_do(dtype: str, per_byte: int) -> None:
     assert dropped.tobytes() == TernaryTensor.of_codes("w", codes).packed.tobytes()
 
 
+def test_plain_numpy_needs_no_compiled_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    codes = rng.integers(-1, 2, (60, 256)).astype(np.int8)
+    base = rng.standard_normal((60, 256), np.float32)
+    floats = TernaryTensor.of_codes("f", codes, rng.random(60, np.float32) + 1, dtype="float32")
+    symbols = rng.integers(0, 4, codes.shape)
+    steps = DeltaTensor(
+        "d", codes.shape, "float32", Change("steps", False, "float32", False, "trits"),
+        TernaryTensor.of_codes("d", codes).packed, np.array(0.5, np.float32), lambda: base,
+    )  # fmt: skip
+    held = [floats, replace(zeros_kept(floats, symbols), name="z"), *bitnet("multiply"), steps]
+    ticket = Ticket(seed=0, tensors=held)
+    expected = ticket.sha256()
+    plain = ticket.weight("l.weight")
+
+    def unpack(*_arguments: Any) -> None:
+        raise AssertionError("a compiled loop")
+
+    for name in ("floats", "codes", "planes", "blocks", "symbols"):
+        monkeypatch.setattr(f"pabzip.formats.trits.unpack_{name}", unpack)
+    assert ticket.sha256(backend="numpy") == expected
+    np.testing.assert_array_equal(ticket.weight("l.weight", backend="numpy"), plain)
+    with pytest.raises(AssertionError, match="a compiled loop"):
+        ticket.sha256()
+
+
 def test_ranges_and_threads_cut_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     codes = rng.integers(-1, 2, (64, 5 * 256)).astype(np.int8)
@@ -154,6 +182,7 @@ def test_ranges_and_threads_cut_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("pabzip.formats.ternary._RANGE", 1000)
     for one, expected in zip((plain, *others), whole, strict=True):
         assert one.array(threads=7).tobytes() == expected
+        assert one.array(backend="numpy", threads=7).tobytes() == expected
         assert b"".join(part.tobytes() for part in one.elements(0)) == expected
         np.testing.assert_array_equal(one.codes(threads=5), codes)
 
