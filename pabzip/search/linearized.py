@@ -279,7 +279,7 @@ class LinearizedNetwork(NetworkCopy):
         output: Output | None = None,
     ):
         super().__init__(net, weights, torch.float64, output)
-        buffers = {name for name, _ in net.named_buffers()}
+        buffers = {name for name, _ in self._net.named_buffers()}
         with torch.no_grad():
             for name, tensor in self._state.items():
                 if tensor.is_floating_point():
@@ -292,12 +292,10 @@ class LinearizedNetwork(NetworkCopy):
 
     def flow(self) -> Flow:
         """Return R and what its gradients are made of; raises what a call of the network does."""
-        with self.isolated(training=lambda _: False):
+        with self.isolated(training=lambda _: False), self.swapped_in():
             call, starts = starting(self._inputs, self.device)
             with LinearizedForward(starts, self.weights, self._owners) as forward:
-                lookups = LookupStarts(
-                    call, self._by_original.values(), self.weights.values(), forward.start
-                )
+                lookups = LookupStarts(call, self._parameters, self.weights.values(), forward.start)
                 with lookups:
                     total = self(call).sum()
             starts += lookups.starts

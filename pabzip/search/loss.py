@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -116,13 +116,10 @@ class LossNetwork(NetworkCopy):
         Raises:
             SearchError: as `gradients`, or an operation that has no second derivative.
         """
+        wanted = list(self.weights.values())
         # Of torch's attentions, only the one in plain steps can be derived twice.
         with sdpa_kernel(SDPBackend.MATH):
-            return self._hessian_gradients()
-
-    def _hessian_gradients(self) -> dict[str, Tensor]:
-        wanted = list(self.weights.values())
-        direction = self.gradients()
+            direction = self.gradients()
         with torch.no_grad():
             for name, weight in self.weights.items():
                 direction[name].masked_fill_(weight == 0, 0.0)
@@ -141,25 +138,26 @@ class LossNetwork(NetworkCopy):
                     f"found one that cannot ({error}); search by another method"
                 ) from error
 
-        with sdpa_kernel(SDPBackend.MATH):  # torch's fast kernels have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):
             return self._summed(product)
 
     def _summed(self, derivative: Callable[[Tensor], Sequence[Tensor]]) -> dict[str, Tensor]:
         """Return the sum over the batches of what ``derivative`` gives for each one's loss."""
         total = [torch.zeros_like(weight, requires_grad=False) for weight in self.weights.values()]
         with self.isolated(training=lambda m: self._by_batch and isinstance(m, _NormBase)):
-            for loss in self._losses():
-                torch._foreach_add_(total, list(derivative(loss)))
+            for call, targets in self._batches:
+                with self.swapped_in():
+                    parts = derivative(self._loss_of(call, targets))
+                torch._foreach_add_(total, list(parts))
         return dict(zip(self.weights, total, strict=True))
 
-    def _losses(self) -> Iterator[Tensor]:
-        """Yield the losses of the batches; they add up to the mean over all samples."""
-        for call, targets in self._batches:
-            if self._loss is None and targets is not None:
-                loss = self._cross_entropy(call, targets)
-            else:
-                loss = self._own_loss(call, targets)
-            yield loss * (_size(call) / self._samples)
+    def _loss_of(self, call: Call, targets: Any) -> Tensor:
+        """Return the loss of a batch; those of all batches add up to the mean over all samples."""
+        if self._loss is None and targets is not None:
+            loss = self._cross_entropy(call, targets)
+        else:
+            loss = self._own_loss(call, targets)
+        return loss * (_size(call) / self._samples)
 
     def _cross_entropy(self, call: Call, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch's logits, over the temperature."""
