@@ -15,6 +15,12 @@ from pabzip.errors import SearchError
 from pabzip.swap import swapped
 from pabzip.wrappers import uncompiled, unwrap
 
+CHECKPOINTED = (
+    "expected a network that keeps its activations for the backward pass, found one that computes "
+    "them again (activation checkpointing) or moves them by hooks; turn that off for the search"
+)
+"""Why a network is refused whose backward pass cannot be followed."""
+
 
 @contextmanager
 def full_float32() -> Iterator[None]:
@@ -147,10 +153,12 @@ class NetworkCopy:
             SearchError: the network refuses the inputs.
         """
         try:
-            return self._net(*call.args, **call.kwargs)
+            return self._forward(call)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if CHECKPOINTED in str(error):
+                raise SearchError(f"{type(self._net).__name__}: {CHECKPOINTED}") from error
             raise SearchError(
                 f"{self._where(call)}: the forward pass failed ({error}). Expected inputs that the "
                 "network takes, an input_shape without the batch dimension or batches as in "
@@ -165,6 +173,27 @@ class NetworkCopy:
                 "without a gradient; does the network detach it, or run under no_grad?"
             )
         return output
+
+    def _forward(self, call: Call) -> Any:
+        return self._net(*call.args, **call.kwargs)
+
+    @contextmanager
+    def derived(self) -> Iterator[None]:
+        """Say in our words that a backward pass within the block fails.
+
+        Raises:
+            SearchError: it does; ``torch.OutOfMemoryError`` stays itself.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).split("\n")[0]
+            failed = f"the backward pass failed ({reason})"
+            raise SearchError(
+                f"{type(self._net).__name__}: {CHECKPOINTED if 'checkpoint' in reason else failed}"
+            ) from error
 
     def _where(self, call: Call) -> str:
         return f"{type(self._net).__name__} on {call.shown}"

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from pabzip.calls import Call, Output
 from pabzip.errors import SearchError
 from pabzip.search.gates import FlowOwners, Gates, seeds
-from pabzip.search.isolation import NetworkCopy
+from pabzip.search.isolation import CHECKPOINTED, NetworkCopy
 from pabzip.search.layer_products import Product, read_call
 from pabzip.search.linear_forms import linear_form
 from pabzip.search.product_forms import attention_mask
@@ -305,7 +305,8 @@ class LinearizedNetwork(NetworkCopy):
                     "integers that look up a parameter, as embeddings do, found neither; search "
                     "by magnitude or at random"
                 )
-            from_starts, rests = forward.gradients(total, starts, list(self.weights.values()))
+            with self.derived():
+                from_starts, rests = forward.gradients(total, starts, list(self.weights.values()))
         return Flow(
             total=float(total.detach()),
             products=forward.products,
@@ -313,3 +314,8 @@ class LinearizedNetwork(NetworkCopy):
             reached=forward.reached,
             from_inputs=[gradient for gradient in from_starts if gradient is not None],
         )
+
+    def _forward(self, call: Call) -> Any:
+        # What is computed again in the backward pass would be so without the linear forms.
+        with torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTED):
+            return super()._forward(call)

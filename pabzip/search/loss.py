@@ -147,7 +147,9 @@ class LossNetwork(NetworkCopy):
         with self.isolated(training=lambda m: self._by_batch and isinstance(m, _NormBase)):
             for call, targets in self._batches:
                 with self.swapped_in():
-                    parts = derivative(self._loss_of(call, targets))
+                    loss = self._loss_of(call, targets)
+                    with self.derived():
+                        parts = derivative(loss)
                 torch._foreach_add_(total, list(parts))
         return dict(zip(self.weights, total, strict=True))
 
