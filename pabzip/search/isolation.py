@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from pabzip.calls import Call, Output, main_output, shown
 from pabzip.errors import SearchError
+from pabzip.swap import swapped
 from pabzip.wrappers import runnable, uncompiled
+
+CHECKPOINTED = (
+    "expected a network that keeps its activations for the backward pass, found one that computes "
+    "them again (activation checkpointing) or moves them by hooks; turn that off for the search"
+)
+"""Why a network is refused whose backward pass cannot be followed."""
 
 
 @contextmanager
@@ -43,8 +50,8 @@ def full_float32() -> Iterator[None]:
 class NetworkCopy:
     """A network that runs on copies of its parameters and buffers, its own left as they are.
 
-    The copies are handed to the network for one call at a time (``torch.func.functional_call``),
-    so its own weights, signs, buffers, gradients and dtypes are never written.
+    The network has the copies within `swapped_in` alone, so its own weights, signs, buffers,
+    gradients and dtypes are never written.
 
     Floating tensors are copied to ``dtype``, and the copies of ``weights`` require gradients.
     ``output`` finds the tensor in what the network returns; None takes `main_output`.
@@ -73,7 +80,11 @@ class NetworkCopy:
             name: self._state[names[id(parameter)]].requires_grad_()
             for name, parameter in weights.items()
         }
-        self._by_original = {key: self._state[name] for key, name in names.items()}
+        self._parameters = [self._state[name] for name in names.values()]
+        self._pairs = [
+            (tensor, self._state[name])
+            for name, tensor in (*net.named_parameters(), *net.named_buffers())
+        ]
 
     @torch.no_grad()
     def prune(self, masks: Mapping[str, Tensor]) -> None:
@@ -107,8 +118,18 @@ class NetworkCopy:
             for module, mode in modes:
                 module.training = mode
 
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Run the network on the copies within the block, uncompiled.
+
+        The backward pass belongs into the block: a network that checkpoints activations computes
+        them once more there.
+        """
+        with uncompiled(), swapped(self._net, self._pairs):
+            yield
+
     def __call__(self, call: Call) -> Tensor:
-        """Return the output tensor of a call; to be made within `isolated`.
+        """Return the output tensor of a call; to be made within `isolated` and `swapped_in`.
 
         Raises:
             SearchError: the network refuses the inputs, or does not give a floating tensor that
@@ -126,19 +147,18 @@ class NetworkCopy:
         return self.derivable(output, call)
 
     def returned(self, call: Call) -> Any:
-        """Return what the network returns for a call; to be made within `isolated`.
+        """Return what the network returns for a call; to be made as `__call__` is.
 
         Raises:
             SearchError: the network refuses the inputs.
         """
         try:
-            with uncompiled(), self._recurrent_copies():
-                return torch.func.functional_call(
-                    self._net, self._state, call.args, dict(call.kwargs)
-                )
+            return self._forward(call)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if CHECKPOINTED in str(error):
+                raise SearchError(f"{type(self._net).__name__}: {CHECKPOINTED}") from error
             raise SearchError(
                 f"{self._where(call)}: the forward pass failed ({error}). Expected inputs that the "
                 "network takes, an input_shape without the batch dimension or batches as in "
@@ -154,18 +174,26 @@ class NetworkCopy:
             )
         return output
 
-    def _where(self, call: Call) -> str:
-        return f"{type(self._net).__name__} on {call.shown}"
+    def _forward(self, call: Call) -> Any:
+        return self._net(*call.args, **call.kwargs)
 
     @contextmanager
-    def _recurrent_copies(self) -> Iterator[None]:
-        """Hand the copies to recurrent layers, which keep lists of their weights of their own."""
-        layers = [module for module in self._net.modules() if isinstance(module, nn.RNNBase)]
-        before = [layer._flat_weights for layer in layers]
+    def derived(self) -> Iterator[None]:
+        """Say in our words that a backward pass within the block fails.
+
+        Raises:
+            SearchError: it does; ``torch.OutOfMemoryError`` stays itself.
+        """
         try:
-            for layer, flat in zip(layers, before, strict=True):
-                layer._flat_weights = [self._by_original.get(id(weight), weight) for weight in flat]
             yield
-        finally:
-            for layer, flat in zip(layers, before, strict=True):
-                layer._flat_weights = flat
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).split("\n")[0]
+            failed = f"the backward pass failed ({reason})"
+            raise SearchError(
+                f"{type(self._net).__name__}: {CHECKPOINTED if 'checkpoint' in reason else failed}"
+            ) from error
+
+    def _where(self, call: Call) -> str:
+        return f"{type(self._net).__name__} on {call.shown}"

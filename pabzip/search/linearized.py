@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from pabzip.calls import Call, Output, named_tensors
 from pabzip.errors import SearchError
 from pabzip.search.gates import FlowOwners, Gates, seeds
-from pabzip.search.isolation import NetworkCopy
+from pabzip.search.isolation import CHECKPOINTED, NetworkCopy
 from pabzip.search.layer_products import Product, read_call
 from pabzip.search.linear_forms import linear_form
 from pabzip.search.product_forms import attention_mask
@@ -268,7 +268,7 @@ class LinearizedNetwork(NetworkCopy):
         output: Output | None = None,
     ):
         super().__init__(net, weights, torch.float64, output)
-        buffers = {name for name, _ in net.named_buffers()}
+        buffers = {name for name, _ in self._net.named_buffers()}
         with torch.no_grad():
             for name, tensor in self._state.items():
                 if tensor.is_floating_point():
@@ -281,12 +281,10 @@ class LinearizedNetwork(NetworkCopy):
 
     def flow(self) -> Flow:
         """Return R and what its gradients are made of; raises what a call of the network does."""
-        with self.isolated(training=lambda _: False):
+        with self.isolated(training=lambda _: False), self.swapped_in():
             call, starts = starting(self._inputs, self.device)
             with LinearizedForward(starts, self.weights, self._owners) as forward:
-                lookups = LookupStarts(
-                    call, self._by_original.values(), self.weights.values(), forward.start
-                )
+                lookups = LookupStarts(call, self._parameters, self.weights.values(), forward.start)
                 with lookups:
                     total = self(call).sum()
             starts += lookups.starts
@@ -296,7 +294,8 @@ class LinearizedNetwork(NetworkCopy):
                     "integers that look up a parameter, as embeddings do, found neither; search "
                     "by magnitude or at random"
                 )
-            from_starts, rests = forward.gradients(total, starts, list(self.weights.values()))
+            with self.derived():
+                from_starts, rests = forward.gradients(total, starts, list(self.weights.values()))
         return Flow(
             total=float(total.detach()),
             products=forward.products,
@@ -304,3 +303,8 @@ class LinearizedNetwork(NetworkCopy):
             reached=forward.reached,
             from_inputs=[gradient for gradient in from_starts if gradient is not None],
         )
+
+    def _forward(self, call: Call) -> Any:
+        # What is computed again in the backward pass would be so without the linear forms.
+        with torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTED):
+            return super()._forward(call)

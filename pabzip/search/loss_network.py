@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -141,18 +141,21 @@ class LossNetwork(NetworkCopy):
         """Return the sum over the batches of what ``derivative`` gives for each one's loss."""
         total = [torch.zeros_like(weight, requires_grad=False) for weight in self.weights.values()]
         with self.isolated(training=lambda m: self._by_batch and isinstance(m, _NormBase)):
-            for loss in self._losses():
-                torch._foreach_add_(total, list(derivative(loss)))
+            for call, targets in self._batches:
+                with self.swapped_in():
+                    loss = self._loss_of(call, targets)
+                    with self.derived():
+                        parts = derivative(loss)
+                torch._foreach_add_(total, list(parts))
         return dict(zip(self.weights, total, strict=True))
 
-    def _losses(self) -> Iterator[Tensor]:
-        """Yield the losses of the batches; they add up to the mean over all samples."""
-        for call, targets in self._batches:
-            if self._loss is None and targets is not None:
-                loss = self._cross_entropy(call, targets)
-            else:
-                loss = self._own_loss(call, targets)
-            yield loss * (_size(call) / self._samples)
+    def _loss_of(self, call: Call, targets: Any) -> Tensor:
+        """Return the loss of a batch; those of all batches add up to the mean over all samples."""
+        if self._loss is None and targets is not None:
+            loss = self._cross_entropy(call, targets)
+        else:
+            loss = self._own_loss(call, targets)
+        return loss * (_size(call) / self._samples)
 
     def _cross_entropy(self, call: Call, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch's logits, over the temperature."""

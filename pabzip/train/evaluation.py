@@ -10,18 +10,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pabzip.data import AnyImages, ImageFiles, Images, Splits, batches, load
 from pabzip.errors import BaseFileError, DataError
 from pabzip.packing.base import BaseSource
+from pabzip.swap import swapped
 from pabzip.train.build import evaluation_mode
 from pabzip.train.distributed import bounds
 from pabzip.train.results import Results
@@ -163,14 +162,18 @@ def _ready(
         own = next((parameter.device for parameter in model.parameters()), "cpu")
         # A convolution adds in another order where its weights lie otherwise. Strides decide, not
         # is_contiguous, for which a kernel of one pixel lies both ways.
-        moved = {
-            name: parameter.detach().clone(memory_format=torch.contiguous_format)
-            for name, parameter in model.named_parameters()
+        moved = [
+            (parameter, parameter.detach().clone(memory_format=torch.contiguous_format))
+            for parameter in model.parameters()
             if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
-        }
+        ]
+
+        def forward(inputs: Tensor) -> Any:
+            with swapped(model, moved):
+                return model(inputs)
+
         with evaluation_mode(model), uncompiled():
-            forward = partial(functional_call, model, moved) if moved else model
-            yield forward, torch.device(device or own)
+            yield forward if moved else model, torch.device(device or own)
 
 
 def _measure(forward: Callable[[Tensor], Any], inputs: Tensor, labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import pabzip
 from pabzip.calls import Call
@@ -425,6 +426,49 @@ def test_grasp_goes_through_attention():
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
 }  # fmt: skip
+
+
+class Checkpointed(nn.Module):
+    """A network whose first layers are computed again in the backward pass, or are not."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.reentrant = reentrant
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        if self.reentrant is None:
+            return self.head(self.body(x).relu())
+        return self.head(checkpoint(self.body, x, use_reentrant=self.reentrant).relu())
+
+
+@pytest.mark.parametrize("method", [snip, grasp])
+def test_checkpointed_activations_give_the_same_masks(method):
+    images, labels = torch.randn(32, 8), torch.randint(0, 4, (32,))
+    net, masks = pabzip.init_(Checkpointed(None), 0), []
+    drawn = copy.deepcopy(net.state_dict())
+    for net.reentrant in (None, False):
+        net.load_state_dict(drawn)
+        masks.append(method(net, 0.2, example_inputs=images, targets=labels, iterations=5))
+    assert same(*masks)
+
+
+@pytest.mark.parametrize(
+    ("method", "reentrant"), [(snip, True), (grasp, True), (synflow, True), (synflow, False)]
+)
+def test_what_cannot_be_computed_again_is_refused(method, reentrant):
+    net = pabzip.init_(Checkpointed(reentrant), 0)
+    before = copy.deepcopy(net.state_dict())
+    options = {"example_inputs": torch.randn(3, 8), "targets": torch.tensor([0, 1, 2])}
+    with pytest.raises(
+        SearchError,
+        match=r"Checkpointed: expected a network that keeps its activations for the backward pass, "
+        r"found one that computes them again \(activation checkpointing\) or moves them by hooks; "
+        "turn that off for the search",
+    ):
+        method(net, 0.2, **options)
+    assert same(before, net.state_dict())
 
 
 class TestTransformers:

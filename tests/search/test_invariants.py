@@ -1,5 +1,7 @@
 """What holds for every search: exact counts, shots that only prune, and a network left alone."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -112,6 +114,49 @@ def test_nothing_but_pruned_weights_changes(name):
         found, drawn = net.state_dict()[key], before["state"][key]
         expected = torch.where(mask, drawn, torch.zeros(()))
         assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+FUNCTIONS = {"synflow": synflow, "snip": snip, "grasp": grasp, "magnitude": magnitude}
+
+
+class Shared(nn.Module):
+    """A network with one layer, one norm and one recurrent layer under two names each."""
+
+    def __init__(self, breaks=False):
+        super().__init__()
+        self.first = self.again = nn.Linear(6, 6)
+        self.norm = self.same = nn.BatchNorm1d(6)
+        self.steps = self.more = nn.GRU(6, 6)
+        self.last = nn.Linear(6, 3)
+        self.breaks = breaks
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        x = self.steps(self.same(self.again(x)).expand(2, -1, -1))[0]
+        if self.breaks:
+            raise ValueError("broken")
+        return self.last(self.more(x)[0][-1])
+
+
+def identities(net):
+    """Return which tensors a network has, where."""
+    tables = [table for m in net.modules() for table in (m._parameters, m._buffers)]
+    places = [[(key, id(value)) for key, value in table.items()] for table in tables]
+    return places, list(map(id, net.steps._flat_weights))
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_layers_under_two_names_keep_their_parameters(name, breaks):
+    net = pabzip.init_(Shared(breaks), 3)
+    before = identities(net)
+    options = {"example_inputs": torch.randn(4, 6), "targets": torch.tensor([0, 1, 2, 0])}
+    if name == "magnitude":
+        options = {}
+    with pytest.raises(SearchError) if breaks and options else nullcontext():
+        masks = FUNCTIONS[name](net, 0.5, **options)
+        assert torch.equal(net.again.weight != 0, masks["first.weight"])
+    assert identities(net) == before
 
 
 @pytest.mark.parametrize("name", ["synflow", "synflow-float32", "snip", "grasp"])

@@ -87,6 +87,17 @@ def test_numbers_do_not_depend_on_how_weights_lie() -> None:
     assert net[3].weight is weight
 
 
+def test_a_layer_under_two_names_keeps_its_weight() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(1))
+    net.append(net[1]).append(nn.Linear(16, 3))
+    order = [0, 1, 3, 2, 4]
+    net = nn.Sequential(*(net[place] for place in order)).to(memory_format=torch.channels_last)
+    before = list(map(id, net.parameters()))
+    evaluate(net, some_images(10))
+    assert list(map(id, net.parameters())) == before
+    assert all(isinstance(parameter, nn.Parameter) for parameter in net[1]._parameters.values())
+
+
 def test_a_callable_may_return_an_array() -> None:
     net, images = small_net().eval(), some_images(20)
 
