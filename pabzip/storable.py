@@ -69,7 +69,8 @@ def check_seeded_dtype(name: str, dtype: str) -> None:
     """
     if dtype != "float32":
         way_out = (
-            "call net.float() before pabzip.init_, and keep it float32 until it is packed. "
+            "call net.float() before pabzip.init_, and keep the network float32 until it is "
+            "packed. "
             f"The file loads in any dtype: pabzip.load_into(MyNet().to(torch.{dtype}), file)"
         )
         raise PackError(
