@@ -68,8 +68,9 @@ def check_seeded_dtype(name: str, dtype: str) -> None:
     """
     if dtype != "float32":
         way_out = (
-            "call net.float() before pabzip.init_, and keep the network float32 until it is packed. "
-            f"The file loads in any dtype: pabzip.load_into(MyNet().to(torch.{dtype}), file)"
+            "call net.float() before pabzip.init_, and keep the network float32 until it is "
+            "packed. The file loads in any dtype: "
+            f"pabzip.load_into(MyNet().to(torch.{dtype}), file)"
         )
         raise PackError(
             f"{name}: expected a float32 seeded weight, found torch.{dtype}; "
