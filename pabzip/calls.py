@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pabzip.errors import PabzError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -168,6 +170,45 @@ def entry(returned: object, name: str) -> Any:
     if isinstance(returned, Mapping):
         return returned.get(name)
     return getattr(returned, name, None)
+
+
+def guarded(
+    function: Callable[..., Any] | None, name: str, takes: str, error: type[PabzError]
+) -> Callable[..., Any] | None:
+    """Return a caller's function, which raises ``error`` where it fails; None for None.
+
+    Args:
+        function: what the caller has given.
+        name: of the argument, for messages.
+        takes: what it is called with, for messages.
+        error: the class to raise.
+
+    Raises:
+        error: at once for what is no function, or is the class of a module and not a module.
+    """
+    import torch
+
+    if function is None:
+        return None
+    expected = f"{name}: expected a function of {takes}"
+    if isinstance(function, type) and issubclass(function, torch.nn.Module):
+        made = function.__name__
+        raise error(f"{expected}, found the class {made}; pass a module of it, {made}()")
+    if not callable(function):
+        raise error(f"{expected}, found {function!r}")
+
+    def guard(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as failure:
+            given = ", ".join(map(shown, args))
+            raise error(
+                f"{expected}, found that it fails on {given} ({type(failure).__name__}: {failure})"
+            ) from failure
+
+    return guard
 
 
 def shown(value: object) -> str:

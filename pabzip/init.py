@@ -109,13 +109,13 @@ def init_(
     require("torch", extra="torch", purpose="pabzip.init_")
     import torch
 
-    from pabzip.selection import checked_kinds, choose, drawable, oriented
+    from pabzip.selection import checked_kinds, choose, drawable, names_of, oriented
     from pabzip.storable import check_network
 
     check_whole(net, "init_", "draw the network before fully_shard (or FSDP)", SeedError)
     check_seed(seed)
     if only is not None and not callable(only):
-        only = [only] if isinstance(only, str) else list(only)  # read twice
+        only = names_of("only", only)  # read twice
     kinds = checked_kinds(kinds)
     inner = unwrap(net)
     found = drawable(inner, kinds, only)
@@ -123,7 +123,7 @@ def init_(
     listed = ", ".join(kinds)
     expected = f"a weight to draw ({listed}, or an Embedding itself in only=)"
     chosen = choose(inner, holders, only, skip, expected)
-    also = _buffers(inner, [buffers] if isinstance(buffers, str) else buffers)
+    also = _buffers(inner, names_of("buffers", buffers))
     if not chosen and not also:
         raise SeedError(
             f"init_: expected at least one weight to seed ({listed}), found none in "

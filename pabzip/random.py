@@ -162,8 +162,9 @@ def _draw(
         return result
     torch = require("torch", extra="torch", purpose=f"{kind} of a torch tensor")
     if out is None:
-        out = torch.empty(sizes, dtype=getattr(torch, name), device=device or "cpu")
-    elif device is not None and torch.device(device).type != out.device.type:
+        place = _device("cpu" if device is None else device)
+        out = torch.empty(sizes, dtype=getattr(torch, name), device=place)
+    elif device is not None and _device(device).type != out.device.type:
         raise SeedError(f"device: expected that of out, {out.device}, found {device}")
     assert not isinstance(out, np.ndarray)
     flat = out.detach()
@@ -177,6 +178,20 @@ def _draw(
         held = _draw(kind, sizes, key, stream, getattr(torch, name), None, None, first, threads)
         flat.copy_(held.view(-1))
     return out
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """Return a device of torch's; refuse what names none, and one that is not there."""
+    torch = importlib.import_module("torch")
+    try:
+        found: torch.device = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise SeedError(
+            f"device: expected one that torch has here, such as 'cpu', found {device!r} ({reason})"
+        ) from error
+    return found
 
 
 def _drawn_by_triton(kind: str, seed: int, spec: InitSpec, start: int, flat: torch.Tensor) -> bool:

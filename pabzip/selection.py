@@ -84,6 +84,19 @@ def weights_of(module: nn.Module) -> tuple[str, tuple[str, ...]] | None:
     return kind, names
 
 
+def names_of(option: str, names: str | Iterable[str]) -> list[str]:
+    """Return the names that an argument holds, one or several.
+
+    Raises:
+        SeedError: it is neither; the message has the argument's name, ``option``.
+    """
+    if isinstance(names, str):
+        return [names]
+    if not isinstance(names, Iterable):
+        raise SeedError(f"{option}: expected a name, or several in a list, found {names!r}")
+    return list(names)
+
+
 def checked_kinds(kinds: str | Iterable[str] | None) -> tuple[str, ...]:
     """Return the kinds that an argument names: one or several, ``"all"``, or None for the default.
 
@@ -92,7 +105,7 @@ def checked_kinds(kinds: str | Iterable[str] | None) -> tuple[str, ...]:
     """
     if kinds is None:
         return DEFAULT_KINDS
-    names = WEIGHT_KINDS if kinds == "all" else (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    names = WEIGHT_KINDS if kinds == "all" else tuple(names_of("kinds", kinds))
     unknown = [repr(name) for name in names if name not in WEIGHT_KINDS] or ["none"]
     if unknown != ["none"] or not names:
         raise SeedError(
@@ -181,7 +194,7 @@ def choose(
             found = {n for n, m in holders.items() if selection(m, n.rpartition(".")[0])}
         else:
             found = set()
-            for wanted in [selection] if isinstance(selection, str) else selection:
+            for wanted in names_of(option, selection):
                 matches = {n for n in holders if n == wanted or n.startswith(f"{wanted}.")}
                 matches = matches or set(_by_second_name(net, holders, wanted))
                 if not matches:

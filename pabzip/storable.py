@@ -70,8 +70,8 @@ def check_seeded_dtype(name: str, dtype: str) -> None:
     if dtype != "float32":
         way_out = (
             "call net.float() before pabzip.init_, and keep the network float32 until it is "
-            "packed. "
-            f"The file loads in any dtype: pabzip.load_into(MyNet().to(torch.{dtype}), file)"
+            "packed. The file loads in any dtype: "
+            f"pabzip.load_into(MyNet().to(torch.{dtype}), file)"
         )
         raise PackError(
             f"{name}: expected a float32 seeded weight, found torch.{dtype}; "

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from pabzip._optional import require
-from pabzip.errors import PabzError
+from pabzip.errors import PabzError, SeedError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,6 +66,7 @@ def runnable(net: nn.Module) -> nn.Module:
     Returns:
         The network itself or a view, as of `unwrap`.
     """
+    _check_network(net, SeedError)
     inner = net
     while (child := _child(inner)) is not None:
         inner = child
@@ -77,6 +78,7 @@ def runnable(net: nn.Module) -> nn.Module:
 
 def bare(net: nn.Module) -> nn.Module:
     """Return the network without the wrappers around it; parts of it may still have theirs."""
+    _check_network(net, SeedError)
     while True:
         inner = _child(net)
         if inner is None:
@@ -142,11 +144,19 @@ def check_whole(net: nn.Module, what: str, way: str, error: type[PabzError]) -> 
         net: any network.
         what: what needs whole weights, for the message.
         way: what to do instead.
-        error: the class to raise.
+        error: the class to raise, also of what is no network.
     """
+    _check_network(net, error)
     name = _sharded_name(net)
     if name is not None:
         raise error(f"{what}: {name}: expected a whole weight, found one that FSDP shards; {way}")
+
+
+def _check_network(net: object, error: type[PabzError]) -> None:
+    torch = require("torch", extra="torch", purpose="a network")
+    if not isinstance(net, torch.nn.Module):
+        what = f"the class {net.__name__}" if isinstance(net, type) else repr(net)
+        raise error(f"net: expected a network, a torch.nn.Module, found {what}")
 
 
 def is_split(tensor: Tensor) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pabzip.calls import EXAMPLE, Call, Output, named_tensors, shown
+from pabzip.calls import EXAMPLE, Call, Output, guarded, named_tensors, shown
 from pabzip.errors import ExportError
 from pabzip.export.graph import BATCH, trace
 from pabzip.export.parity import Case
@@ -73,6 +73,7 @@ class Example:
         names = found if input_names is None else tuple(input_names)
         _check_names("input_names", names, len(found), f"the inputs {', '.join(found)}")
         tensors = dict(zip(names, (tensor for _, tensor in call.tensors()), strict=True))
+        output = guarded(output, "output", "what the network returns", ExportError)
         return cls(
             net, call, names, _open_axes(tensors, dynamic_axes, dynamic_batch), output,
             None if output_names is None else tuple(output_names),
@@ -258,7 +259,13 @@ def _open_axes(
 ) -> dict[str, dict[int, str]]:
     """Return the open axes of each input: those asked for, and the batch."""
     axes: dict[str, dict[int, str]] = {name: {} for name in tensors}
-    for name, named in (dynamic_axes or {}).items():
+    given = {} if dynamic_axes is None else dynamic_axes
+    if not isinstance(given, Mapping) or not all(isinstance(v, Mapping) for v in given.values()):
+        raise ExportError(
+            "dynamic_axes: expected names of axes by input and axis, such as "
+            f"{{{next(iter(tensors))!r}: {{1: 'tokens'}}}}, found {dynamic_axes!r}"
+        )
+    for name, named in given.items():
         if name not in tensors:
             raise ExportError(
                 f"dynamic_axes: expected names among {', '.join(tensors)}, found {name!r}"

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pabzip.calls import EXAMPLE, Call, Output, shown
+from pabzip.calls import EXAMPLE, Call, Output, guarded, shown
 from pabzip.errors import SearchError
 from pabzip.init import selected
 from pabzip.search.collapse import refuse_collapse, refuse_ties_at_zero, refuse_unscored
@@ -74,6 +74,9 @@ class SearchCall:
         way = "search before fully_shard (or FSDP)"
         check_whole(self.net, "the search", way, SearchError)
         self.net = runnable(self.net)
+        takes = "the outputs, and of the targets where there are any"
+        self.loss = guarded(self.loss, "loss", takes, SearchError)
+        self.output = guarded(self.output, "output", "what the network returns", SearchError)
 
     @cached_property
     def chosen(self) -> dict[str, nn.Parameter]:

@@ -60,7 +60,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 def check_fraction(ratio: float, name: str = "keep_ratio") -> None:
     """Raise SearchError, with the name, for what is no fraction that weights could survive by."""
-    if isinstance(ratio, bool) or not 0.0 < ratio <= 1.0:
+    if isinstance(ratio, bool) or not hasattr(ratio, "__float__") or not 0.0 < ratio <= 1.0:
         raise SearchError(
             f"{name}: expected a fraction with 0 < keep_ratio <= 1, found {ratio!r}; "
             "0.1 keeps a tenth of the weights"

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex, TypeVar
+from typing import SupportsFloat, SupportsIndex, TypeVar
 
 import numpy as np
 
@@ -184,7 +184,8 @@ def scheme_spec(
         raise SeedError(f"scheme: expected one of {', '.join(SCHEMES)}, found {scheme!r}")
     if mode not in MODES:
         raise SeedError(f"mode: expected one of {', '.join(MODES)}, found {mode!r}")
-    if gain is not None and not (math.isfinite(gain) and gain > 0):
+    number = isinstance(gain, SupportsFloat)
+    if gain is not None and not (number and math.isfinite(gain) and gain > 0):
         raise SeedError(f"gain: expected a finite number above 0, found {gain!r}")
     fan_in, fan_out = fans(shape)
     family, _, distribution = scheme.partition("_")
