@@ -76,7 +76,7 @@ def delta_tensor(
         shape = array.shape
         return DeltaTensor(name, shape, dtype, change, numbers, scales, lambda: base_array)
 
-    if np.array_equal(_bits(pair[0]), _bits(pair[1])):
+    if all(np.array_equal(_bits(base), _bits(tuned)) for base, tuned in _blocks(pair)):
         return made(Change("equal"))
     found: list[tuple[int, DeltaTensor]] = []
     steps = _smallest_steps(pair, array.shape, dtype)
@@ -121,15 +121,21 @@ def _bits(values: NDArray[Any]) -> NDArray[Any]:
     return values.view(f"<u{values.itemsize}")
 
 
+def _blocks(pair: Pair) -> Iterator[Pair]:
+    """Yield both tensors a block at a time, so that what is made of them stays small."""
+    for start in range(0, pair[0].size, _BLOCK):
+        yield pair[0][start : start + _BLOCK], pair[1][start : start + _BLOCK]
+
+
 def _difference(pair: Pair, dtype: str) -> tuple[Change, NDArray[Any]]:
     """Return any change, as numbers of the narrowest type that holds them."""
-    numbers = differences(*pair, dtype)
-    most = int(numbers.max())
+    most = max(int(differences(*block, dtype).max()) for block in _blocks(pair))
     width = next(size for size in (1, 2, 4, 8) if most < 1 << 8 * size)
     stored = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}[width]
-    return Change("difference", stored=stored), numbers.astype(f"<u{width}").view(
-        DENSE_TYPES[stored].numpy
-    )
+    numbers = np.empty(pair[0].size, dtype=f"<u{width}")
+    for number, block in enumerate(_blocks(pair)):
+        numbers[number * _BLOCK :][:_BLOCK] = differences(*block, dtype)
+    return Change("difference", stored=stored), numbers.view(DENSE_TYPES[stored].numpy)
 
 
 def _bytes_of(values: NDArray[Any]) -> int:
@@ -186,12 +192,13 @@ def _packed(numbers: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 def _zeros_added(pair: Pair, dtype: str) -> bool | None:
     """Return whether -0.0 became +0.0 where nothing else changed; None where only some did."""
-    base, tuned = (_bits(values) for values in pair)
-    negative = base == base.dtype.type(1 << (8 * base.itemsize - 1))
-    lost = bool(np.any(negative & (tuned == 0)))
-    if lost and np.any(negative & (tuned == base)):
-        return None
-    return lost
+    lost = kept = False
+    for block in _blocks(pair):
+        base, tuned = (_bits(values) for values in block)
+        negative = base == base.dtype.type(1 << (8 * base.itemsize - 1))
+        lost = lost or bool(np.any(negative & (tuned == 0)))
+        kept = kept or bool(np.any(negative & (tuned == base)))
+    return None if lost and kept else lost
 
 
 def _steps(
@@ -219,26 +226,41 @@ def _steps(
 
 def _one_size(pair: Pair, dtype: str, change: Change, most: int) -> Iterator[NDArray[Any]]:
     """Yield what the one step size of a tensor may be, arrays of one: from a sample, then all."""
-    changed = np.flatnonzero(_bits(pair[0]) != _bits(pair[1]))
-    sample = changed[:: -(-len(changed) // _BLOCK)]
-    blocks = [sample]
-    if len(sample) < len(changed):
-        blocks += [changed[at : at + _BLOCK] for at in range(0, len(changed), _BLOCK)]
+    count = sum(len(changed) for changed in _changed(pair))
+    every, seen, parts = -(-count // _BLOCK), 0, []
+    for changed in _changed(pair):
+        parts.append(changed[-seen % every :: every].copy())
+        seen += len(changed)
+    sample = np.concatenate(parts)
     lows, highs, offsets = intervals(pair, sample, dtype, change, pair[0].size)
     hypotheses = np.empty((1, _MOST_TRIED, 2))
     if not step_sizes(lows, highs, offsets, most, hypotheses):
         return
     for low, high in hypotheses[0]:
-        for at in blocks[1:]:
-            if high >= 0:
-                lows, highs, _ = intervals(pair, at, dtype, change, pair[0].size)
-                low, high = narrow(lows, highs, low, high, most)
+        for changed in _changed(pair) if every > 1 else ():
+            if high < 0:
+                break
+            lows, highs, _ = intervals(pair, changed, dtype, change, pair[0].size)
+            low, high = narrow(lows, highs, low, high, most)
         if high >= 0:
             interval = np.array([low]), np.array([high])
             kind = DENSE_TYPES[working_type(dtype)].numpy
             yield from candidates(*interval, kind)
             if most > 1 and change.product in HALF_TYPES:  # many sizes near the true one fail
                 yield from np.linspace(low, high, _EVEN).astype(kind).reshape(-1, 1)
+
+
+def _changed(pair: Pair) -> Iterator[NDArray[np.int64]]:
+    """Yield the places of the elements that differ, ascending, so many of them at a time."""
+    waiting = np.empty(0, dtype=np.int64)
+    for number, (base, tuned) in enumerate(_blocks(pair)):
+        found = np.flatnonzero(_bits(base) != _bits(tuned)) + number * _BLOCK
+        waiting = np.concatenate([waiting, found])
+        if len(waiting) >= _BLOCK:
+            yield waiting[:_BLOCK]
+            waiting = waiting[_BLOCK:]
+    if len(waiting):
+        yield waiting
 
 
 def _fit_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,33 @@ def test_differences_count_places_in_the_order_of_values() -> None:
         [1.0, np.nextafter(base[1], up), np.nextafter(base[2], down), 0.0, -0.0, -2.0], np.float32
     )
     assert differences(base, tuned, "float32").tolist() == [0, 2, 1, 2, 1, 2 * 2**23 - 1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["difference", "steps", "equal", "more steps"])
+def test_large_tensors_are_compared_in_blocks(kind: str, dtype: str) -> None:
+    """Beside both tensors, memory holds what is stored, and codes of one byte."""
+    rng = np.random.default_rng(2)
+    # Odd in size, above many blocks; every changed element but one in ten, so that a sample is.
+    base = torch.from_numpy(rng.normal(0, 0.02, (1 << 21) + 77).astype(np.float32))
+    base = base.to(torch_dtype(dtype))
+    numbers = torch.from_numpy(rng.integers(-1, 2, len(base)) * (rng.random(len(base)) < 0.9))
+    if kind == "more steps":
+        numbers *= 3
+    moved = torch.from_numpy(rng.normal(0, 1e-4, len(base))) if kind == "difference" else numbers
+    tuned = (base.float() + moved.float() * (1 if kind == "difference" else 0.0123)).to(base.dtype)
+    if kind == "equal":
+        tuned = base.clone()
+    pair = values_of(tuned), values_of(base)
+    found = delta_tensor("w", pair[0][:1000], dtype, pair[1][:1000])  # compiles
+    tracemalloc.start()
+    found = delta_tensor("w", pair[0], dtype, pair[1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None
+    assert found.change.form == kind.split()[-1]
+    assert peak < sum(part.values.nbytes for part in found.parts) + len(base) + (16 << 20)
+    assert found.array().tobytes() == pair[0].tobytes()
 
 
 # Whole networks
