@@ -38,7 +38,8 @@ from pabzip.cli._output import Bars, Reporter, ratio, size
     "--ternary",
     is_flag=True,
     help="Write weights of 0 and plus or minus one scale, of a tensor, row, group or column, as "
-    "codes, and refuse a CHECKPOINT without any (not with --base). Without a seed they are written so in any case.",
+    "codes, and refuse a CHECKPOINT without any (not with --base). Without a seed they are written "
+    "so in any case.",
 )
 @click.option(
     "--drop-negative-zero",

@@ -81,11 +81,11 @@ def command(
 ) -> None:
     """Regenerate every tensor of FILE and write plain weights.
 
-    Writes .safetensors, .npz or .pt (a state dict, also called .pth or .bin); the first two tensor by tensor and without
-    torch, which holds all of a .pt in memory. An .npz file has no bfloat16: such tensors become
-    float32, exactly. With --as-stored a file that was packed from .gguf is written as that again. A
-    file of changes (pack --base) needs its --base, whose digest is checked first. FILE may be '-'
-    for stdin; the output then is stdout unless -o names a file.
+    Writes .safetensors, .npz or .pt (a state dict, also called .pth or .bin); the first two tensor
+    by tensor and without torch, which holds all of a .pt in memory. An .npz file has no bfloat16:
+    such tensors become float32, exactly. With --as-stored a file that was packed from .gguf is
+    written as that again. A file of changes (pack --base) needs its --base, whose digest is checked
+    first. FILE may be '-' for stdin; the output then is stdout unless -o names a file.
     """
     target = output or default_output(source, f".{format_name or 'safetensors'}")
     reporter = reporter.for_output(target)
@@ -102,8 +102,8 @@ def command(
         )
     if as_stored and bitnet_scale is not None:
         raise click.UsageError(
-            "--bitnet-scale: expected plain weights, found --as-stored, which scales nothing; leave "
-            "out one of them"
+            "--bitnet-scale: expected plain weights, found --as-stored, which scales nothing; "
+            "leave out one of them"
         )
     if shard_size is not None and (
         chosen != "safetensors" or target == STANDARD or is_stream(target) or shard_size < 1

@@ -504,8 +504,8 @@ class TernaryTensor(StoredKind):
         how = self.scaling if self.scaling != "none" else scaling
         if scaling not in (None, how):
             raise ArchitectureError(
-                f"{self.name}: expected bitnet_scale to be {how}, as the file says, found {scaling}; "
-                "leave out bitnet_scale (--bitnet-scale)"
+                f"{self.name}: expected bitnet_scale to be {how}, as the file says, found "
+                f"{scaling}; leave out bitnet_scale (--bitnet-scale)"
             )
         if how not in ("divide", "multiply"):
             raise ArchitectureError(

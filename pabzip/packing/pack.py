@@ -83,8 +83,8 @@ def pack(
         ternary: also write as codes every other tensor whose values are 0 and plus or minus one
             scale, of the tensor or of each row, group or column: float32, float16, bfloat16, int8,
             or uint8 in transformers' layout of BitNet (`pabzip.packing.ternary`), and refuse a
-            ``source`` without any (not with ``base``). A network then needs no seed. Sources without one, other than
-            networks, have their ternary tensors written so in any case.
+            ``source`` without any (not with ``base``). A network then needs no seed. Sources
+            without one, other than networks, have their ternary tensors written so in any case.
         ticket: of a checkpoint whose magnitudes were trained, pack the ticket at initialization in
             their place: the seed and the mask (`Checkpoint.at_initialization`). Not of iterative
             magnitude pruning that went back to trained weights, of which no seed tells.
@@ -273,7 +273,7 @@ def prepared(
             flag = {"negative_zero": "--drop-negative-zero"}.get(option, "--bitnet-scale")
             raise PackError(
                 f"{option}: expected ternary beside it, found a network or checkpoint with a seed "
-                f"without, of which no tensor is taken for ternary; add ternary (--ternary), or "
+                "without, of which no tensor is taken for ternary; add ternary (--ternary), or "
                 f"leave out {option} ({flag})"
             )
         yield made
