@@ -9,7 +9,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -155,31 +155,22 @@ def _naming(target: str) -> Iterator[None]:
 def read_source(source: str, *, max_bytes: int | None = None) -> str | bytes:
     """Return what a reader of files takes: the path itself, or the bytes of stdin or a pipe.
 
-    Args:
-        source: a path, or ``-`` for stdin.
-        max_bytes: the caller's limit on regenerated tensors. No file is much longer than what it
-            regenerates to, so reading from stdin stops a header's length beyond it.
+    Arguments are as for `open_input`.
     """
-    if source != STANDARD:
-        return Path(source).read_bytes() if is_stream(source) else source
-    if sys.stdin.isatty():
-        raise click.UsageError("the input is binary and stdin is a terminal; name a file")
-    from pabzip.formats.limits import MAX_HEADER_BYTES
-
-    limit = math.inf if max_bytes is None else max_bytes + 2 * MAX_HEADER_BYTES
-    data = bytearray()
-    while chunk := sys.stdin.buffer.read(2**20):  # all at once would reserve the limit's memory
-        data += chunk
-        if len(data) > limit:
-            raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", "<stdin>")
-    return bytes(data)
+    with open_input(source, max_bytes=max_bytes) as opened:
+        return opened if isinstance(opened, str) else opened.read()
 
 
 @contextmanager
-def open_input(source: str) -> Iterator[str | BinaryIO]:
+def open_input(source: str, *, max_bytes: int | None = None) -> Iterator[str | BinaryIO]:
     """Yield what a reader of files takes: the path itself, or stdin or a pipe as a seekable file.
 
     What comes from there is held in memory while it is small, and else in a temporary file.
+
+    Args:
+        source: a path, or ``-`` for stdin.
+        max_bytes: the caller's limit on regenerated tensors. No file is much longer than what it
+            regenerates to, so reading stops a header's length beyond it.
     """
     if source != STANDARD and not is_stream(source):
         yield source
@@ -187,13 +178,20 @@ def open_input(source: str) -> Iterator[str | BinaryIO]:
     if source == STANDARD and sys.stdin.isatty():
         raise click.UsageError("the input is binary and stdin is a terminal; name a file")
     from pabzip.formats.atomic import open_scratch
+    from pabzip.formats.limits import MAX_HEADER_BYTES
 
+    limit = math.inf if max_bytes is None else max_bytes + 2 * MAX_HEADER_BYTES
     with open_scratch() as held:
-        if source == STANDARD:
-            shutil.copyfileobj(sys.stdin.buffer, held, 2**20)
-        else:
-            with open(source, "rb") as stream:
-                shutil.copyfileobj(stream, held, 2**20)
+        with ExitStack() as stack:
+            stream: BinaryIO = sys.stdin.buffer
+            if source != STANDARD:
+                stream = stack.enter_context(open(source, "rb"))
+            while chunk := stream.read(2**20):
+                held.write(chunk)
+                if held.tell() > limit:
+                    place = "<stdin>" if source == STANDARD else source
+                    raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", place)
+        held.seek(0)
         yield held
 
 
@@ -205,12 +203,14 @@ def open_ticket(
 
     ``base`` is a path: what a file of changes was packed on.
     """
+    from pabzip.formats.sources import SeekableSource
     from pabzip.runtime import loaders
 
-    data = read_source(source, max_bytes=max_bytes)
-    with naming(source), loaders.open(data, max_bytes=max_bytes, base=base) as ticket:
-        check_base(source, ticket, base)
-        yield ticket
+    with naming(source), open_input(source, max_bytes=max_bytes) as opened:
+        file = opened if isinstance(opened, str) else SeekableSource(opened)
+        with loaders.open(file, max_bytes=max_bytes, base=base) as ticket:
+            check_base(source, ticket, base)
+            yield ticket
 
 
 def check_base(source: str, ticket: Ticket, base: str | None) -> None:

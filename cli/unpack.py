@@ -102,8 +102,8 @@ def command(
         )
     if as_stored and bitnet_scale is not None:
         raise click.UsageError(
-            "--bitnet-scale: expected plain weights, found --as-stored, which scales nothing; leave"
-            " out one of them"
+            "--bitnet-scale: expected plain weights, found --as-stored, which scales nothing; "
+            "leave out one of them"
         )
     if shard_size is not None and (
         chosen != "safetensors" or target == STANDARD or is_stream(target) or shard_size < 1

@@ -149,9 +149,9 @@ class SeekableSource:
 
 
 def open_source(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | SeekableSource,
 ) -> Source:
-    """Return where to read from: a path, the bytes themselves, or a binary stream.
+    """Return where to read from: a path, the bytes themselves, a binary stream, or a source itself.
 
     A regular file is read in place; anything else that a path can name is read as a stream.
 
@@ -159,6 +159,8 @@ def open_source(
         OSError: the path cannot be opened.
         TypeError: none of these.
     """
+    if isinstance(source, SeekableSource):
+        return source
     if isinstance(source, bytes | bytearray | memoryview):
         return MemorySource(source)
     if not isinstance(source, str | os.PathLike):

@@ -36,6 +36,7 @@ from pabzip.formats.ahead import Progress
 from pabzip.formats.coder import Coded
 from pabzip.formats.huffman import encode
 from pabzip.formats.report import TicketReport, breakdown, report
+from pabzip.formats.sources import SeekableSource
 from pabzip.formats.ternary_layouts import SCALE_SUFFIX
 from pabzip.formats.writer import reader_sha256, write_ticket
 from pabzip.seeds import Frozen, InitSpec
@@ -51,7 +52,7 @@ __all__ = [
     "TiedTensor",
 ]
 
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | SeekableSource
 
 GGUF_HEADER = "gguf.header"
 """Name of the dense tensor that keeps what a ``.gguf`` file holds beside its tensors."""

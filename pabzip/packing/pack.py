@@ -277,7 +277,7 @@ def prepared(
             flag = {"negative_zero": "--drop-negative-zero"}.get(option, "--bitnet-scale")
             raise PackError(
                 f"{option}: expected ternary beside it, found a network or checkpoint with a seed "
-                f"without, of which no tensor is taken for ternary; add ternary (--ternary), or "
+                "without, of which no tensor is taken for ternary; add ternary (--ternary), or "
                 f"leave out {option} ({flag})"
             )
         yield made

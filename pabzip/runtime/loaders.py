@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pabzip._optional import require
 from pabzip.errors import ArchitectureError, FormatError
+from pabzip.formats.sources import SeekableSource
 from pabzip.init import Seeding, attach_seeding
 from pabzip.packing.base import BaseSource, open_base
 from pabzip.ticket import Ticket
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Source = str | os.PathLike[str] | bytes | BinaryIO
+Source = str | os.PathLike[str] | bytes | BinaryIO | SeekableSource
 Network = TypeVar("Network", bound="nn.Module")
 
 

@@ -9,6 +9,7 @@ import zlib
 import pytest
 
 import pabzip
+from pabzip.formats.sources import SeekableSource
 
 
 @pytest.fixture
@@ -30,6 +31,29 @@ def test_verify_for_people(project, run, stored):
     result = run("verify", "model.pabz")
     assert result.stdout == f"model.pabz: OK, SHA-256 {stored}\n"
     assert run("verify", "model.pabz", "-q").stdout == ""
+
+
+def test_a_long_stdin_is_not_held_in_memory(project, run, stored, monkeypatch):
+    monkeypatch.setattr("pabzip.formats.atomic.IN_MEMORY_BYTES", 100)
+    held = []
+    read = SeekableSource.read
+
+    def spied(self, offset, length):
+        held.append(self._file._rolled)
+        return read(self, offset, length)
+
+    monkeypatch.setattr(SeekableSource, "read", spied)
+    result = run("verify", "-", "--json", stdin=project.ticket.read_bytes())
+    assert json.loads(result.stdout)["ok"] is True
+    assert held
+    assert all(held)  # in a temporary file
+
+
+def test_a_long_stdin_is_refused_early(project, run, monkeypatch):
+    monkeypatch.setattr("pabzip.formats.limits.MAX_HEADER_BYTES", 100)
+    result = run("verify", "-", "--max-bytes", "10", stdin=project.ticket.read_bytes())
+    assert result.exit_code == 1
+    assert "<stdin>: longer than 210 bytes" in result.stderr
 
 
 def test_verify_stdin(project, run, stored):
