@@ -27,6 +27,34 @@ class Recurrent(nn.Module):
         return logits
 
 
+class FromZeros(nn.Module):
+    """An LSTM whose first state the network makes itself, float32 as torch does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.LSTM(16, 24, batch_first=True)
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        state = torch.zeros(1, len(steps), 24, device=steps.device)
+        logits: Tensor = self.head(self.layers(steps, (state, state))[0][:, -1])
+        return logits
+
+
+class Timed(nn.Module):
+    """A network that is told a whole number beside its input, as those of diffusion are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.time = nn.Linear(16, 24), nn.Linear(1, 24)
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, values: Tensor, timestep: Tensor) -> Tensor:
+        times = self.time(timestep.float()[:, None] / 1000)
+        logits: Tensor = self.head((self.body(values) + times).relu())
+        return logits
+
+
 class Attention(nn.Module):
     """`nn.MultiheadAttention` and a classifier of the mean."""
 

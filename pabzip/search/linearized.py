@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -68,7 +69,7 @@ class LinearizedForward(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
+        func, args, kwargs = _in_float64(func, args, kwargs or {})
         tensors = [tensor for _, tensor in named_tensors((args, kwargs))]
         active = any(self._is_activation(tensor) for tensor in tensors)
         if active:
@@ -184,6 +185,46 @@ class LinearizedForward(TorchFunctionMode):
         return any(value is start for start in self._starts)
 
 
+@contextmanager
+def _float64_by_default() -> Iterator[None]:
+    """Make new tensors float64 within the block; put the caller's default back after it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _in_float64(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return a call with float64 for other floating types, and for tensors of these.
+
+    What is written to, or read bit by bit, stays as it is.
+    """
+    name: str = getattr(func, "__name__", "")
+    if name in {"float", "half", "bfloat16"}:
+        return Tensor.to, (args[0], torch.float64), {}
+    if name in _AS_STORED or (name.endswith("_") and not name.endswith("__")) or "out" in kwargs:
+        return func, args, kwargs
+
+    def change(value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return torch.float64 if value.is_floating_point else value
+        if isinstance(value, Tensor):
+            other = value.is_floating_point() and value.dtype != torch.float64
+            return value.double() if other else value
+        # Named tuples and the like are left alone, too.
+        return type(value)(map(change, value)) if type(value) in (tuple, list) else value
+
+    return func, tuple(map(change, args)), {key: change(value) for key, value in kwargs.items()}
+
+
+_AS_STORED = frozenset({"view", "__get__", "__set__", "__setitem__"})
+"""Functions whose tensors stay of the type they have, by torch's names."""
+
+
 _NONLINEAR = frozenset({
     "Sigmoid", "Tanh", "Softmax", "LogSoftmax", "NativeLayerNorm", "NativeGroupNorm",
     "FusedRmsNorm", "Gelu", "Silu", "Elu", "Mish", "Hardtanh", "Hardsigmoid", "Hardswish",
@@ -283,7 +324,10 @@ class LinearizedNetwork(NetworkCopy):
         """Return R and what its gradients are made of; raises what a call of the network does."""
         with self.isolated(training=lambda _: False), self.swapped_in():
             call, starts = starting(self._inputs, self.device)
-            with LinearizedForward(starts, self.weights, self._owners) as forward:
+            with (
+                _float64_by_default(),
+                LinearizedForward(starts, self.weights, self._owners) as forward,
+            ):
                 lookups = LookupStarts(call, self._parameters, self.weights.values(), forward.start)
                 with lookups:
                     total = self(call).sum()

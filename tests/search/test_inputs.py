@@ -428,6 +428,55 @@ SIZES = {
 }  # fmt: skip
 
 
+class FromZeros(nn.Module):
+    """A recurrent layer from a state of its own, a timestep, and constants of several types."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.LSTM(8, 16, 2, batch_first=True)
+        self.time = nn.Linear(1, 16)
+        self.place = nn.Linear(4, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x, timestep):
+        state = torch.zeros(2, x.size(0), 16), torch.zeros(2, x.size(0), 16, dtype=torch.float32)
+        x = self.steps(x, state)[0][:, -1] + self.time(timestep.float()[:, None])
+        x = x + self.place(torch.arange(4.0)) + self.place(timestep[0].new_ones(4).half())
+        return self.head(x @ torch.eye(16).to(torch.float32))
+
+
+@pytest.mark.parametrize("scorer", [SynFlowScorer, FastSynFlowScorer])
+def test_tensors_that_a_network_makes_are_float64_like_its_weights(scorer):
+    net = FromZeros()
+    example = torch.randn(2, 5, 8), torch.tensor([2, 3])
+    found = scores(net, example, weights=dict(net.named_parameters()), scorer=scorer)
+    assert torch.get_default_dtype() == torch.float32
+    net.double()
+
+    def by_hand(x, timestep):  # a default that its maker has to set
+        torch.set_default_dtype(torch.float64)
+        try:
+            state = (torch.zeros(2, len(x), 16),) * 2
+            x = net.steps(x, state)[0][:, -1] + net.time(timestep.double()[:, None])
+            x = x + net.place(torch.arange(4.0)) + net.place(torch.ones(4))
+            return net.head(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    net.forward = by_hand
+    expected = scores(net, example, weights=dict(net.named_parameters()), scorer=scorer)
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name], score)
+    assert float(found["time.weight"].min()) > 0
+
+
+def test_the_default_type_returns_after_an_error():
+    net = FromZeros()
+    with pytest.raises(SearchError, match="forward pass failed"):
+        scores(net, (torch.randn(2, 5, 9), torch.tensor([2, 3])))
+    assert torch.get_default_dtype() == torch.float32
+
+
 class Checkpointed(nn.Module):
     """A network whose first layers are computed again in the backward pass, or are not."""
 
