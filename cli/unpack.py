@@ -145,7 +145,7 @@ def command(
     parts = f" in {len(shards)} shards" if len(shards) > 1 else ""
     if blocks:
         result["blocks"] = blocks
-        parts += f"; {blocks} of them are bytes of llama.cpp's blocks, not plain weights"
+        parts += f", {blocks} of which as bytes of llama.cpp's blocks, not plain weights"
     reporter.result(result, f"{source} -> {target}: {len(tensors)} tensors, {size(written)}{parts}")
 
 

@@ -13,6 +13,7 @@ from pabzip.cli._output import ExitCode, describe, exit_code
 
 CODES = {
     errors.FormatError("header", "cut"): ExitCode.UNTRUSTED,
+    errors.BaseFileError("base"): ExitCode.FAILED,
     errors.LimitError("header", "too large"): ExitCode.UNTRUSTED,
     errors.CheckpointError("unsafe"): ExitCode.UNTRUSTED,
     errors.TrainingError("not finite"): ExitCode.TRAINING,

@@ -90,7 +90,7 @@ def test_a_base_that_is_itself_changes_of_another(tmp_path: Path) -> None:
         pabzip.pack(twice, tmp_path / "second.pabz", base=first)
         loaded = pabzip.load_file(tmp_path / "second.pabz", base=first, verify=True)
     assert all(torch.equal(loaded[name], value) for name, value in twice.items())
-    with pytest.raises(BaseFileError, match="expected the one that the file was packed on"):
+    with pytest.raises(BaseFileError, match="base is itself a file of changes; unpack it first"):
         pabzip.load_file(tmp_path / "second.pabz", base=tmp_path / "first.pabz")
 
 

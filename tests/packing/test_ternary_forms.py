@@ -344,7 +344,7 @@ def test_a_gguf_file_comes_back_as_it_was(tmp_path: Path) -> None:
     assert Path(again).read_bytes() == (tmp_path / "m.gguf").read_bytes()
     assert "not plain weights" not in result.output
     result = CliRunner().invoke(main, ["unpack", packed])
-    assert "; 2 of them are bytes of llama.cpp's blocks, not plain weights" in result.output
+    assert ", 2 of which as bytes of llama.cpp's blocks, not plain weights" in result.output
 
 
 def test_gguf_files_that_are_refused(tmp_path: Path) -> None:
