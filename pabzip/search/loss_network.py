@@ -91,7 +91,7 @@ class LossNetwork(NetworkCopy):
             for call, targets in _checked(batches, net, own_loss=loss is not None)
         ]
         self.inputs = self._batches[0][0]
-        self._samples = sum(_size(call) for call, _ in self._batches)
+        self._samples = sum(self._size(*batch) for batch in self._batches)
 
     def gradients(self) -> dict[str, Tensor]:
         """Return g, the gradient of the loss by each searched weight, by name.
@@ -155,7 +155,13 @@ class LossNetwork(NetworkCopy):
             loss = self._cross_entropy(call, targets)
         else:
             loss = self._own_loss(call, targets)
-        return loss * (_size(call) / self._samples)
+        return loss * (self._size(call, targets) / self._samples)
+
+    def _size(self, call: Call, targets: Any) -> int:
+        """Return the number of labels, or without those the length of the first tensor."""
+        labels = self._loss is None and targets is not None
+        counted = targets if labels else next(tensor for _, tensor in call.tensors())
+        return len(counted) if counted.dim() else 1
 
     def _cross_entropy(self, call: Call, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch's logits, over the temperature."""
@@ -189,12 +195,6 @@ class LossNetwork(NetworkCopy):
                 "with the labels, or a loss= that returns the mean over a batch"
             )
         return self.derivable(loss, call).reshape(())
-
-
-def _size(call: Call) -> int:
-    """Return the number of samples in a batch: the first dimension of its first tensor."""
-    first = next(tensor for _, tensor in call.tensors())
-    return len(first) if first.dim() else 1
 
 
 def loss_network(
@@ -249,7 +249,7 @@ def _checked(batches: Iterable[Batch], net: nn.Module, *, own_loss: bool) -> lis
                 and targets.dtype == torch.int64
                 and targets.dim() == 1
                 and len(targets) > 0
-                and not (isinstance(inputs, Tensor) and inputs.shape[:1] != targets.shape)
+                and (not isinstance(inputs, Tensor) or len(targets) in _possible_batches(inputs))
             )
         if call is None or not fits:
             parts = batch if pair else (batch,)
@@ -269,3 +269,8 @@ def _checked(batches: Iterable[Batch], net: nn.Module, *, own_loss: bool) -> lis
             "images, such as those of pabzip.data.batches"
         )
     return checked
+def _possible_batches(inputs: Tensor) -> tuple[int, ...]:
+    """Return what may be the number of samples: the first size or, if no image, the second."""
+    return tuple(inputs.shape[: 1 if inputs.dim() > 3 else 2])
+
+

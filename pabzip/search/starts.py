@@ -39,7 +39,8 @@ def call_of_shape(input_shape: Sequence[int]) -> Call:
 def starting(call: Call, device: torch.device) -> tuple[Call, list[Tensor]]:
     """Return a call whose floating tensors are float64 ones, and the leaf tensors behind them.
 
-    Of a single floating tensor one sample is enough. All tensors are moved to ``device``.
+    Of images and volumes, single tensors of four dimensions or more, one sample is enough; the
+    first dimension of others may be time. All tensors are moved to ``device``.
     """
     starts: list[Tensor] = []
     only = len(call.args) == 1 and not call.kwargs and isinstance(call.args[0], Tensor)
@@ -49,7 +50,7 @@ def starting(call: Call, device: torch.device) -> tuple[Call, list[Tensor]]:
             return tensor.to(device)
         if _stays(name):
             return tensor.detach().to(device, torch.float64)
-        shape = (1, *tensor.shape[1:]) if only and tensor.dim() > 1 else tuple(tensor.shape)
+        shape = (1, *tensor.shape[1:]) if only and tensor.dim() > 3 else tuple(tensor.shape)
         ones = torch.ones(shape, dtype=torch.float64, device=device, requires_grad=True)
         starts.append(ones)
         # No leaf: the network may go on to write to it.

@@ -16,6 +16,7 @@ from pabzip.calls import Call
 from pabzip.errors import SearchError
 from pabzip.search import (
     FastSynFlowScorer,
+    LossNetwork,
     SynFlowScorer,
     grasp,
     layerwise_random,
@@ -93,10 +94,7 @@ def test_flow_starts_as_ones_at_what_tokens_look_up(look_up, scorer):
     expected = scores(net.body, (torch.randn(2, 4, 6),), scorer=scorer)
     found = scores(net, TOKENS, scorer=scorer)
     for name, score in expected.items():
-        # One sample stands for a batch of a floating tensor; tokens are taken as they come. The
-        # fast scorer divides by a power of two near R.
-        factor = 2 if scorer is SynFlowScorer else 1
-        torch.testing.assert_close(found[f"body.{name}"], factor * score)
+        torch.testing.assert_close(found[f"body.{name}"], score)
 
 
 def test_only_the_shape_of_tokens_counts():
@@ -475,6 +473,49 @@ def test_the_default_type_returns_after_an_error():
     with pytest.raises(SearchError, match="forward pass failed"):
         scores(net, (torch.randn(2, 5, 9), torch.tensor([2, 3])))
     assert torch.get_default_dtype() == torch.float32
+
+
+class StepsFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.LSTM(8, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.steps(x)[0][-1])
+
+
+@pytest.mark.parametrize("method", [synflow, snip, grasp])
+def test_the_first_dimension_of_a_sequence_may_be_time(method):
+    net, masks = pabzip.init_(StepsFirst(), 0), []
+    drawn, steps = copy.deepcopy(net.state_dict()), torch.randn(5, 4, 8)
+    for example in (steps, {"x": steps}):
+        net.load_state_dict(drawn)
+        masks.append(method(net, 0.5, example_inputs=example, targets=torch.tensor([0, 1, 2, 0])))
+    assert same(*masks)
+    assert all(bool(mask.any()) for mask in masks[0].values())
+
+
+def test_sequences_of_several_sizes_count_by_their_labels():
+    net = StepsFirst()
+    batches = [(torch.randn(t, b, 8), torch.arange(b) % 3) for t, b in ((5, 4), (2, 6))]
+    found = LossNetwork(net, weights_of(net), batches, torch.float64).gradients()
+    net.double()
+    losses = [F.cross_entropy(net(x.double()), y, reduction="sum") for x, y in batches]
+    (expected,) = torch.autograd.grad(sum(losses) / 10, [net.head.weight])
+    torch.testing.assert_close(found["head.weight"], expected)
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 6, 6), (7, 108)])
+def test_a_batch_gives_the_mask_of_one_sample(shape):
+    first = nn.Linear(108, 20) if len(shape) == 2 else nn.Conv2d(3, 8, 3)
+    last = nn.Linear(20 if len(shape) == 2 else 128, 5)
+    net, masks = pabzip.init_(nn.Sequential(first, nn.ReLU(), nn.Flatten(), last), 0), []
+    drawn = copy.deepcopy(net.state_dict())
+    for options in ({"example_inputs": torch.randn(shape)}, {"input_shape": shape[1:]}):
+        net.load_state_dict(drawn)
+        masks.append(synflow(net, 0.1, **options))
+    assert same(*masks)
 
 
 class Checkpointed(nn.Module):
