@@ -207,9 +207,14 @@ def _deflate_may_win(arrays: Sequence[NDArray[Any]], size: int) -> bool:
 
 
 def decode_group(
-    entries: Sequence[DenseEntry], encoding: str, payload: bytes | memoryview, place: str
+    entries: Sequence[DenseEntry],
+    encoding: str,
+    payload: bytes | memoryview,
+    place: str,
+    *,
+    threads: int | None = None,
 ) -> list[DenseTensor]:
-    """Return the tensors of a dense section, checked."""
+    """Return the tensors of a dense section, checked; ``planes`` decodes on so many threads."""
     if encoding == "adaptive":
         from pabzip.formats.dense_adaptive import decode_adaptive
 
@@ -217,7 +222,7 @@ def decode_group(
     elif encoding == "planes":
         from pabzip.formats.dense_planes import decode_planes
 
-        arrays = decode_planes(entries, payload, place)
+        arrays = decode_planes(entries, payload, place, threads=threads)
     else:
         size = sum(entry.stored_bytes for entry in entries)
         raw = payload if encoding == "raw" else inflate(payload, size, place)

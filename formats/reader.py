@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from pabzip.formats.container import (
     read_section,
     sections,
 )
-from pabzip.formats.contents import Tensor
+from pabzip.formats.contents import StoredTensor, Tensor
 from pabzip.formats.delta_base import Base, CheckedBase
 from pabzip.formats.dense import DenseEntry, DenseTensor
 from pabzip.formats.dense_sections import DenseGroup, decode_group, grouped
@@ -96,9 +97,21 @@ class Reader(Mapping[str, Tensor]):
         self._last: tuple[_GroupPlace, list[DenseTensor]] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
+        return self._read(name, None)
+
+    def resolved(self, name: str, threads: int | None = None) -> StoredTensor:
+        """Return one tensor, of a tied one the target under the tied name, as `resolve` does.
+
+        It is decoded on at most so many threads; None takes every CPU that the process may use.
+        """
+        tensor = self._read(self._entries[name].original.name, threads)
+        return cast(StoredTensor, tensor if tensor.name == name else replace(tensor, name=name))
+
+    def _read(self, name: str, threads: int | None) -> Tensor:
+        """Read one tensor."""
         entry = self._entries[name]
-        codes = self._read_codes(name) if name in self._codes else None
-        tensor = entry.tensor(codes, self._read_parts(name))
+        codes = self._read_codes(name, threads) if name in self._codes else None
+        tensor = entry.tensor(codes, self._read_parts(name, threads))
         return tensor.on_base(partial(self.base.read, entry)) if entry.based else tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -184,11 +197,11 @@ class Reader(Mapping[str, Tensor]):
         self._source.close()
         self.base.close()
 
-    def _read_codes(self, name: str) -> NDArray[np.int8]:
+    def _read_codes(self, name: str, threads: int | None) -> NDArray[np.int8]:
         """Read the codes of one seeded tensor, in its shape."""
         coded = self.coded(name)
         with _in_tensor(name):
-            return self._decoded(coded, None).reshape(coded.entry.shape)
+            return self._decoded(coded, threads).reshape(coded.entry.shape)
 
     def _decoded(self, coded: Coded, threads: int | None) -> NDArray[np.int8]:
         """Return the codes of one seeded tensor, flat."""
@@ -203,11 +216,11 @@ class Reader(Mapping[str, Tensor]):
         codes = self._decoded(coded, 1)
         regenerate(self.header.contents.seed, coded.entry.spec, codes, threads=1, out=out)
 
-    def _read_parts(self, name: str) -> list[DenseTensor]:
+    def _read_parts(self, name: str, threads: int | None = None) -> list[DenseTensor]:
         """Read what the dense sections hold of one tensor, with values of its own."""
         found = []
         for place, at in self._parts.get(name, []):
-            part = self._read_group(place)[at]
+            part = self._read_group(place, threads)[at]
             shared = place.small or not part.values.flags.writeable
             found.append(replace(part, values=part.values.copy()) if shared else part)
         return found
@@ -221,13 +234,15 @@ class Reader(Mapping[str, Tensor]):
             self._decoders[name] = coder.decoder(self.header.contents.seed, entries, side)
         return self._decoders[name]
 
-    def _read_group(self, place: _GroupPlace) -> list[DenseTensor]:
+    def _read_group(self, place: _GroupPlace, threads: int | None) -> list[DenseTensor]:
         """Read the tensors of one dense section; the last small one is kept."""
         last = self._last
         if last is not None and last[0] is place:
             return last[1]
         payload = read_section(self._source, place.section)
-        tensors = decode_group(place.entries, place.group.encoding, payload, place.section.place)
+        tensors = decode_group(
+            place.entries, place.group.encoding, payload, place.section.place, threads=threads
+        )
         if place.small:
             self._last = (place, tensors)
         return tensors

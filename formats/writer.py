@@ -28,7 +28,6 @@ from pabzip.formats.reader import Reader
 from pabzip.formats.report import TicketReport, report
 from pabzip.formats.seeded import SeededTensor
 from pabzip.formats.sources import SeekableSource, open_source
-from pabzip.formats.tied import resolve
 from pabzip.seeds.generation import thread_count
 
 _PIECE = 8 << 20  # bytes that are hashed or copied at a time
@@ -367,7 +366,7 @@ def reader_sha256(
         threads=threads,
         on_bytes=lambda count: tell("verifying", count),
     )
-    for tensor in one_ahead(sizes, partial(resolve, reader), sizes.__getitem__):
+    for tensor in one_ahead(sizes, partial(reader.resolved, threads=threads), sizes.__getitem__):
         state.add(tensor)
         del tensor  # before the next is read
     return state.hexdigest()

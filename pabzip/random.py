@@ -180,11 +180,11 @@ def _draw(
     return out
 
 
-def _device(device: torch.device | str) -> torch.device:
+def _device(device: torch.device | str) -> Any:
     """Return a device of torch's; refuse what names none, and one that is not there."""
     torch = importlib.import_module("torch")
     try:
-        found: torch.device = torch.device(device)
+        found: Any = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ def swapped(net: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[
     held = list(pairs)  # the tensors stay alive, so that no other one gets their ids
     others = {id(own): other for own, other in held}
     layers = list(net.modules())
-    before = [
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (table, {key: own for key, own in table.items() if every or id(own) in others})
         for layer in layers
         for table, every in ((layer._parameters, False), (layer._buffers, True))
@@ -40,6 +41,6 @@ def swapped(net: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[
         yield
     finally:
         for table, entries in before:
-            table.update(entries)  # type: ignore[arg-type]
+            table.update(entries)
         for layer, flat in lists:
             layer._flat_weights = flat

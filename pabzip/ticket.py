@@ -29,7 +29,6 @@ from pabzip.formats import (
     bfloat16_to_float32,
     gather,
     open_source,
-    resolve,
     state_sha256,
 )
 from pabzip.formats.ahead import Progress
@@ -230,9 +229,9 @@ class Ticket:
         assert isinstance(tensor, SeededTensor)
         return tensor.codes
 
-    def _ternary(self, name: str) -> TernaryTensor:
+    def _ternary(self, name: str, threads: int | None = None) -> TernaryTensor:
         """Return a ternary tensor."""
-        tensor = self.tensor(name)
+        tensor = self.tensor(name, threads=threads)
         assert isinstance(tensor, TernaryTensor)
         return tensor
 
@@ -281,10 +280,13 @@ class Ticket:
             raise KeyError(f"{name}: expected a dense tensor, found a {self.kind(name)} one")
         return tensor
 
-    def tensor(self, name: str) -> StoredTensor:
-        """Return a tensor of any kind, as the ticket holds it; of a tied one the target."""
+    def tensor(self, name: str, *, threads: int | None = None) -> StoredTensor:
+        """Return a tensor of any kind, as the ticket holds it; of a tied one the target.
+
+        It is decoded on at most so many threads; None takes every CPU that the process may use.
+        """
         with naming(self._file):
-            return resolve(self._tensors, name)
+            return self._tensors.resolved(name, threads)
 
     def weight(
         self, name: str, *, backend: str = "numba", threads: int | None = None
@@ -324,7 +326,7 @@ class Ticket:
         if self.kind(name) != TernaryEntry.kind:
             values = self.exact(name, backend=backend, threads=threads)
             return DenseTensor(name, values, self.dtype(name), self.dtype(name))
-        found, scale = self._ternary(name), None
+        found, scale = self._ternary(name, threads), None
         for owner in (name, self.tied(name)):
             held = f"{owner}{SCALE_SUFFIX}"
             if scale is None and held in self._entries:  # of any kind: (1, 1) may be seeded
@@ -377,7 +379,8 @@ class Ticket:
         """
         if backend == FUSED_BACKEND and self.kind(name) == "seeded":
             return self.weights([name], threads=threads)[name]
-        return self.tensor(name).array(self.seed, backend=backend, threads=threads)
+        tensor = self.tensor(name, threads=threads)
+        return tensor.array(self.seed, backend=backend, threads=threads)
 
     def arrays(
         self,

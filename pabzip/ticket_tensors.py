@@ -15,6 +15,7 @@ from pabzip.formats import (
     Contents,
     Reader,
     SeededTensor,
+    StoredTensor,
     Tensor,
     encode_ticket,
     open_source,
@@ -49,6 +50,10 @@ class InMemory(dict[str, Tensor]):
             name: resolve(self, name).array(seed, backend=backend, threads=threads)
             for name in names
         }
+
+    def resolved(self, name: str, threads: int | None = None) -> StoredTensor:
+        """Return a tensor, of a tied one the target under the tied name; nothing is decoded."""
+        return resolve(self, name)
 
     def scales(self, name: str) -> NDArray[np.float32] | None:
         """Return the scales of a seeded tensor's rows; None where it has none."""

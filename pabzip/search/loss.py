@@ -16,11 +16,6 @@ TEMPERATURE = 200.0
 """What GraSP divides the logits by, as in the authors' code."""
 
 
-def _possible_batches(inputs: Tensor) -> tuple[int, ...]:
-    """Return what may be the number of samples: the first size or, if no image, the second."""
-    return tuple(inputs.shape[: 1 if inputs.dim() > 3 else 2])
-
-
 class SnipScorer:
     """Scores weights by their connection sensitivity, ``|g * w|``.
 

@@ -269,8 +269,8 @@ def _checked(batches: Iterable[Batch], net: nn.Module, *, own_loss: bool) -> lis
             "images, such as those of pabzip.data.batches"
         )
     return checked
+
+
 def _possible_batches(inputs: Tensor) -> tuple[int, ...]:
     """Return what may be the number of samples: the first size or, if no image, the second."""
     return tuple(inputs.shape[: 1 if inputs.dim() > 3 else 2])
-
-

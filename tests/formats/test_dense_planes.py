@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pabzip.errors import FormatError, LimitError
 from pabzip.formats import DENSE_TYPES, rans
+from pabzip.formats.coder import run_tasks
 from pabzip.formats.dense import DenseEntry, from_stored, to_stored
 from pabzip.formats.dense_planes import decode_planes, encode_planes
 from pabzip.formats.dense_sections import DenseGroup, check_groups, decode_group, encode_group
@@ -117,6 +118,27 @@ def test_a_section_of_a_file(save: Callable[..., bytes]) -> None:
         assert found.tobytes() == values.tobytes()
         found[:] = 0  # of its own: the next one is whole again
         assert ticket.dense("emb.weight").values.tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2, None])
+def test_the_number_of_threads_reaches_the_decoder(
+    threads: int | None, save: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = normal(600_000).reshape(1000, 600)
+    file = save(Ticket(seed=0, tensors=[DenseTensor("emb.weight", values, "bfloat16", "bfloat16")]))
+    found: list[int | None] = []
+
+    def run(tasks: Any, threads: int | None = None) -> None:
+        found.append(threads)
+        run_tasks(tasks, threads)
+
+    monkeypatch.setattr("pabzip.formats.dense_planes.run_tasks", run)
+    with Ticket.open(file) as ticket:
+        for read in (ticket.exact, ticket.plain, ticket.weight, ticket.tensor):
+            read("emb.weight", threads=threads)  # type: ignore[operator]
+        ticket.arrays(threads=threads)
+        ticket.verify(threads=threads)
+    assert found == 6 * [threads]
 
 
 # Small
