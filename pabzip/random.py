@@ -182,10 +182,10 @@ def _draw(
 
 def _device(device: torch.device | str) -> Any:
     """Return a device of torch's; refuse what names none, and one that is not there."""
-    torch = importlib.import_module("torch")
+    backend: Any = importlib.import_module("torch")
     try:
-        found: Any = torch.device(device)
-        torch.empty(0, device=found)
+        found: torch.device = backend.device(device)
+        backend.empty(0, device=found)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise SeedError(
