@@ -35,7 +35,7 @@ def swapped(net: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[
     lists = [(layer, layer._flat_weights) for layer in layers if isinstance(layer, nn.RNNBase)]
     try:
         for table, entries in before:
-            table.update({key: others.get(id(own), own) for key, own in entries.items()})  # type: ignore[arg-type]
+            table.update({key: others.get(id(own), own) for key, own in entries.items()})
         for layer, flat in lists:
             layer._flat_weights = [others.get(id(weight), weight) for weight in flat]
         yield
