@@ -1,4 +1,4 @@
-"""The table of linear forms, by torch's names of what they replace."""
+"""The table of linear forms, by torch's names; apart, as every module of forms writes to it."""
 
 from __future__ import annotations
 
