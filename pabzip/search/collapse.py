@@ -37,7 +37,7 @@ def refuse_collapse(
         )
     network = LinearizedNetwork(net, weights, inputs, output)
     network.prune(masks)
-    if not network.flow().connected:
+    if not network.flow(warn=False).connected:
         raise SearchError(
             f"layer collapse: nothing is left of {_shown(empty)}, and no path leads from the input "
             "to the output. Raise keep_ratio, use more iterations, or give every layer a threshold "

@@ -1,4 +1,4 @@
-"""What stands in for torch's functions while synaptic flow is measured: a table by their names."""
+"""The table of linear forms, by torch's names; apart, as every module of forms writes to it."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ on parameters alone, such as a weight's own normalization, stay as they are.
 Operation                                               Linear form
 ======================================================  =========================================
 elementwise function (ReLU6, GELU, sigmoid, exp, ...)   identity
+smaller or larger of ``a`` and ``c``, c no activation   ``a``
 activation times a gate: sigmoid, tanh, erf, ReLU6      the activation times the gate's largest
   and clamps of small range, 1 - gate, 0.5 * gate, ...    value, mostly 1
 softmax                                                 identity, 0 where a mask left a negative
@@ -17,7 +18,7 @@ activation divided by another, or times its inverse     the activation
 ``a * b`` of two other activations                      geometric mean ``sqrt(a * b)``
 matrix product of two other activations                 ``sqrt`` of the mean product
 activation minus its own mean or largest value          the activation
-``a - b``, ``c - a``, ``c / a``, c no activation        ``a + b``, ``c + a``, ``c * a``
+``a - b``, ``a - c``, ``c - a``, ``c / a``              ``a + b``, ``a + |c|`` twice, ``c * a``
 ``c * a`` and linear maps by c, c no activation         by the absolute value of c
 GLU                                                     its first half
 norm over the sample (layer, group, instance, RMS)      ``a * weight + bias``

@@ -90,12 +90,13 @@ class LinearizedForward(TorchFunctionMode):
         return output
 
     def gradients(
-        self, total: Tensor, starts: Sequence[Tensor], weights: Sequence[Tensor]
+        self, total: Tensor, starts: Sequence[Tensor], weights: Sequence[Tensor], *, warn: bool
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Return the gradients by the starts of the main flow, and by the weights of all flows.
 
         Those by the weights are the rests, through uses that `products` does not have. The flows
-        of gates follow the main one, in the order of `FlowOwners`.
+        of gates follow the main one, in the order of `FlowOwners`. ``warn`` says whether to tell,
+        the first time, of operations without a linear form.
         """
         # The starts are asked for in all flows, so that they meet every layer on their way.
         asked = [*starts, *weights, *self._gates.leaves]
@@ -119,7 +120,8 @@ class LinearizedForward(TorchFunctionMode):
             rests = [_sum(one, other) for one, other in zip(rests, more, strict=True)]
         if not self._owners.settled:
             self._owners.settled = True
-            self._warn_of_unknown(total)
+            if warn:
+                self._warn_of_unknown(total)
         # The graph's hooks know this object; as it no longer knows the graph, that can be freed.
         self._gates = Gates(self._is_activation)
         self._active, self._passive = set(), {None}
@@ -320,8 +322,12 @@ class LinearizedNetwork(NetworkCopy):
         self._inputs = inputs if isinstance(inputs, Call) else call_of_shape(inputs)
         self._owners = FlowOwners()
 
-    def flow(self) -> Flow:
-        """Return R and what its gradients are made of; raises what a call of the network does."""
+    def flow(self, *, warn: bool = True) -> Flow:
+        """Return R and what its gradients are made of; raises what a call of the network does.
+
+        ``warn`` says whether to tell, the first time, of operations without a linear form, which
+        matter to scores and to nothing else.
+        """
         with self.isolated(training=lambda _: False), self.swapped_in():
             call, starts = starting(self._inputs, self.device)
             with (
@@ -339,7 +345,9 @@ class LinearizedNetwork(NetworkCopy):
                     "by magnitude or at random"
                 )
             with self.derived():
-                from_starts, rests = forward.gradients(total, starts, list(self.weights.values()))
+                from_starts, rests = forward.gradients(
+                    total, starts, list(self.weights.values()), warn=warn
+                )
         return Flow(
             total=float(total.detach()),
             products=forward.products,

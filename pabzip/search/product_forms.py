@@ -123,7 +123,8 @@ def _difference(gates: Gates, a: Any, b: Any, *, alpha: float = 1) -> Any:
         return a.clone() if _is_statistic_of(b, a) else a + abs(alpha) * b
     gate = gates.of(a)
     if gate is None:
-        return NotImplemented
+        masked = attention_mask(-alpha * b)
+        return a + _positive(alpha * b) if masked is None else torch.where(masked, -math.inf, a)
     below = (gate.opened - alpha * b).abs()
     highest = (
         below if gate.rank == SIGNED else torch.maximum(below, _positive(alpha * b) + 0 * below)
@@ -133,11 +134,22 @@ def _difference(gates: Gates, a: Any, b: Any, *, alpha: float = 1) -> Any:
 
 @form("rsub")
 def _reversed_difference(gates: Gates, a: Tensor, b: Any, *, alpha: float = 1) -> Any:
-    result, gate = b + abs(alpha) * a, gates.of(a)
+    gate = gates.of(a)
     if gate is None:
-        return result
+        return _positive(b) + abs(alpha) * a
+    result = b + abs(alpha) * a
     highest = _positive(b) + (gate.opened if gate.rank == SIGNED else 0 * gate.opened)
     return gates.mark(result, highest, POSITIVE)
+
+
+@form("minimum", "maximum", "fmin", "fmax", "min", "max")
+def _bounded(gates: Gates, a: Any, b: Any = None, *_args: Any, **_kwargs: Any) -> Any:
+    """Smaller or larger of two, a clamp where one is no activation; not that of a dimension."""
+    both = gates.is_activation(a) and gates.is_activation(b)
+    if both or not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return NotImplemented
+    value = a if gates.is_activation(a) else b
+    return value.expand(torch.broadcast_shapes(a.shape, b.shape)).clone()
 
 
 def _is_statistic_of(value: Tensor, of: Tensor) -> bool:

@@ -258,7 +258,7 @@ PRODUCTS = {
     "difference": (lambda net, h: h - net.gate(h), lambda net, h: h + net.gate(h)),
     "complement": (lambda net, h: 1 - net.gate(h).sigmoid(), lambda net, h: 1 + net.gate(h)),
     "inverse": (lambda net, h: 2 / net.gate(h), lambda net, h: 2 * net.gate(h)),
-    "difference with a number": (lambda net, h: (h - 0.5) * 3, lambda net, h: (h - 0.5) * 3),
+    "difference with a number": (lambda net, h: (h - 0.5) * 3, lambda net, h: (h + 0.5) * 3),
     "negative factor": (lambda net, h: h * -3 / -2, lambda net, h: h * 3 / 2),
     "negative matrix": (
         lambda net, h: h @ -torch.ones(6, 6, dtype=h.dtype),
@@ -309,6 +309,18 @@ PRODUCTS = {
         lambda net, h: (
             h @ (net.gate.weight.view(2, 3, 6).mT - 0.5).abs() * h.new_tensor([[[2.0]], [[3.0]]])
         ).sum((0, 1, 2)).expand(1, 6),
+    ),
+    "smaller of an activation and a bound": (
+        lambda net, h: torch.minimum(net.gate(h), torch.tensor(0.1)) + h.min(h.new_zeros(6)),
+        lambda net, h: net.gate(h) + h,
+    ),
+    "larger of a bound and an activation": (
+        lambda net, h: torch.maximum(torch.full((1, 6), 1e9), net.gate(h)[:, :1]) + h.max(1)[0],
+        lambda net, h: net.gate(h)[:, :1].expand(1, 6) + h.max(1)[0],
+    ),
+    "minus a constant, and the reverse": (
+        lambda net, h: (net.gate(h) - 1e3) + (h - torch.tensor(-2.0)) + (-3.0 - h),
+        lambda net, h: (net.gate(h) + 1e3) + (h + 2.0) + (3.0 + h),
     ),
     "half precision": (lambda net, h: h.half().to(h.dtype).float(), identity),
 }  # fmt: skip
@@ -684,6 +696,25 @@ def test_an_operation_without_a_linear_form_is_named(name):
         scorer.scores(alive)
         quiet = Net(lambda net, h: h * net.gate.weight.sigmoid().cumprod(0).sum())
         SynFlowScorer(drawn(quiet), weights_of(quiet), (5,)).scores(alive)
+
+
+def test_an_operation_without_a_linear_form_is_named_once():
+    net = pabzip.init_(Net(lambda net, h: h + F.cosine_similarity(h, net.gate(h))[:, None]), 0)
+    with torch.no_grad():
+        net.gate.weight.zero_()  # is empty then, so that the paths are asked for once more
+    with pytest.warns(UserWarning, match="without a linear form") as told:
+        pabzip.search.synflow(net, 0.3, input_shape=(5,), iterations=2)
+    assert sum("without a linear form" in str(one.message) for one in told) == 1
+
+
+def test_a_constant_taken_from_the_input_stops_no_flow():
+    class Centered(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x - 1.0)
+
+    net = pabzip.init_(Centered(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), 0)
+    masks = pabzip.search.synflow(net, 0.5, input_shape=(5,))
+    assert all(bool(mask.any()) for mask in masks.values())
 
 
 class LstmClassifier(nn.Module):
