@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ def swapped(net: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[
     held = list(pairs)  # the tensors stay alive, so that no other one gets their ids
     others = {id(own): other for own, other in held}
     layers = list(net.modules())
-    before = [
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (table, {key: own for key, own in table.items() if every or id(own) in others})
         for layer in layers
         for table, every in ((layer._parameters, False), (layer._buffers, True))
@@ -34,12 +35,12 @@ def swapped(net: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[
     lists = [(layer, layer._flat_weights) for layer in layers if isinstance(layer, nn.RNNBase)]
     try:
         for table, entries in before:
-            table.update({key: others.get(id(own), own) for key, own in entries.items()})  # type: ignore[arg-type]
+            table.update({key: others.get(id(own), own) for key, own in entries.items()})
         for layer, flat in lists:
             layer._flat_weights = [others.get(id(weight), weight) for weight in flat]
         yield
     finally:
         for table, entries in before:
-            table.update(entries)  # type: ignore[arg-type]
+            table.update(entries)
         for layer, flat in lists:
             layer._flat_weights = flat
