@@ -149,7 +149,8 @@ def _bounded(gates: Gates, a: Any, b: Any = None, *_args: Any, **_kwargs: Any) -
     if both or not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return NotImplemented
     value = a if gates.is_activation(a) else b
-    return value.expand(torch.broadcast_shapes(a.shape, b.shape)).clone()
+    shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    return value.expand(shape).clone()
 
 
 def _is_statistic_of(value: Tensor, of: Tensor) -> bool:
