@@ -169,6 +169,36 @@ def test_dense_coding(bench):
     assert rows["bfloat16, normal"]["sizes"]["planes"] < 0.68 * 2 * (1 << 15)
 
 
+def test_ternary_model(bench):
+    stdout, stderr, found = bench("ternary_model", "--shard-bytes", 500_000)
+    assert "comparing" in stderr
+    assert f"{found['weights']:,} ternary weights in {found['tensors']} tensors" in stdout
+    assert found["weights"] == 3 * (2 * 256 * 256 + 2 * 64 * 256 + 3 * 688 * 256)
+    assert found["tensors"] == 2 + 3 * (2 * 7 + 4)
+    sizes = found["bytes"]
+    assert sizes["pabz"] < 1.005 * sizes["entropy"]
+    assert sizes["pabz"] < sizes["zstd -19"] < sizes["checkpoint"]
+    for command in ("pack", "verify", "unpack"):
+        run = found["commands"][command]
+        assert found["rates"][command] == pytest.approx(found["weights"] / run["seconds"])
+        assert run["peak_bytes"] > 1 << 20
+
+
+def test_a_model_that_came_back_otherwise_is_told(load, tmp_path):
+    script = load("ternary_model")
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        script.write_model(tmp_path / name / "model", script.TINY, 500_000)
+    before, after = tmp_path / "before" / "model", tmp_path / "after" / "model"
+    assert script.compare(before, after) == 56
+    shard = script.shards(after)[1]
+    changed = bytearray(shard.read_bytes())
+    changed[-1] ^= 1
+    shard.write_bytes(changed)
+    with pytest.raises(SystemExit, match="expected the bytes that were packed, found others"):
+        script.compare(before, after)
+
+
 def test_bitops_table(bench, cache):
     stdout, stderr, found = bench("bitops_table", "--cache", cache)
     assert "resnet18" in stderr
