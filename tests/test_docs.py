@@ -145,3 +145,14 @@ def test_the_table_of_dense_tensors_is_what_was_measured():
         speeds = [row["speeds"][name] / 1e6 for name in ("planes, encode 1", "planes, decode 1")]
         assert cells[6:8] == [f"{speed:.0f}" for speed in speeds]
         assert float(cells[8]) == pytest.approx(row["speeds"]["deflate -9, encode"] / 1e6, rel=0.04)
+
+
+def test_the_tables_of_a_ternary_model_are_what_was_measured():
+    found = json.loads((ROOT / "benchmarks/results/ternary_model.json").read_text("utf-8"))
+    text = (ROOT / "docs/format-and-size.md").read_text("utf-8")
+    assert f"{found['weights']:,} ternary weights" in text
+    for size in found["bytes"].values():
+        assert f"| {size:,} | {size / found['bytes']['checkpoint']:.1%} |" in text
+    for command, run in found["commands"].items():
+        rate, peak = found["rates"][command] / 1e6, run["peak_bytes"] / 2**20
+        assert f"| `{command}` | {run['seconds']:.1f} | {rate:.0f} | {peak:,.0f} |" in text
