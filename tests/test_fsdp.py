@@ -21,7 +21,10 @@ from pabzip.supermask import EdgePopup
 from pabzip.unmask import Bop, LatentSigns, SignSgd, apply_psg
 from pabzip.wrappers import unwrap
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of one rank, and of the old form
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # torch warns of one rank, and of the old form
+    pytest.mark.usefixtures("one_process"),
+]
 Shard = Callable[[nn.Module], nn.Module]
 
 
@@ -48,14 +51,6 @@ def nested(net: nn.Module) -> nn.Module:
 
 NAMES = ["0.weight", "2.weight", "4.weight"]
 SHARDS: dict[str, Shard] = {"fully_shard": in_place, "FSDP": around, "nested FSDP": nested}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_process() -> Iterator[None]:
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(params=list(SHARDS))

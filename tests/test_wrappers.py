@@ -77,14 +77,7 @@ WRAPPERS: dict[str, Wrapper] = {
 }
 NAMES = ["0.weight", "3.weight", "5.weight"]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_process() -> Iterator[None]:
-    """A process group of this process alone, for DistributedDataParallel."""
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
-    yield
-    torch.distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.fixture(params=list(WRAPPERS))
